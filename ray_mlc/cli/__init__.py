@@ -1,0 +1,1 @@
+"""The `ray-mlc` command line."""

@@ -1,0 +1,495 @@
+"""Typed jobs: one tree per kind decides everything a command does.
+
+A job comes from a YAML file, from direct options, or both; `--set section.key=value` goes through
+the same decoder. Unknown keys and wrong values are errors of one line that name the dotted path,
+the value and the nearest key that exists. Sections are passed to the functions that need them,
+never the whole job.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from ray_mlc.errors import ConfigError
+
+_SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "ms": 0.001}
+
+
+def parse_size(value: object) -> object:
+    """Bytes of a size such as `64MiB`, `1.5 GB` or `4096`; other types pass unchanged."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _SIZE_UNITS:
+        raise ValueError("expected a size such as 64MiB, 1GB or 4096")
+    return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
+
+
+def parse_duration(value: object) -> object:
+    """Seconds of a duration such as `90s`, `10m` or `1.5h`; other types pass unchanged."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value)
+    if match is None or match[2] not in _TIME_UNITS:
+        raise ValueError("expected a duration such as 30s, 10m or 2h")
+    return float(match[1]) * _TIME_UNITS[match[2]]
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+Share = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of a job: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True
+    )
+
+
+class Range(Section):
+    """A pool that grows and shrinks with the work."""
+
+    min: int = Field(default=0, ge=0)
+    """Smallest size."""
+    max: int = Field(ge=1)
+    """Largest size."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, expected at most max ({self.max})")
+        return self
+
+
+Count = Literal["auto"] | Annotated[int, Field(ge=1)] | Range
+
+
+class InputConfig(Section):
+    """Where the documents are."""
+
+    path: str | list[str]
+    """Folder, glob, file, or a list of them; local, `s3://`, `gs://`, `az://`, `hf://`."""
+    text: str = "text"
+    """Text column, or a template over columns such as `{title}\\n\\n{body}`."""
+    max_text_bytes: Size = 64 * 2**20
+    """A longer text is not tokenized: its row gets the status `too_long`."""
+
+    @field_validator("path")
+    @classmethod
+    def _some_path(cls, path: str | list[str]) -> str | list[str]:
+        if not path or (isinstance(path, list) and not all(path)):
+            raise ValueError("expected a path or a non-empty list of paths")
+        return path
+
+
+class OutputConfig(Section):
+    """Where labels and scores go, and in which form."""
+
+    path: str
+    """Output folder, local or `s3://`, `gs://`, `az://`."""
+    keep: list[str] | Literal["*"] | None = None
+    """Input columns to keep: null for all but the text, `*` for all, or a list (may be empty)."""
+    format: Literal["auto", "wide", "sparse", "dense"] = "auto"
+    """`wide`: a float32 column per label; `sparse`: the best scores as a list; `dense`: all scores
+    as one float16 list; `auto`: wide up to 64 labels, sparse above."""
+    k: int = Field(default=256, ge=1)
+    """Most labels stored per row in the sparse form."""
+    floor: float = Field(default=0.01, ge=0, lt=1)
+    """Smallest score stored in the sparse form."""
+
+
+class UnitsConfig(Section):
+    """How large the pieces are that are committed and retried as one."""
+
+    rows: int = Field(default=16_384, ge=1)
+    """Most rows of a unit."""
+    bytes: Size = 64 * 2**20
+    """Most decoded bytes of a unit, over the columns that are read."""
+
+
+class LongConfig(Section):
+    """What happens to documents longer than the model takes."""
+
+    policy: Literal["truncate", "skip"] = "truncate"
+    """`truncate`: score the beginning; `skip`: status `too_long`."""
+    max_tokens: int | None = Field(default=None, ge=3)
+    """Tokens kept per document, special tokens included; null: what the model folder says."""
+
+
+class BatchingConfig(Section):
+    """How documents are grouped before the forward pass."""
+
+    max_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
+    """Padded tokens per forward pass (B × T): the knob to turn until memory is full."""
+
+
+class EngineConfig(Section):
+    """How the encoder is run."""
+
+    name: Literal["auto", "torch"] = "auto"
+    """Library that runs the encoder."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 where the hardware has it and the canaries hold, else float32."""
+
+
+class ActorsConfig(Section):
+    """The pool of processes that hold the model."""
+
+    count: Count = "auto"
+    """Actors: a number, `{min, max}`, or `auto` (every GPU, else every CPU)."""
+    cpus: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """CPUs that each actor asks for; its threads follow from it."""
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """GPUs that each actor asks for; `auto`: one where the cluster has any."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that the actors' nodes must carry."""
+
+
+class TokenizersConfig(Section):
+    """The tokenizing stage, of its own only where actors have GPUs."""
+
+    count: Count = "auto"
+    """Tokenizer processes."""
+    cpus: float = Field(default=1.0, gt=0)
+    """CPUs that each asks for."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that their nodes must carry."""
+
+
+class LimitsConfig(Section):
+    """When a run stops being good. A limit below 1 is a share, else a count."""
+
+    bad_rows: Share = 0.01
+    """Rows that could not be scored (null and empty texts are facts of the input, not bad)."""
+    bad_files: Share = 0.0
+    """Files of which a part could not be read."""
+    no_progress: Duration = 600.0
+    """Longest time without any progress before the run stops and names the stuck stage."""
+
+
+class RayConfig(Section):
+    """Which Ray to use."""
+
+    address: str | None = None
+    """Address of a cluster; null: `RAY_ADDRESS`, else a Ray that starts and ends with the command."""
+
+
+class ScoreJob(Section):
+    """Tag a corpus: `ray-mlc score`."""
+
+    kind: Literal["score"] = "score"
+    """What the job is."""
+    model: str
+    """Model folder or hub id."""
+    input: InputConfig
+    """Where the documents are (or just the path)."""
+    output: OutputConfig
+    """Where the results go (or just the path)."""
+    units: UnitsConfig = Field(default_factory=UnitsConfig)
+    """Pieces that are committed and retried as one."""
+    long: LongConfig | None = None
+    """Documents longer than the model takes; null: what the model folder says."""
+    batching: BatchingConfig = Field(default_factory=BatchingConfig)
+    """Grouping before the forward pass."""
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    """How the encoder is run."""
+    tokenizers: TokenizersConfig = Field(default_factory=TokenizersConfig)
+    """The tokenizing stage where actors have GPUs."""
+    actors: ActorsConfig = Field(default_factory=ActorsConfig)
+    """Processes that hold the model."""
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    """When a run stops being good."""
+    ray: RayConfig = Field(default_factory=RayConfig)
+    """Which Ray to use."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_paths(cls, data: object) -> object:
+        """`input: PATH` stands for `input: {path: PATH}`, and so does `output`."""
+        if not isinstance(data, dict):
+            return data
+        bare = {
+            key: {"path": data[key]}
+            for key in ("input", "output")
+            if isinstance(data.get(key), str | list)
+        }
+        return {**data, **bare}
+
+
+class DataConfig(Section):
+    """The examples to learn from."""
+
+    train: str | list[str]
+    """Parquet, JSONL or CSV file(s) or folder of examples."""
+    validation: str | list[str]
+    """The same, held out: the best epoch and the threshold are chosen on it."""
+    text: str = "text"
+    """Text column."""
+    labels: str | list[str] = "labels"
+    """Column that lists the labels of a row, or the list of 0/1 columns, one per label."""
+
+
+class TrainingConfig(Section):
+    """How the encoder is fine-tuned."""
+
+    epochs: int = Field(default=3, ge=1)
+    """Passes over the training examples."""
+    batch_size: int = Field(default=32, ge=1)
+    """Documents per optimizer step, over all workers."""
+    max_batch_tokens: int = Field(default=8192, ge=8)
+    """Padded tokens per forward pass of one worker; a step takes as many passes as it needs."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Peak rate of the encoder."""
+    head_learning_rate: float | None = Field(default=5e-4, gt=0)
+    """Peak rate of pooler and classification head; null: that of the encoder."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW decay; biases and normalization weights have none."""
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    """Share of all steps over which the rate rises from zero."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls after the warm-up."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    head_bias: Literal["prior"] | float | None = "prior"
+    """First bias of the head: log-odds of each label's rate, a number, or null for the encoder's."""
+    max_tokens: int = Field(default=256, ge=3)
+    """Tokens kept per document, special tokens included."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the forward pass; weights and optimizer stay float32."""
+    best_metric: str = "f1_micro"
+    """Validation metric that chooses the epoch to keep; a name of `evaluate --json`."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better `best_metric` after which training stops; null: never."""
+    seed: int = 0
+    """Seed of the data order, the new weights and dropout."""
+
+
+class WorkersConfig(Section):
+    """The processes that train together."""
+
+    count: Annotated[int, Field(ge=1)] | Range = 1
+    """Workers: a number, or `{min, max}` for an elastic group."""
+    cpus: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """CPUs per worker."""
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """GPUs per worker; `auto`: one where the cluster has any."""
+    max_failures: int = Field(default=3, ge=0)
+    """Lost workers after which training gives up; each resumes from the last checkpoint."""
+
+
+class CheckpointsConfig(Section):
+    """State from which training resumes."""
+
+    path: str | None = None
+    """Folder that every worker sees; null: `OUTPUT/_checkpoints`."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Also save within an epoch, after this many optimizer steps; null: after each epoch only."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept: the latest and the best ones."""
+
+
+class TrainJob(Section):
+    """Fine-tune an encoder: `ray-mlc train`."""
+
+    kind: Literal["train"] = "train"
+    """What the job is."""
+    data: DataConfig
+    """The examples to learn from."""
+    encoder: str = "distilbert/distilbert-base-uncased"
+    """Hub id or folder of a checkpoint that `AutoModelForSequenceClassification` loads."""
+    output: str
+    """Model folder to write."""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """How it is fine-tuned."""
+    workers: WorkersConfig = Field(default_factory=WorkersConfig)
+    """Processes that train together."""
+    checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig)
+    """State from which training resumes."""
+    ray: RayConfig = Field(default_factory=RayConfig)
+    """Which Ray to use."""
+
+
+JobT = TypeVar("JobT", ScoreJob, TrainJob)
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """SafeLoader that reads `5e-5` as a number: YAML 1.1 as PyYAML has it wants `5.0e-5`."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str) -> object:
+    """The value that YAML `text` stands for."""
+    return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a SafeLoader
+
+
+def load_job(
+    kind: type[JobT],
+    path: str | Path | None = None,
+    *,
+    options: Mapping[str, object] | None = None,
+    overrides: Sequence[str] = (),
+) -> JobT:
+    """Decode a job from a file, direct options and `--set` overrides; the later ones win.
+
+    Args:
+        kind: `ScoreJob` or `TrainJob`.
+        path: YAML file, or None where options say it all.
+        options: Dotted keys and values of direct options; None values are left out.
+        overrides: `section.key=value` texts; the value is read as YAML.
+
+    Raises:
+        ConfigError: One line with file, dotted path, value, and what was expected.
+    """
+    where = str(path) if path is not None else "options"
+    tree: dict[str, Any] = {}
+    if path is not None:
+        tree = _read_yaml(Path(path))
+        stated = tree.get("kind")
+        expected = kind.model_fields["kind"].default
+        if stated is not None and stated != expected:
+            raise ConfigError(f"{where}: kind is {stated!r}, expected {expected!r} here")
+    for key, value in (options or {}).items():
+        if value is not None:
+            _assign(tree, key, value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {override}: expected section.key=value")
+        try:
+            _assign(tree, key.strip(), parse_yaml(text))
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {describe(error, kind)}") from None
+
+
+def dump_job(job: ScoreJob | TrainJob) -> str:
+    """The resolved job as YAML that `load_job` reads back."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such job file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a job file ({error})") from None
+    try:
+        tree = parse_yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "syntax error"
+        raise ConfigError(f"{path}: not valid YAML{place}: {problem}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys such as `kind: score`")
+    return tree
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: object) -> None:
+    """Set `tree[a][b] = value` for `a.b`; a bare path in the way becomes its long form."""
+    *parents, last = dotted.split(".")
+    node = tree
+    for key in parents:
+        child = node.get(key)
+        if key in ("input", "output") and isinstance(child, str | list):
+            child = {"path": child}
+        if child is not None and not isinstance(child, dict):
+            raise ConfigError(f"{dotted}: {key} is {child!r}, which has no keys")
+        node[key] = dict(child or {})
+        node = node[key]
+    if last in ("input", "output") and isinstance(node.get(last), dict):
+        node[last] = {**node[last], "path": value}  # `--input PATH` beside a job's input section
+    else:
+        node[last] = value
+
+
+def describe(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The first problem of a validation error, on one line."""
+    problems = error.errors(include_url=False)
+    # unknown keys first: a misspelt key also shows up as its required sibling missing
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    location = [str(part) for part in problem["loc"] if not _is_union_branch(str(part))]
+    dotted = ".".join(location)
+    match problem["type"]:
+        case "extra_forbidden":
+            siblings = _keys_at(kind, location[:-1])
+            near = difflib.get_close_matches(location[-1], siblings, n=1, cutoff=0.7)
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(siblings)}"
+            text = f"unknown key {dotted}: {hint}"
+        case "missing":
+            text = f"{dotted} is missing"
+        case _:
+            branches = [item for item in problems if _same_value(item, problem)]
+            # of a union's branches, those that the value was shaped for say what is wrong with it
+            fitting = [item for item in branches if not item["type"].endswith("_type")]
+            said = [_expectation(item) for item in fitting or branches]
+            text = f"{dotted} is {problem['input']!r}: expected {' or '.join(dict.fromkeys(said))}"
+    return text.replace("\n", " ")
+
+
+def _same_value(one: ErrorDetails, other: ErrorDetails) -> bool:
+    """Whether two problems are about one value: branches of a union."""
+    length = min(len(one["loc"]), len(other["loc"]), 1)
+    return one["input"] is other["input"] and one["loc"][:length] == other["loc"][:length]
+
+
+def _expectation(problem: ErrorDetails) -> str:
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"]).removeprefix("expected ")
+    message = problem["msg"].removeprefix("Input should be ")
+    return message[:1].lower() + message[1:]
+
+
+def _is_union_branch(part: str) -> bool:
+    """Whether a part of a pydantic location names a union member instead of a key."""
+    return bool(
+        re.match(r"(literal\[|list\[|constrained-|function-|float$|int$|str$|Range$)", part)
+    )
+
+
+def _keys_at(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Keys that the section at `location` knows."""
+    section: type[BaseModel] = kind
+    for key in location:
+        field = section.model_fields.get(key)
+        candidates = [] if field is None else [field.annotation, *_union(field.annotation)]
+        for candidate in candidates:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                section = candidate
+                break
+    return list(section.model_fields)
+
+
+def _union(annotation: object) -> tuple[object, ...]:
+    return getattr(annotation, "__args__", ())

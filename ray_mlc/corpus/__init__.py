@@ -1,0 +1,1 @@
+"""From files to units to rows: what there is to score, and reading it."""

@@ -1,0 +1,1 @@
+"""The trained classifier: its folder, tokenizer, decision and engines."""

@@ -1,0 +1,1 @@
+"""From examples to a fine-tuned encoder, and the baselines that it has to beat."""
