@@ -191,7 +191,7 @@ class RayConfig(Section):
     """Which Ray to use."""
 
     address: str | None = None
-    """Address of a cluster; null: `RAY_ADDRESS`, else a Ray that starts and ends with the command."""
+    """Address of a cluster; null: `RAY_ADDRESS`, else a Ray that ends with the command."""
 
 
 class ScoreJob(Section):
@@ -271,7 +271,7 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     head_bias: Literal["prior"] | float | None = "prior"
-    """First bias of the head: log-odds of each label's rate, a number, or null for the encoder's."""
+    """First bias of the head: log-odds of each label's rate, a number, or null (as loaded)."""
     max_tokens: int = Field(default=256, ge=3)
     """Tokens kept per document, special tokens included."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -345,7 +345,7 @@ _YamlLoader.add_implicit_resolver(
 
 def parse_yaml(text: str) -> object:
     """The value that YAML `text` stands for."""
-    return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a SafeLoader
+    return yaml.load(text, Loader=_YamlLoader)
 
 
 def load_job(

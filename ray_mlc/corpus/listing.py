@@ -1,0 +1,151 @@
+"""Which files a corpus has, and where the part files of each go.
+
+The root is the folder that was named, or the longest common folder of a glob or list; `source` is
+a file's path below it. Hidden paths (an element that starts with `_` or `.`) are skipped and
+counted, as Spark and Hive do: they hold ledgers and half-written files.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ray_mlc.errors import DataError
+from ray_mlc.storage import filesystem_of, local_path, scheme_of
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of a corpus, as listed."""
+
+    source: str
+    """Path relative to the root: the value of the `source` column."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of the last change as the store reports it, in nanoseconds; 0 where it does not."""
+
+    @property
+    def part_folder(self) -> str:
+        """Folder of its parts below the output: `source` without `.parquet` at any element."""
+        return "/".join(element.removesuffix(".parquet") for element in self.source.split("/"))
+
+    @property
+    def hive_keys(self) -> dict[str, str]:
+        """Columns that the path says: `date=2026-11-20/x.parquet` gives `{"date": …}`."""
+        pairs = (element.split("=", 1) for element in self.source.split("/")[:-1])
+        return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0]}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was found for an input."""
+
+    root: str
+    """URI of the folder that sources are relative to."""
+    files: tuple[InputFile, ...]
+    """In path order."""
+    hidden: tuple[str, ...]
+    """Paths skipped because an element starts with `_` or `.`."""
+
+
+def list_corpus(path: str | Sequence[str]) -> Listing:
+    """List the Parquet files of a folder, glob, file, or a list of them.
+
+    Raises:
+        DataError: If a path is missing, nothing in it ends in `.parquet`, the paths lie on
+            different stores, or two files would share a part folder.
+    """
+    paths = [path] if isinstance(path, str) else list(path)
+    if len({scheme_of(item) for item in paths}) > 1:
+        raise DataError(f"input.path: {paths[0]} and the others lie on different stores")
+    found: dict[str, tuple[int, int]] = {}
+    hidden: set[str] = set()
+    roots: list[str] = []
+    for item in paths:
+        root, files, skipped = _list_one(item)
+        roots.append(root)
+        found.update(files)
+        hidden |= skipped
+    root = roots[0] if len(roots) == 1 else posixpath.commonpath(roots)
+    prefix = root.rstrip("/") + "/"
+    listed = tuple(
+        InputFile(name.removeprefix(prefix), size, mtime_ns)
+        for name, (size, mtime_ns) in sorted(found.items())
+    )
+    _refuse_shared_folders(listed)
+    shown = tuple(sorted(name.removeprefix(prefix) for name in hidden))
+    return Listing(_uri(paths[0], root), listed, shown)
+
+
+def file_path(root: str, source: str) -> str:
+    """Path of a file in the file system of `root`."""
+    _, base = filesystem_of(root)
+    return posixpath.join(base, source)
+
+
+def _list_one(uri: str) -> tuple[str, dict[str, tuple[int, int]], set[str]]:
+    """Root, files with size and mtime, and hidden files of one path."""
+    import pyarrow.fs as pa_fs
+
+    filesystem, path = filesystem_of(uri)
+    path = path.rstrip("/") or "/"
+    base = path
+    if pattern := _GLOB.search(path):
+        base = posixpath.dirname(path[: pattern.start()]) or "/"
+    try:
+        info = filesystem.get_file_info(base)
+        if info.type == pa_fs.FileType.NotFound:
+            raise DataError(f"{uri}: there is no such file or folder")
+        if info.type == pa_fs.FileType.File:
+            return posixpath.dirname(path), {path: (info.size, info.mtime_ns or 0)}, set()
+        entries = filesystem.get_file_info(pa_fs.FileSelector(base, recursive=True))
+    except OSError as error:
+        raise DataError(f"{uri}: cannot be listed ({str(error).splitlines()[0]})") from None
+    files = {entry.path: entry for entry in entries if entry.type == pa_fs.FileType.File}
+    if pattern:
+        files = {name: entry for name, entry in files.items() if _matches(path, name)}
+    else:
+        files = {name: entry for name, entry in files.items() if name.endswith(".parquet")}
+    hidden = {name for name in files if _is_hidden(name[len(base) :])}
+    kept = {
+        name: (entry.size, entry.mtime_ns or 0)
+        for name, entry in files.items()
+        if name not in hidden
+    }
+    if not kept:
+        what = "no file matches" if pattern else "no file in it ends in .parquet"
+        more = f"; {len(hidden)} hidden file(s) were skipped" if hidden else ""
+        raise DataError(f"{uri}: {what}{more}")
+    root = posixpath.commonpath([posixpath.dirname(name) for name in kept]) if pattern else base
+    return root, kept, hidden
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Glob match where `*` stays within an element and `**` crosses them."""
+    from fsspec.utils import glob_translate
+
+    return re.match(glob_translate(pattern), name) is not None
+
+
+def _is_hidden(relative: str) -> bool:
+    return any(element.startswith(("_", ".")) for element in relative.split("/") if element)
+
+
+def _uri(given: str, path: str) -> str:
+    return path if local_path(given) is not None else f"{scheme_of(given)}://{path}"
+
+
+def _refuse_shared_folders(files: Sequence[InputFile]) -> None:
+    owner: dict[str, str] = {}
+    for file in files:
+        other = owner.setdefault(file.part_folder, file.source)
+        if other != file.source:
+            raise DataError(
+                f"input.path: {other} and {file.source} would share the part folder "
+                f"{file.part_folder}/: score them into two outputs, or rename one"
+            )

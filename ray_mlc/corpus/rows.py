@@ -1,0 +1,254 @@
+"""Read units into one Arrow block, and make the text of each row.
+
+A block carries the kept columns under their output names, `source` and `row`, and a few columns
+of its own (`BLOCK_…`) that say which unit a row belongs to and what became of its text. A unit
+that cannot be read becomes one marker row with the reason in `BLOCK_FAULT`: reading never raises
+over bad data, because Ray would drop or retry the whole task.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_mlc.corpus.footers import ReadSpec, first_line
+from ray_mlc.corpus.units import Unit
+from ray_mlc.storage import filesystem_of
+
+BLOCK_TEXT = "__ray_mlc_text"
+"""large_string: the text; null where the status is not `ok`."""
+BLOCK_STATUS = "__ray_mlc_status"
+"""int8: index into `STATUSES`."""
+BLOCK_UNIT_FIRST = "__ray_mlc_unit_first"
+"""int64: first row of the row's unit."""
+BLOCK_UNIT_ROWS = "__ray_mlc_unit_rows"
+"""int32: rows of the row's unit."""
+BLOCK_FAULT = "__ray_mlc_fault"
+"""string: why the unit could not be read; null otherwise."""
+
+STATUSES = ("ok", "null_text", "empty", "decode_error", "too_long", "not_finite")
+"""What can become of a row; `null_text` and `empty` are facts of the input, not faults."""
+OK, NULL_TEXT, EMPTY, DECODE_ERROR, TOO_LONG, NOT_FINITE = range(len(STATUSES))
+SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
+
+
+def block_schema(spec: ReadSpec) -> pa.Schema:
+    """Schema of every block that `read_block` returns."""
+    return pa.schema(
+        [
+            *spec.kept_schema,
+            ("source", SOURCE_TYPE),
+            ("row", pa.int64()),
+            (BLOCK_TEXT, pa.large_string()),
+            (BLOCK_STATUS, pa.int8()),
+            (BLOCK_UNIT_FIRST, pa.int64()),
+            (BLOCK_UNIT_ROWS, pa.int32()),
+            (BLOCK_FAULT, pa.string()),
+        ]
+    )
+
+
+def read_block(units: Sequence[Unit], spec: ReadSpec, *, max_text_bytes: int) -> pa.Table:
+    """Read units into one block, in their order.
+
+    Args:
+        units: What to read; units of one row group next to each other are decoded once.
+        spec: Columns to read and keep.
+        max_text_bytes: Texts above are marked `too_long` and left out.
+
+    Returns:
+        A table of `block_schema(spec)`: the rows of each unit in order, or its marker row.
+    """
+    filesystem, base = filesystem_of(spec.root)
+    schema = block_schema(spec)
+    tables: list[pa.Table] = []
+    for source, of_file in groupby(units, key=lambda unit: unit.source):
+        todo = list(of_file)
+        try:
+            with pq.ParquetFile(f"{base.rstrip('/')}/{source}", filesystem=filesystem) as file:
+                for (start, stop), of_group in groupby(
+                    todo, key=lambda unit: (unit.group_start, unit.group_stop)
+                ):
+                    group_units = list(of_group)
+                    try:
+                        tables += _read_groups(
+                            file, start, stop, group_units, spec, schema, max_text_bytes
+                        )
+                    except (OSError, pa.ArrowException, ValueError) as error:
+                        tables += [_marker(unit, schema, error) for unit in group_units]
+        except (OSError, pa.ArrowException, ValueError) as error:
+            tables = [
+                *(table for table in tables if table["source"][0].as_py() != source),
+                *(_marker(unit, schema, error) for unit in todo),
+            ]
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def _read_groups(
+    file: pq.ParquetFile,
+    start: int,
+    stop: int,
+    units: Sequence[Unit],
+    spec: ReadSpec,
+    schema: pa.Schema,
+    max_text_bytes: int,
+) -> list[pa.Table]:
+    names = set(file.schema_arrow.names)
+    wanted = {*spec.text_columns, *(column.name for column in spec.kept)} & names
+    table = file.read_row_groups(
+        list(range(start, stop)), columns=sorted(wanted), use_threads=False
+    )
+    result = []
+    for unit in units:
+        rows = table.slice(unit.group_offset, unit.rows)
+        if rows.num_rows != unit.rows:
+            # the footer has changed since it was planned
+            raise ValueError(f"{rows.num_rows} rows at {unit.first_row}, {unit.rows} were planned")
+        result.append(_unit_table(rows, unit, spec, schema, max_text_bytes))
+    return result
+
+
+def _unit_table(
+    rows: pa.Table, unit: Unit, spec: ReadSpec, schema: pa.Schema, max_text_bytes: int
+) -> pa.Table:
+    count = rows.num_rows
+    text, status = make_text(rows, spec.text, max_text_bytes=max_text_bytes)
+    hive = dict(pair.split("=", 1) for pair in unit.source.split("/")[:-1] if "=" in pair)
+    columns: list[pa.Array | pa.ChunkedArray] = []
+    for column in spec.kept:
+        if rows.schema.get_field_index(column.name) >= 0:
+            values = rows[column.name]
+            if pa.types.is_dictionary(values.type) and not pa.types.is_dictionary(column.type):
+                values = values.cast(values.type.value_type)
+            columns.append(values if values.type.equals(column.type) else values.cast(column.type))
+        elif column.name in hive:
+            constant = pa.scalar(hive[column.name], pa.string()).cast(column.type)
+            columns.append(pa.repeat(constant, count))
+        else:
+            columns.append(pa.nulls(count, column.type))
+    columns += [
+        _source_array(unit.source, count),
+        pa.array(np.arange(unit.first_row, unit.first_row + count, dtype=np.int64)),
+        text,
+        pa.array(status),
+        pa.repeat(pa.scalar(unit.first_row, pa.int64()), count),
+        pa.repeat(pa.scalar(unit.rows, pa.int32()), count),
+        pa.nulls(count, pa.string()),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _marker(unit: Unit, schema: pa.Schema, error: BaseException) -> pa.Table:
+    """One row that says that the unit could not be read."""
+    values: dict[str, pa.Array] = {
+        name: pa.nulls(1, schema.field(name).type) for name in schema.names
+    }
+    values["source"] = _source_array(unit.source, 1)
+    values["row"] = pa.array([unit.first_row], pa.int64())
+    values[BLOCK_STATUS] = pa.array([OK], pa.int8())
+    values[BLOCK_UNIT_FIRST] = pa.array([unit.first_row], pa.int64())
+    values[BLOCK_UNIT_ROWS] = pa.array([unit.rows], pa.int32())
+    values[BLOCK_FAULT] = pa.array([f"read: {first_line(error)}"], pa.string())
+    return pa.Table.from_arrays([values[name] for name in schema.names], schema=schema)
+
+
+def _source_array(source: str, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([source]))
+
+
+def make_text(
+    rows: pa.Table, text: str, *, max_text_bytes: int
+) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.int8]]]:
+    r"""The text of each row and what became of it.
+
+    Args:
+        rows: Table with the text columns.
+        text: Column name, or template such as `{title}\n\n{body}`: a null piece counts as empty,
+            a row of which every piece is null has no text.
+        max_text_bytes: Longest text in UTF-8 bytes.
+
+    Returns:
+        large_string array (null where the status is not `ok`) and int8 statuses, both [N].
+    """
+    if "{" not in text:
+        values, bad = _decode(rows[text])
+    else:
+        values, bad = _fill_template(rows, text)
+    status = np.zeros(len(values), np.int8)
+    missing = values.is_null().to_numpy(zero_copy_only=False)
+    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), False)
+    long = pc.fill_null(pc.greater(pc.binary_length(values), max_text_bytes), False)
+    status[missing] = NULL_TEXT
+    status[blank.to_numpy(zero_copy_only=False)] = EMPTY
+    status[long.to_numpy(zero_copy_only=False)] = TOO_LONG
+    status[bad] = DECODE_ERROR
+    if status.any():
+        values = pc.if_else(pa.array(status == OK), values, pa.scalar(None, pa.large_string()))
+    return values, status
+
+
+def _decode(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """A column as large_string, and where its bytes are not UTF-8.
+
+    Parquet does not check that strings are UTF-8, so string columns are checked as well as binary
+    ones.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), pa.large_string()), np.zeros(len(column), np.bool_)
+    if not (
+        pa.types.is_binary(column.type)
+        or pa.types.is_large_binary(column.type)
+        or pa.types.is_binary_view(column.type)
+        or is_stringlike(column.type)
+    ):
+        column = column.cast(pa.string())  # a number in a template
+    raw = column.cast(pa.large_binary()).combine_chunks()
+    if isinstance(raw, pa.ChunkedArray):  # combine_chunks gives one for zero chunks
+        raw = pa.concat_arrays(raw.chunks) if raw.num_chunks else pa.array([], pa.large_binary())
+    bad = np.zeros(len(raw), np.bool_)
+    try:
+        return raw.cast(pa.large_string()), bad
+    except pa.ArrowInvalid:
+        texts: list[str | None] = []
+        for position, value in enumerate(raw.to_pylist()):
+            try:
+                texts.append(None if value is None else value.decode())
+            except UnicodeDecodeError:
+                texts.append(None)
+                bad[position] = True
+        return pa.array(texts, pa.large_string()), bad
+
+
+def is_stringlike(type_: pa.DataType) -> bool:
+    """Whether Arrow stores the type as text."""
+    return bool(
+        pa.types.is_string(type_)
+        or pa.types.is_large_string(type_)
+        or pa.types.is_string_view(type_)
+    )
+
+
+def _fill_template(
+    rows: pa.Table, template: str
+) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    pieces: list[pa.Array | pa.Scalar] = []
+    bad = np.zeros(rows.num_rows, np.bool_)
+    missing = np.ones(rows.num_rows, np.bool_)
+    for literal, name, _, _ in string.Formatter().parse(template):
+        if literal:
+            pieces.append(pa.scalar(literal, pa.large_string()))
+        if name is not None:
+            values, undecodable = _decode(rows[name])
+            bad |= undecodable
+            missing &= values.is_null().to_numpy(zero_copy_only=False)
+            pieces.append(pc.fill_null(values, ""))
+    joined = pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
+    return pc.if_else(pa.array(missing), pa.scalar(None, pa.large_string()), joined), bad

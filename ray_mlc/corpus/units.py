@@ -1,0 +1,163 @@
+"""Cut files into units, and group units into reads.
+
+A unit is a contiguous run of rows of one file; it names its rows, its part and its commit at once.
+Whole row groups are packed into a unit while they fit; a row group that alone is larger is cut
+into equal slices. A read is one task's work: units of one row group together, so that it is
+decoded once, and units of small files together, so that 100,000 files of 10 rows do not cost
+100,000 tasks.
+
+Only footers are seen here: no rows, no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_mlc.corpus.footers import Footer
+
+ROW_GROUP_READ_UNITS = 4
+"""Units of one row group that a read takes at most, so that a block stays within a few units."""
+
+UNITS_SCHEMA = pa.schema(
+    [
+        ("file", pa.int32()),
+        ("first_row", pa.int64()),
+        ("rows", pa.int32()),
+        ("bytes", pa.int64()),
+        ("group_start", pa.int32()),
+        ("group_stop", pa.int32()),
+        ("group_offset", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A contiguous run of rows of one input file."""
+
+    source: str
+    """File relative to the root."""
+    part_folder: str
+    """Folder of the file's parts below the output."""
+    first_row: int
+    """Position of the first row in the file."""
+    rows: int
+    """Rows."""
+    group_start: int
+    """First row group that holds rows of the unit."""
+    group_stop: int
+    """One past the last."""
+    group_offset: int
+    """Rows of the first row group that come before the unit."""
+
+    @property
+    def part(self) -> str:
+        """Path of the part below the output: it follows from the unit alone."""
+        return f"{self.part_folder}/{self.first_row:012d}.parquet"
+
+
+def plan_units(footers: Sequence[Footer], *, max_rows: int, max_bytes: int) -> pa.Table:
+    """Cut every readable file into units.
+
+    Args:
+        footers: One per file; files with a `fault` give no unit.
+        max_rows: Most rows of a unit.
+        max_bytes: Most decoded bytes of a unit; a unit has at least one row even so.
+
+    Returns:
+        `UNITS_SCHEMA`, in file and row order; the units of a file tile its rows exactly.
+    """
+    columns: dict[str, list[int]] = {name: [] for name in UNITS_SCHEMA.names}
+
+    def add(*values: int) -> None:
+        for name, value in zip(UNITS_SCHEMA.names, values, strict=True):
+            columns[name].append(value)
+
+    for index, footer in enumerate(footers):
+        if footer.fault is not None:
+            continue
+        first = start = 0  # first row and first row group of the unit being packed
+        rows = size = 0
+        for group in range(len(footer.group_rows)):
+            group_rows, group_bytes = int(footer.group_rows[group]), int(footer.group_bytes[group])
+            fits_alone = group_rows <= max_rows and group_bytes <= max_bytes
+            if rows and (rows + group_rows > max_rows or size + group_bytes > max_bytes):
+                add(index, first, rows, size, start, group, 0)
+                first, start, rows, size = first + rows, group, 0, 0
+            if not fits_alone and group_rows > 1:
+                slices = max(-(-group_rows // max_rows), -(-group_bytes // max_bytes))
+                bounds = np.linspace(0, group_rows, min(slices, group_rows) + 1).astype(np.int64)
+                for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+                    share = group_bytes * (high - low) // group_rows
+                    add(index, first + low, high - low, share, group, group + 1, low)
+                first, start = first + group_rows, group + 1
+                continue
+            if not rows:
+                start = group
+            rows, size = rows + group_rows, size + group_bytes
+        if rows:
+            add(index, first, rows, size, start, len(footer.group_rows), 0)
+    arrays = [pa.array(columns[item.name], item.type) for item in UNITS_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=UNITS_SCHEMA)
+
+
+def group_reads(units: pa.Table, *, max_rows: int, max_bytes: int) -> Iterator[NDArray[np.int64]]:
+    """Group consecutive units into reads.
+
+    Args:
+        units: `UNITS_SCHEMA`, those that are still to be done.
+        max_rows: Most rows of a read that packs several units of different row groups.
+        max_bytes: The same in decoded bytes; units of one row group may come to
+            `ROW_GROUP_READ_UNITS` times as much.
+
+    Yields:
+        Positions in `units` of each read, in order.
+    """
+    file, group = units["file"].to_numpy(), units["group_start"].to_numpy()
+    split = units["group_offset"].to_numpy() > 0  # continues a row group that an earlier unit began
+    rows, sizes = units["rows"].to_numpy(), units["bytes"].to_numpy()
+    first = 0
+    read_rows = read_bytes = 0
+    for position in range(len(rows)):
+        last = position - 1
+        joined = position > first
+        same_group = joined and split[position] and file[position] == file[last]
+        same_group = same_group and group[position] == group[last]
+        packs = read_rows + rows[position] <= max_rows and read_bytes + sizes[position] <= max_bytes
+        shares = same_group and position - first < ROW_GROUP_READ_UNITS
+        if joined and not (packs or shares):
+            yield np.arange(first, position)
+            first, read_rows, read_bytes = position, 0, 0
+        read_rows, read_bytes = read_rows + rows[position], read_bytes + sizes[position]
+    if len(rows):
+        yield np.arange(first, len(rows))
+
+
+def units_at(
+    units: pa.Table, positions: NDArray[np.int64], sources: Sequence[str], folders: Sequence[str]
+) -> list[Unit]:
+    """The units at `positions` of a units table, as objects.
+
+    Args:
+        units: `UNITS_SCHEMA`.
+        positions: Rows of it.
+        sources: Source of each file index.
+        folders: Part folder of each file index.
+    """
+    return [
+        Unit(
+            sources[row["file"]],
+            folders[row["file"]],
+            row["first_row"],
+            row["rows"],
+            row["group_start"],
+            row["group_stop"],
+            row["group_offset"],
+        )
+        for row in units.take(pa.array(positions)).to_pylist()
+    ]

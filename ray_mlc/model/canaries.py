@@ -1,0 +1,109 @@
+"""Canaries: texts with known scores that every actor must reproduce before it takes work.
+
+They catch what no exception reports: other weights under the same name, a kernel that is wrong on
+this CPU or GPU, a tokenizer that cuts differently, a precision that moves labels. Neutral sentences
+and texts drawn from the tokenizer's own vocabulary at all lengths; never a user's text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_mlc.errors import ModelError
+from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.decisions import decide
+from ray_mlc.model.folder import Canaries
+from ray_mlc.model.tokenization import Tokenizer
+
+SENTENCES = (
+    "The meeting starts at nine.",
+    "Please close the door.",
+    "Water boils at one hundred degrees.",
+    "The report has twelve pages.",
+    "She lives on the third floor.",
+    "Nothing was found in the box.",
+    "Is this seat taken?",
+    "The train to the coast leaves from platform two, and it takes about four hours.",
+    "A short note.",
+    "Yes",
+    "2026-01-01 12:00",
+    "THE SAME SENTENCE IN CAPITALS",
+    "Prices rose by 3.5 % in the second quarter, after a fall of 1.2 % in the first.",
+    "Der Zug fährt um acht Uhr ab.",
+    "図書館は九時に開きます。",
+    "The committee met twice, once in spring and once in autumn; the minutes were approved.",
+)
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Words of the vocabulary texts; those beyond the model's maximum are left out."""
+REPEATS_UP_TO = 64
+"""Lengths up to this are drawn three times, longer ones once: they cost most."""
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.05}
+"""Largest score difference. Float32 kernels of other processors differ by a few 1e-6."""
+MAX_FLIPS = 0.005
+"""Largest share of labels that come out differently."""
+
+
+@dataclass(frozen=True)
+class CanaryReport:
+    """How an engine's scores compare with the recorded ones."""
+
+    max_difference: float
+    """Largest absolute difference of a score; NaN if a score is not finite."""
+    flips: int
+    """Labels that come out differently."""
+    cells: int
+    """Labels compared."""
+    dtype: str
+    """Precision of the engine."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the engine may be used."""
+        near = bool(self.max_difference <= TOLERANCE[self.dtype])  # False for NaN
+        return near and self.flips <= MAX_FLIPS * self.cells
+
+    def __str__(self) -> str:
+        return (
+            f"largest score difference {self.max_difference:.2g} "
+            f"(limit {TOLERANCE[self.dtype]:g}), {self.flips} of {self.cells} labels differ "
+            f"(limit {MAX_FLIPS:.1%})"
+        )
+
+
+def canary_texts(tokenizer: Tokenizer, *, seed: int = 0) -> list[str]:
+    """Neutral sentences, then vocabulary texts of all lengths the model takes."""
+    rng = np.random.default_rng(seed)
+    words = [piece for piece in tokenizer.vocabulary if piece.isalpha() and len(piece) > 1]
+    words = words or [piece for piece in tokenizer.vocabulary if piece.strip()]
+    texts = list(SENTENCES)
+    for length in LENGTHS:
+        if length <= tokenizer.max_tokens:
+            for _ in range(3 if length <= REPEATS_UP_TO else 1):
+                texts.append(" ".join(rng.choice(words, size=length)))
+    return texts
+
+
+def record_canaries(classifier: Classifier) -> Canaries:
+    """Score the canaries; meant for the float32 engine of the freshly trained weights."""
+    texts = canary_texts(classifier.tokenizer)
+    scores_NL = classifier.predict_proba(texts)
+    return Canaries(texts=texts, scores=[[float(score) for score in row] for row in scores_NL])
+
+
+def check_canaries(
+    classifier: Classifier, canaries: Canaries, thresholds_L: NDArray[np.float32]
+) -> CanaryReport:
+    """Compare an engine's scores with the recorded ones."""
+    expected_NL = np.array(canaries.scores, np.float32)
+    scores_NL = classifier.predict_proba(canaries.texts)
+    if scores_NL.shape != expected_NL.shape:
+        raise ModelError(
+            f"canaries.json holds scores of shape {expected_NL.shape}, the model gives "
+            f"{scores_NL.shape}: the folder's files do not belong together"
+        )
+    difference = float(np.abs(scores_NL - expected_NL).max())
+    differs = decide(scores_NL, thresholds_L) != decide(expected_NL, thresholds_L)
+    return CanaryReport(difference, int(differs.sum()), differs.size, classifier.engine.dtype)

@@ -1,0 +1,95 @@
+"""The trained classifier in memory: tokenizer, engine and batch budget put together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_mlc.labels import LabelSet
+from ray_mlc.model.batching import padding_fraction, plan_batches
+from ray_mlc.model.engines.protocol import Engine, OutOfMemoryError
+from ray_mlc.model.tokenization import Ragged, Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ForwardStats:
+    """What the forward passes cost."""
+
+    real_tokens: int = 0
+    """Tokens of the documents."""
+    padded_tokens: int = 0
+    """Tokens computed, padding included."""
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed tokens that was padding."""
+        return padding_fraction(self.real_tokens, self.padded_tokens)
+
+
+@dataclass
+class Classifier:
+    """Scores texts on one device; holds no rows between calls."""
+
+    label_set: LabelSet
+    """Labels in column order."""
+    tokenizer: Tokenizer
+    """Text to ids."""
+    engine: Engine
+    """Ids to logits."""
+    max_batch_tokens: int
+    """Padded tokens per forward pass; falls when memory runs out."""
+    stats: ForwardStats = field(default_factory=ForwardStats)
+    """Totals since the start."""
+
+    def predict_proba(
+        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of N texts, shape [N, L]."""
+        return self.scores(self.tokenizer.encode(texts), progress=progress)
+
+    def scores(
+        self, ragged: Ragged, *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of N tokenized documents.
+
+        Args:
+            ragged: Token ids.
+            progress: Called with the documents done after each forward pass.
+
+        Returns:
+            Sigmoids of the logits, shape [N, L]; NaN where a logit is not a number.
+        """
+        scores_NL = np.empty((len(ragged), len(self.label_set)), np.float32)
+        lengths_N = ragged.lengths
+        todo = plan_batches(lengths_N, max_batch_tokens=self.max_batch_tokens)[::-1]
+        while todo:
+            batch = todo.pop()
+            try:
+                logits_BL = self.engine.logits(ragged.rows(batch))
+            except OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                half = len(batch) // 2
+                todo += [batch[half:], batch[:half]]
+                self.max_batch_tokens = max(self.max_batch_tokens // 2, int(lengths_N.max()))
+                log.warning("out of memory: max_batch_tokens is %d now", self.max_batch_tokens)
+                continue
+            scores_NL[batch] = sigmoid(logits_BL)
+            self.stats.real_tokens += int(lengths_N[batch].sum())
+            self.stats.padded_tokens += len(batch) * int(lengths_N[batch].max())
+            if progress is not None:
+                progress(len(batch))
+        return scores_NL
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 / (1 + e^-x) in float32, as transformers' pipeline computes it."""
+    with np.errstate(over="ignore"):
+        scores: NDArray[np.float32] = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+    return scores

@@ -1,0 +1,188 @@
+"""Load encoders: a hub id or folder to fine-tune, a model folder to score with."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_mlc.errors import ModelError
+from ray_mlc.labels import LabelSet
+
+
+def fetch(encoder: str) -> Path:
+    """The local folder of an encoder or model: a folder as it is, a hub id downloaded first.
+
+    Args:
+        encoder: Folder, URI of a folder (`s3://…`), or hub id with an optional `@revision`.
+
+    Raises:
+        ModelError: If there is no such folder and the hub has it not, or cannot be reached.
+    """
+    from ray_mlc.storage import local_path, scheme_of
+
+    if scheme_of(encoder) != "file":
+        return _download_uri(encoder)
+    path = local_path(encoder)
+    if path is not None and path.is_dir():
+        return path
+    looks_like_path = encoder.startswith((".", "/", "~")) or encoder.count("/") > 1
+    if looks_like_path:
+        raise ModelError(f"{encoder}: there is no such folder")
+    return _download_hub(encoder)
+
+
+def _download_hub(encoder: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    repo, _, revision = encoder.partition("@")
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+    except HFValidationError:
+        raise ModelError(f"{encoder}: there is no such folder, and it is no hub id") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{encoder}: there is no such folder, and the hub has no such model (or it is private: "
+            "log in with `hf auth login`)"
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
+        raise ModelError(
+            f"{encoder}: the Hugging Face hub cannot be reached and there is no folder of that "
+            "name: download the model where there is a network and name its folder instead"
+        ) from None
+
+
+def _download_uri(uri: str) -> Path:
+    """Copy a remote model folder to the user's cache."""
+    import hashlib
+
+    import pyarrow.fs as pa_fs
+
+    from ray_mlc.storage import filesystem_of
+
+    target = Path.home() / ".cache" / "ray_mlc" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    filesystem, path = filesystem_of(uri)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        pa_fs.copy_files(path, str(target), source_filesystem=filesystem)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{uri}: cannot be copied ({str(error).splitlines()[0]})") from None
+    return target
+
+
+def load_classifier_model(folder: Path) -> Any:
+    """The float32 model of a model folder.
+
+    Raises:
+        ModelError: If it cannot be loaded, or weights are missing.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype="float32", output_loading_info=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder}: the model cannot be loaded ({_line(error)})") from None
+    if report["missing_keys"]:
+        missing = min(report["missing_keys"])
+        raise ModelError(f"{folder}: the weights lack {missing!r}: is this a fine-tuned model?")
+    return model
+
+
+def new_classifier_model(
+    encoder: Path, label_set: LabelSet, *, head_bias: NDArray[np.float64] | None, seed: int
+) -> Any:
+    """An encoder with a new classification head for multi-label training, in float32.
+
+    Args:
+        encoder: Checkpoint folder.
+        label_set: Labels; their order is that of the head's outputs.
+        head_bias: First bias of the head, shape [L]; None: as the model class makes it.
+        seed: Seed of the new weights.
+
+    Raises:
+        ModelError: If `AutoModelForSequenceClassification` cannot load it.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(seed)
+    names = dict(enumerate(label_set.names))
+    try:
+        with quiet_transformers():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                encoder,
+                dtype="float32",
+                trust_remote_code=False,
+                num_labels=len(label_set),
+                id2label=names,
+                label2id={name: column for column, name in names.items()},
+                problem_type="multi_label_classification",
+                ignore_mismatched_sizes=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{encoder}: the encoder cannot be loaded ({_line(error)})") from None
+    if head_bias is not None:
+        layer = output_layer(model, len(label_set))
+        if layer is not None and layer.bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(torch.from_numpy(head_bias))
+    return model
+
+
+def output_layer(model: Any, label_count: int) -> Any:
+    """The last linear layer with one output per label; None if there is none."""
+    import torch
+
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features == label_count
+    ]
+    return layers[-1] if layers else None
+
+
+def max_positions(config: Any) -> int | None:
+    """Most tokens that the encoder's positions allow; None if it has no such limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    # RoBERTa and its kin count positions from pad_token_id + 1
+    offset = config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
+    return positions - 2 if offset else positions
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence loading reports: the head is new on purpose, and we check missing weights."""
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,84 @@
+"""PyTorch on CPU or CUDA: works for every encoder that transformers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ray_mlc.errors import ModelError
+from ray_mlc.model.engines.protocol import OutOfMemoryError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TorchEngine:
+    """A sequence classification model in evaluation mode."""
+
+    name = "torch"
+
+    def __init__(self, model: Any, *, pad_id: int, device: str, dtype: str) -> None:
+        """Take over a model.
+
+        Args:
+            model: `AutoModelForSequenceClassification` model.
+            pad_id: Token id to pad with.
+            device: `cpu` or `cuda`.
+            dtype: `float32`, `bfloat16` or `float16`.
+        """
+        self.device = device
+        self.dtype = dtype
+        self._pad_id = pad_id
+        self._model = model.to(device=device, dtype=DTYPES[dtype]).eval()
+
+    @classmethod
+    def load(cls, folder: Path, *, pad_id: int, device: str, dtype: str) -> TorchEngine:
+        """Load a model folder.
+
+        Raises:
+            ModelError: If the weights cannot be loaded, or the device is absent.
+        """
+        from ray_mlc.model.encoder import load_classifier_model
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ModelError("this run is recorded for CUDA, but the process sees no GPU")
+        return cls(load_classifier_model(folder), pad_id=pad_id, device=device, dtype=dtype)
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """Pad one batch to its longest document and run it; see `Engine.logits`."""
+        input_ids_BT, mask_BT = pad(ids, self._pad_id)
+        try:
+            output = self._model(
+                input_ids=torch.from_numpy(input_ids_BT).to(self.device),
+                attention_mask=torch.from_numpy(mask_BT).to(self.device),
+            )
+            # float32 before the sigmoid: between 0.5 and 1 a bfloat16 moves in steps of 2**-8,
+            # enough to flip a label whose threshold was fitted in float32
+            logits_BL: NDArray[np.float32] = output.logits.float().cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemoryError(str(error).splitlines()[0]) from None
+        return logits_BL
+
+
+def pad(
+    ids: Sequence[NDArray[np.int32]], pad_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pad ragged ids to the longest: ids and attention mask, both [B, T]."""
+    lengths_B = np.array([len(row) for row in ids])
+    mask_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
+    input_ids_BT = np.full(mask_BT.shape, pad_id, np.int64)
+    input_ids_BT[mask_BT] = np.concatenate(ids)
+    return input_ids_BT, mask_BT.astype(np.int64)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and (
+        "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    )

@@ -1,0 +1,238 @@
+"""The model folder: all that passes from training to scoring.
+
+A Hugging Face checkpoint that `AutoModelForSequenceClassification` and `pipeline` load unchanged,
+with `ray_mlc.json` (labels, decision, long-document policy, metrics, origin), `canaries.json`,
+`history.jsonl` and a model card beside it. `ray_mlc.json` is written last: a folder without it is
+not finished. Safetensors and JSON only; nothing is unpickled, no remote code is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ray_mlc.config import LongConfig, Section, describe
+from ray_mlc.errors import ModelError
+from ray_mlc.labels import LabelSet
+from ray_mlc.model.decisions import Decision
+from ray_mlc.model.encoder import fetch, quiet_transformers
+from ray_mlc.storage import open_storage
+
+INFO_FILE = "ray_mlc.json"
+CANARIES_FILE = "canaries.json"
+HISTORY_FILE = "history.jsonl"
+CARD_FILE = "README.md"
+SCHEMA_VERSION = 1
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+class ModelInfo(Section):
+    """`ray_mlc.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    """Version of this file's schema."""
+    kind: Literal["encoder"] = "encoder"
+    """What the folder holds."""
+    labels: list[str]
+    """Label names in column order."""
+    decision: Decision = Field(default_factory=Decision)
+    """How scores become labels."""
+    long: LongConfig = Field(default_factory=LongConfig)
+    """What happens to documents longer than the model takes."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """Validation metrics of the weights that were kept, at 0.5 and at the decision."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Where it came from: encoder, data digests, settings, seed, versions, fingerprint."""
+    label_rates: list[float] | None = None
+    """Share of the annotated training examples that have each label."""
+
+
+class Canaries(Section):
+    """`canaries.json`: texts that show whether a process scores as it should."""
+
+    texts: list[str]
+    """Neutral sentences, and texts of all lengths drawn from the vocabulary."""
+    scores: list[list[float]]
+    """Their float32 scores, one list of L per text."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that was found complete."""
+
+    name: str
+    """As the user named it."""
+    path: Path
+    """Where its files are on this machine."""
+    info: ModelInfo
+    """Content of `ray_mlc.json`, or what a plain Hugging Face folder implies."""
+
+    @property
+    def label_set(self) -> LabelSet:
+        """Labels in column order."""
+        return LabelSet(tuple(self.info.labels))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what scores depend on: weights, configuration, tokenizer."""
+        digest = hashlib.sha256()
+        for file in _scoring_files(self.path):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens kept per document, as the folder says; None: as its tokenizer says."""
+        return self.info.long.max_tokens
+
+    def canaries(self) -> Canaries | None:
+        """Recorded canaries; None for a folder that another program made.
+
+        Raises:
+            ModelError: If the file is missing or malformed in a folder of ours.
+        """
+        file = self.path / CANARIES_FILE
+        if not file.is_file():
+            if not (self.path / INFO_FILE).is_file():
+                return None
+            raise ModelError(f"{self.name}: {CANARIES_FILE} is missing: train or copy it again")
+        return _parse(Canaries, file, self.name)
+
+
+def open_model(model: str) -> ModelFolder:
+    """Find a model and check that its folder is complete and multi-label.
+
+    Args:
+        model: Folder, URI, or hub id with an optional `@revision`.
+
+    Raises:
+        ModelError: If something is missing, malformed, or the head is not a multi-label one.
+    """
+    path = fetch(model)
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise ModelError(f"{model}: config.json is missing: is this a model folder?")
+    if not list(path.glob("*.safetensors")):
+        raise ModelError(f"{model}: there is no .safetensors file with the weights")
+    if not (path / "tokenizer.json").is_file():
+        raise ModelError(f"{model}: tokenizer.json is missing")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        raise ModelError(f"{model}: config.json is not valid JSON") from None
+    problem = config.get("problem_type")
+    if problem != "multi_label_classification":
+        raise ModelError(
+            f"{model}: config.json has problem_type {problem!r}, expected "
+            "'multi_label_classification': its head is a softmax over classes, not one "
+            "independent score per label"
+        )
+    labels = [config["id2label"][key] for key in sorted(config.get("id2label", {}), key=int)]
+    info_file = path / INFO_FILE
+    if info_file.is_file():
+        info = _parse(ModelInfo, info_file, model)
+        if info.schema_version > SCHEMA_VERSION:
+            raise ModelError(
+                f"{model}: {INFO_FILE} has schema {info.schema_version}, this ray_mlc knows up to "
+                f"{SCHEMA_VERSION}: upgrade ray-mlc"
+            )
+        if info.labels != labels:
+            raise ModelError(f"{model}: labels of {INFO_FILE} and config.json differ")
+    else:
+        info = ModelInfo(labels=labels)
+    LabelSet(tuple(info.labels))
+    return ModelFolder(model, path, info)
+
+
+def write_model_folder(
+    output: Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    info: ModelInfo,
+    canaries: Canaries,
+    history: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write a model folder; `ray_mlc.json` comes last and makes it one.
+
+    Args:
+        output: Local folder; may exist.
+        model: Fine-tuned float32 model whose config holds labels and problem type.
+        tokenizer: Its Hugging Face tokenizer.
+        info: Content of `ray_mlc.json`.
+        canaries: Recorded with the very weights.
+        history: One mapping per epoch.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    (output / INFO_FILE).unlink(missing_ok=True)
+    tokenizer.model_max_length = info.long.max_tokens
+    with quiet_transformers():
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    storage = open_storage(str(output), scratch="_tmp")
+    storage.put(CANARIES_FILE, canaries.model_dump_json().encode())
+    lines = "".join(json.dumps(dict(epoch)) + "\n" for epoch in history)
+    storage.put(HISTORY_FILE, lines.encode())
+    storage.put(CARD_FILE, model_card(info).encode())
+    storage.put(INFO_FILE, info.model_dump_json(indent=2).encode())
+    (output / "_tmp").rmdir()
+
+
+def model_card(info: ModelInfo) -> str:
+    """The folder's README.md."""
+    origin = info.training
+    front = ["---", "library_name: transformers", "pipeline_tag: text-classification", "---", ""]
+    body = [
+        "# Multi-label text classifier",
+        "",
+        f"Fine-tuned with ray_mlc {origin.get('versions', {}).get('ray_mlc', '')} from "
+        f"`{origin.get('encoder', 'an encoder')}` on {origin.get('train_rows', '?')} examples; "
+        f"epoch {origin.get('best_epoch', '?')} of {origin.get('epochs', '?')} was kept.",
+        "",
+        f"A score is the sigmoid of one label's logit; a label is given from "
+        f"{info.decision.threshold:.4f} on (fitted on validation for "
+        f"{info.decision.objective or 'nothing: the default'}). Texts beyond "
+        f"{info.long.max_tokens} tokens are cut.",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        'classify = pipeline("text-classification", model=FOLDER, top_k=None)',
+        'classify("a text", truncation=True)',
+        "```",
+        "",
+        "| validation | at 0.5 | at the decision |",
+        "|---|---|---|",
+    ]
+    at_half, decided = info.metrics.get("at_half", {}), info.metrics.get("decision", {})
+    body += [
+        f"| {name} | {_cell(value)} | {_cell(decided.get(name))} |"
+        for name, value in at_half.items()
+    ]
+    body += ["", f"{len(info.labels)} labels: {', '.join(info.labels)}", ""]
+    return "\n".join(front + body)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "–"
+
+
+def _scoring_files(path: Path) -> list[Path]:
+    weights = sorted(path.glob("*.safetensors"))
+    fixed = [path / "config.json", *(path / name for name in _TOKENIZER_FILES)]
+    return [file for file in [*fixed, *weights] if file.is_file()]
+
+
+def _parse(kind: Any, file: Path, name: str) -> Any:
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ModelError(f"{name}: {file.name}: {describe(error, kind)}") from None

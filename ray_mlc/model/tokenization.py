@@ -1,0 +1,178 @@
+"""Text to ragged token ids, the same for training, evaluation and scoring.
+
+Ids travel without padding: the padded form is made per batch, in the engine. Whole texts are
+tokenized and cut afterwards, so that `n_tokens` says how long a document really is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_mlc.errors import ModelError
+
+CHUNK_BYTES = 8 * 2**20
+"""Text tokenized in one call: the encodings take about a hundred bytes per token meanwhile."""
+CHUNK_DOCUMENTS = 4096
+_PROBES = ("a", "the word", "1 2", "и")
+_NO_LIMIT = 10**9
+"""`model_max_length` above this is transformers' way to say that there is none."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Token ids of N documents, end to end."""
+
+    values: NDArray[np.int32]
+    """All ids, shape [sum of lengths]."""
+    offsets: NDArray[np.int64]
+    """Where each document begins, and the end of the last; shape [N + 1]."""
+    n_tokens: NDArray[np.int32]
+    """Tokens of each whole document before cutting, special tokens included; shape [N]."""
+
+    def __len__(self) -> int:
+        return len(self.n_tokens)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document after cutting, shape [N]."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> NDArray[np.int32]:
+        """Ids of one document."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def rows(self, indices: NDArray[np.intp]) -> list[NDArray[np.int32]]:
+        """Ids of some documents."""
+        return [self.row(index) for index in indices.tolist()]
+
+
+class Tokenizer:
+    """A fast Hugging Face tokenizer, without padding and with exact lengths."""
+
+    def __init__(self, tokenizer: Any, *, max_tokens: int) -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            tokenizer: A fast `PreTrainedTokenizerBase`.
+            max_tokens: Tokens kept per document, special tokens included.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"{tokenizer.name_or_path}: the tokenizer {type(tokenizer).__name__} has no fast "
+                "form (tokenizer.json); convert it with transformers first"
+            )
+        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+        self.max_tokens = max_tokens
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._prefix, self._suffix = self._special_ids()
+        self._left = tokenizer.truncation_side == "left"
+        if max_tokens <= len(self._prefix) + len(self._suffix):
+            raise ModelError(
+                f"max_tokens is {max_tokens}, expected more than the "
+                f"{len(self._prefix) + len(self._suffix)} special tokens of a document"
+            )
+
+    @classmethod
+    def load(cls, folder: str | Path, *, max_tokens: int | None = None) -> Tokenizer:
+        """Load from a folder or the hub.
+
+        Args:
+            folder: Checkpoint folder or hub id.
+            max_tokens: Tokens kept per document; None: the tokenizer's `model_max_length`.
+
+        Raises:
+            ModelError: If there is no fast tokenizer, or no limit is known.
+        """
+        tokenizer = load_pretrained_tokenizer(folder)
+        if max_tokens is None:
+            if tokenizer.model_max_length > _NO_LIMIT:
+                raise ModelError(f"{folder}: the tokenizer says no maximum: set long.max_tokens")
+            max_tokens = int(tokenizer.model_max_length)
+        return cls(tokenizer, max_tokens=max_tokens)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Pieces in id order."""
+        by_id = sorted(self._backend.get_vocab(with_added_tokens=False).items(), key=lambda x: x[1])
+        return [piece for piece, _ in by_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids."""
+        return str(self._backend.decode(list(ids)))
+
+    def encode(self, texts: Sequence[str]) -> Ragged:
+        """Tokenize texts and cut them to `max_tokens`.
+
+        Args:
+            texts: N texts, none of them None.
+
+        Returns:
+            Ragged ids: what `tokenizer(text, truncation=True)["input_ids"]` gives for each.
+        """
+        room = self.max_tokens - len(self._prefix) - len(self._suffix)
+        special = len(self._prefix) + len(self._suffix)
+        pieces: list[NDArray[np.int32]] = []
+        n_tokens = np.zeros(len(texts), np.int32)
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        for start, stop in _chunks(texts):
+            encodings = self._backend.encode_batch_fast(
+                list(texts[start:stop]), add_special_tokens=False
+            )
+            flat: list[int] = []
+            for position, encoding in enumerate(encodings, start):
+                ids = encoding.ids
+                n_tokens[position] = len(ids) + special
+                if len(ids) > room:
+                    ids = ids[-room:] if self._left else ids[:room]
+                flat += self._prefix
+                flat += ids
+                flat += self._suffix
+                offsets[position + 1] = len(ids) + special
+            pieces.append(np.array(flat, np.int32))
+        values = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+        return Ragged(values, np.cumsum(offsets), n_tokens)
+
+    def _special_ids(self) -> tuple[list[int], list[int]]:
+        """Special tokens before and after a document's own."""
+        for probe in _PROBES:
+            bare = self._backend.encode(probe, add_special_tokens=False).ids
+            full = self._backend.encode(probe, add_special_tokens=True).ids
+            for start in range(len(full) - len(bare) + 1):
+                if bare and full[start : start + len(bare)] == bare:
+                    return full[:start], full[start + len(bare) :]
+        raise ModelError("the tokenizer's special tokens do not stand around the text")
+
+
+def load_pretrained_tokenizer(folder: str | Path) -> Any:
+    """`AutoTokenizer.from_pretrained`, with our errors."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({line[:200]})") from None
+
+
+def _chunks(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Ranges of texts of bounded count and size."""
+    ranges = []
+    start = size = 0
+    for position, text in enumerate(texts):
+        if position > start and (
+            size + len(text) > CHUNK_BYTES or position - start >= CHUNK_DOCUMENTS
+        ):
+            ranges.append((start, position))
+            start, size = position, 0
+        size += len(text)
+    if start < len(texts):
+        ranges.append((start, len(texts)))
+    return ranges
