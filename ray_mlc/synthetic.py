@@ -1,20 +1,20 @@
 """A corpus with known labels, for the demo, the tests and the benchmarks: no downloads.
 
-The language is invented. Its function words are English, its content words are a root between an
-optional prefix and a suffix ("the overvelmoric brantages were retuskated"), and each label owns
-some forty roots. Two properties that real text has too decide who tags it well:
+The language is invented: English function words around content words made of a root and endings
+("the stonalist never glivenated any plozarns"). Each label owns twenty roots, others belong to
+none. Two properties that real text has too decide who tags it well:
 
-* Forms are many. A root has over two hundred of them, as in Finnish or Turkish or the vocabulary
-  of chemistry, so that most forms of a test document were seen once or never. TF-IDF over words
-  counts forms and learns nothing from a new one. WordPiece cuts words into pieces, and the root
-  is mostly one of them, whatever the affixes.
-* Being named is not being the subject. "Without any sign of X" names X and says that X is absent;
-  the negation reaches from its word to the next comma. Bigrams see one word to the left, an
-  encoder attends to the whole clause.
+* Forms are many. A root takes over two hundred pairs of endings, as in Finnish or Turkish or the
+  terms of chemistry, so that a document to tag is full of forms seen rarely or never. To TF-IDF
+  over words, two forms of a root have nothing in common. WordPiece cuts words into pieces, and
+  one of them is the root, or nearly.
+* Being named is not being the subject. "Without any sign of X" names X and says it is absent, and
+  the negation reaches from its word to the end of the clause. A bigram sees one word to the left;
+  an encoder attends to the whole clause.
 
-That is why a small encoder wins here, and what the margin over TF-IDF measures: not the quality of
-an encoder on other text. A baseline that reads character n-grams closes much of the first gap, and
-none of the second. Some labels are missing or wrong, as annotators leave them, so nothing scores
+That is why a small encoder wins here, and all that its margin shows: nothing follows for text
+with few forms and no denials. Features of character n-grams close part of the first gap and none
+of the second. Some labels are missing or wrong, as annotators leave them, so nothing scores
 100 %.
 
 One seed gives one corpus, the same on every machine; the language is the same for all seeds, so
@@ -71,32 +71,47 @@ _WORDS_MEDIAN, _WORDS_SIGMA, _WORDS_MIN, _WORDS_MAX = 40, 0.8, 6, 400
 """Document lengths in words: log-normal, clipped."""
 _BLANK_SHARE = 0.001
 """Share of a corpus whose text is null, and share that is empty or white space."""
-_CHUNK_ROWS = 4096
+_CHUNK_ROWS = 512
 """Documents per random stream: a long corpus is made piece by piece, in constant memory."""
 
-_PREFIXES = ("re", "pre", "over", "inter", "sub", "co", "trans", "micro", "out", "under", "cross")
+_LINKS = ("", "al", "en", "ic", "at", "ul", "on", "ar", "esk", "iv")
 _SUFFIXES = {
     "N": ("", "s", "ion", "ions", "ity", "or", "ors", "ment", "ments", "age", "ist", "ness"),
     "A": ("al", "ic", "ous", "ive", "ary", "able", "ish", "ern"),
     "V": ("ed", "ing", "es", "ates", "ated", "ifies", "ified", "izing"),
 }
-"""Endings of nouns, adjectives and verbs."""
-_ROOTS_PER_LABEL, _NEUTRAL_ROOTS = 40, 240
-_PREFIXED = 0.6
-"""Share of the content words with a prefix."""
-_ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "k", "kl", "l", "m", "n", "p", "pl", "r")
-_ONSETS += ("s", "sk", "st", "t", "tr", "v", "z")
+"""A content word is a root, a link and the ending of a noun, an adjective or a verb."""
+_ROOTS_PER_LABEL, _NEUTRAL_ROOTS = 20, 120
+_ONSETS = (
+    "b",
+    "br",
+    "d",
+    "dr",
+    "g",
+    "gl",
+    "k",
+    "kl",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pl",
+    "r",
+    "s",
+    "st",
+    "t",
+)
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "au")
-_CODAS = ("b", "d", "g", "k", "l", "lm", "m", "n", "nd", "p", "r", "rk", "rn", "sk", "t", "v", "z")
+_CODAS = ("b", "d", "l", "lm", "m", "n", "nd", "p", "r", "rk", "rn", "sk", "t", "v", "z")
 _NEGATORS = frozenset({"without", "no", "never", "nobody", "lacks", "neither"})
 _JOINTS = (", and", ", but", ", while", ", as", ".", ".", ".", ".")
 """What stands between two clauses and ends the scope of a negation."""
-_NAME_NEXT, _NAME_AGAIN = 0.6, 0.3
+_NAME_NEXT, _NAME_AGAIN = 0.9, 0.6
 """Chance that a clause names a subject not named yet, and any of the document's subjects."""
-_DENY, _NEGATE = 0.3, 0.3
+_DENY, _NEGATE = 0.2, 0.1
 """Chance that a clause denies another subject, and that it denies things of no subject."""
-_SECOND = 0.4
-"""Chance that a clause has a second word on its subject."""
+_AGAIN = 0.5
+"""Chance of each further content word of a clause to be about the same."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +165,16 @@ _CUMULATIVE_RATES = tuple(accumulate(_RATES[name] for name in LABELS.names))
 
 DEMO_TRAINING: Mapping[str, object] = MappingProxyType(
     {
-        "epochs": 8,
+        "epochs": 5,
         "batch_size": 32,
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "head_learning_rate": None,
+        "weight_decay": 0.01,
+        "warmup": 0.06,
+        "schedule": "linear",
+        "head_bias": "prior",
         "max_tokens": 128,
+        "dtype": "float32",
     }
 )
 """Settings of `config.TrainingConfig` with which the encoder of `write_encoder` learns this."""
@@ -224,13 +244,13 @@ def write_encoder(
     folder: Path,
     *,
     texts: Sequence[str],
-    vocab_size: int = 2048,
-    hidden_size: int = 96,
-    num_hidden_layers: int = 2,
-    num_attention_heads: int = 3,
-    intermediate_size: int = 192,
+    vocab_size: int = 1024,
+    hidden_size: int = 64,
+    num_hidden_layers: int = 1,
+    num_attention_heads: int = 2,
+    intermediate_size: int = 128,
     max_tokens: int = 128,
-    dropout: float = 0.1,
+    dropout: float = 0.05,
     seed: int,
 ) -> None:
     """Write an untrained BERT and a WordPiece tokenizer for `texts` as a Hugging Face folder.
@@ -271,8 +291,7 @@ def write_encoder(
         ),
     )
     tokenizer.post_processor = processors.BertProcessing(
-        (special["sep"], tokenizer.token_to_id(special["sep"])),
-        (special["cls"], tokenizer.token_to_id(special["cls"])),
+        (special["sep"], list(special).index("sep")), (special["cls"], list(special).index("cls"))
     )
     folder.mkdir(parents=True, exist_ok=True)
     BertTokenizerFast(
@@ -290,7 +309,10 @@ def write_encoder(
         max_position_embeddings=max_tokens,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        num_labels=2,
+        # the usual 0.02 is meant for wide encoders: at this width what attention gathers would
+        # vanish beside the residual, and learning would stall for epochs
+        initializer_range=hidden_size**-0.5,
+        num_labels=len(LABELS),  # any number would do: training puts in a head of its own
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -395,17 +417,16 @@ def _fill(
     for subject, slots in ((topic, clause.free), (denied, clause.denied)):
         if subject is not None:
             subject_of[slots[int(draw() * len(slots))]] = subject
-            if draw() < _SECOND:
-                subject_of[slots[int(draw() * len(slots))]] = subject
+            subject_of.update((slot, subject) for slot in slots if draw() < _AGAIN)
     roots_of = _roots()
     words = list(clause.parts)
     for slot in clause.free + clause.denied:
         roots = roots_of[subject_of.get(slot)]
         # the square makes the first roots frequent and the last ones rare
         root = roots[int(draw() ** 2 * len(roots))]
-        prefix = _PREFIXES[int(draw() * len(_PREFIXES))] if draw() < _PREFIXED else ""
+        link = _LINKS[int(draw() ** 2 * len(_LINKS))]
         suffixes = _SUFFIXES[words[slot]]
-        words[slot] = f"{prefix}{root}{suffixes[int(draw() * len(suffixes))]}"
+        words[slot] = f"{root}{link}{suffixes[int(draw() ** 2 * len(suffixes))]}"
     return words
 
 

@@ -48,6 +48,19 @@ class Footer:
 
 
 @dataclass(frozen=True)
+class Readable:
+    """A file whose footer could be read."""
+
+    file: InputFile
+    schema: pa.Schema
+
+    @property
+    def column_names(self) -> list[str]:
+        """Columns of the file, those that its path says included."""
+        return [*self.schema.names, *self.file.hive_keys]
+
+
+@dataclass(frozen=True)
 class KeptColumn:
     """An input column that is written to the output."""
 
@@ -181,12 +194,12 @@ def resolve_columns(
             column that no file has.
     """
     needed = text_columns(text)
-    readable = [footer for footer in footers if footer.schema is not None]
+    readable = [Readable(item.file, item.schema) for item in footers if item.schema is not None]
     if footers and not readable:
         raise DataError(
             f"{root}: no file could be read; {footers[0].file.source}: {footers[0].fault}"
         )
-    known = list(dict.fromkeys(name for footer in readable for name in _column_names(footer)))
+    known = list(dict.fromkeys(name for item in readable for name in item.column_names))
     _check_text(readable, text, needed, known)
     if keep is None:
         wanted = [name for name in known if name not in needed]
@@ -228,7 +241,7 @@ def resolve_columns(
 
 
 def _check_text(
-    readable: Sequence[Footer], text: str, needed: Sequence[str], known: Sequence[str]
+    readable: Sequence[Readable], text: str, needed: Sequence[str], known: Sequence[str]
 ) -> None:
     """Refuse at once what would set every file aside."""
     for name in needed:
@@ -312,12 +325,7 @@ def widest(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return None
 
 
-def _column_names(footer: Footer) -> list[str]:
-    """Columns of a file, those that its path says included."""
-    return [*footer.schema.names, *footer.file.hive_keys]
-
-
-def _hive_types(readable: Sequence[Footer], wanted: Sequence[str]) -> dict[str, pa.DataType]:
+def _hive_types(readable: Sequence[Readable], wanted: Sequence[str]) -> dict[str, pa.DataType]:
     """Types of wanted columns that only paths say: int64 where every value is a number."""
     in_files = {name for footer in readable for name in footer.schema.names}
     types = {}

@@ -63,7 +63,7 @@ class Classifier:
             progress: Called with the documents done after each forward pass.
 
         Returns:
-            Sigmoids of the logits, shape [N, L]; NaN where a logit is not a number.
+            Sigmoids of the logits, shape [N, L]; NaN where a logit is not finite.
         """
         scores_NL = np.empty((len(ragged), len(self.label_set)), np.float32)
         lengths_N = ragged.lengths
@@ -89,7 +89,9 @@ class Classifier:
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """1 / (1 + e^-x) in float32, as transformers' pipeline computes it."""
+    """1 / (1 + e^-x) in float32, as transformers' pipeline computes it; NaN for ±inf."""
     with np.errstate(over="ignore"):
-        scores: NDArray[np.float32] = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
-    return scores
+        scores = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+    # an infinite logit is a numerical accident, not certainty
+    finite: NDArray[np.float32] = np.where(np.isfinite(logits), scores, np.float32("nan"))
+    return finite

@@ -23,7 +23,7 @@ from ray_mlc.errors import ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.encoder import fetch, quiet_transformers
-from ray_mlc.storage import open_storage
+from ray_mlc.storage import local_path, open_storage
 
 INFO_FILE = "ray_mlc.json"
 CANARIES_FILE = "canaries.json"
@@ -75,6 +75,12 @@ class ModelFolder:
     """Content of `ray_mlc.json`, or what a plain Hugging Face folder implies."""
 
     @property
+    def location(self) -> str:
+        """Where another process finds it: an absolute path, or the name of a remote model."""
+        path = local_path(self.name)
+        return str(path) if path is not None and path == self.path else self.name
+
+    @property
     def label_set(self) -> LabelSet:
         """Labels in column order."""
         return LabelSet(tuple(self.info.labels))
@@ -105,7 +111,8 @@ class ModelFolder:
             if not (self.path / INFO_FILE).is_file():
                 return None
             raise ModelError(f"{self.name}: {CANARIES_FILE} is missing: train or copy it again")
-        return _parse(Canaries, file, self.name)
+        canaries: Canaries = _parse(Canaries, file, self.name)
+        return canaries
 
 
 def open_model(model: str) -> ModelFolder:

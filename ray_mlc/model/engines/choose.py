@@ -69,9 +69,9 @@ def resolve(
     set_threads(threads)
     tokenizer = Tokenizer.load(folder.path, max_tokens=max_tokens or folder.max_tokens)
     device = "cuda" if cuda else "cpu"
-    budget = batching.max_batch_tokens
-    if budget == "auto":
-        budget = max(CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS, tokenizer.max_tokens)
+    asked = batching.max_batch_tokens
+    default = max(CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS, tokenizer.max_tokens)
+    budget = default if asked == "auto" else asked
     if budget < tokenizer.max_tokens:
         raise ModelError(
             f"batching.max_batch_tokens is {budget}, expected at least max_tokens "

@@ -1,0 +1,44 @@
+"""The scoring way in one process: the reference that Ray must match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_mlc.config import ScoreJob
+from ray_mlc.model.engines.choose import ResolvedEngine, resolve
+from ray_mlc.model.folder import ModelFolder
+from ray_mlc.runtime.score import ScoreStep, Work
+from ray_mlc.scoring.ledger import Run
+from ray_mlc.scoring.parts import Receipt
+
+
+class LocalBackend:
+    """Every step in this process, one read after the other."""
+
+    def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
+        """See `Backend.resolve`."""
+        return resolve(
+            folder,
+            job.engine,
+            job.batching,
+            cuda=bool(job.actors.gpus != "auto" and job.actors.gpus > 0),
+            max_tokens=job.long.max_tokens if job.long else None,
+        )
+
+    def actors(self, job: ScoreJob) -> int:
+        """See `Backend.actors`."""
+        del job
+        return 1
+
+    def process(
+        self, run: Run, folder: ModelFolder, reads: Sequence[NDArray[np.int64]], job: ScoreJob
+    ) -> Iterator[list[Receipt]]:
+        """See `Backend.process`."""
+        del job
+        work = Work.of(run, folder)
+        step = ScoreStep(work)
+        for read in reads:
+            yield work.write(step.both(work.read(run.units(read))))

@@ -1,0 +1,136 @@
+"""Progress on stderr: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LOG_EVERY_S = 30.0
+"""Seconds between two lines where stderr is no terminal."""
+
+
+@dataclass
+class Stage:
+    """One stretch of work with a known or unknown total."""
+
+    name: str
+    total: int | None
+    unit: str
+    done: int = 0
+    detail: str = ""
+    started: float = field(default_factory=time.monotonic)
+    first_done: int = 0
+    """Work that was done before the stage started, and does not count for the speed."""
+
+    @property
+    def per_second(self) -> float:
+        """Speed since the start of the stage."""
+        elapsed = time.monotonic() - self.started
+        return (self.done - self.first_done) / elapsed if elapsed > 0 else 0.0
+
+    def line(self) -> str:
+        """For a log."""
+        if self.total is None:
+            return f"{self.name}: {self.done:,} {self.unit} {self.detail}".rstrip()
+        share = self.done / self.total if self.total else 1.0
+        speed = self.per_second
+        left = (self.total - self.done) / speed if speed else None
+        eta = f", {_duration(left)} left" if left else ""
+        return (
+            f"{self.name}: {self.done:,} of {self.total:,} {self.unit} ({share:.0%}), "
+            f"{speed:,.1f} {self.unit}/s{eta} {self.detail}"
+        ).rstrip()
+
+
+class Display:
+    """Shows stages and sentences on stderr; stdout is left to data."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        """Set up; nothing is printed before the first stage."""
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+
+    def say(self, text: str) -> None:
+        """Print a sentence."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(
+        self, name: str, total: int | None, unit: str, *, done: int = 0
+    ) -> Iterator[StageHandle]:
+        """Show a stage while the block runs."""
+        stage = Stage(name, total, unit, done, first_done=done)
+        if not self.console.is_terminal or self.console.quiet:
+            handle = StageHandle(stage, None, None, self)
+            yield handle
+            if not self.console.quiet:
+                self.say(stage.line())
+            return
+        bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        with bar:
+            task = bar.add_task(name, total=total, completed=done, detail="")
+            yield StageHandle(stage, bar, task, self)
+        self.say(stage.line())
+
+
+class StageHandle:
+    """What the work calls to report."""
+
+    def __init__(
+        self, stage: Stage, bar: Progress | None, task: int | None, display: Display
+    ) -> None:
+        """Tie a stage to its bar, if there is one."""
+        self._stage, self._bar, self._task, self._display = stage, bar, task, display
+        self._last_line = time.monotonic()
+
+    def advance(self, count: int, detail: str = "") -> None:
+        """Report that `count` more units of work are done."""
+        stage = self._stage
+        stage.done += count
+        stage.detail = detail or stage.detail
+        if self._bar is not None and self._task is not None:
+            shown = f"{stage.per_second:,.1f} {stage.unit}/s {stage.detail}"
+            self._bar.update(self._task, completed=stage.done, detail=shown)  # type: ignore[arg-type]
+        elif not self._display.console.quiet and time.monotonic() - self._last_line >= LOG_EVERY_S:
+            self._last_line = time.monotonic()
+            self._display.say(stage.line())
+
+    def detail(self, text: str) -> None:
+        """Replace the text beside the bar."""
+        self.advance(0, text)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def is_terminal() -> bool:
+    """Whether a person watches."""
+    return sys.stderr.isatty()

@@ -1,0 +1,287 @@
+"""The scoring way on Ray Data: read tasks of whole units → actor pool → writing tasks.
+
+    UnitSource ──▶ [tokenize] ──▶ ScoreActor × n ──▶ write ──▶ receipts to the driver
+
+A read task yields ONE block of whole units: blocks that a task yields apart would be merged.
+`target_max_block_size` is None, or Ray would split blocks again. The writer fails loudly on a piece
+of a unit, so that a wrong guess about Ray costs a run and never a row. The driver pulls receipts,
+a few bytes per unit, and so knows exactly what is committed while the run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from ray_mlc.config import ActorsConfig, Range, ScoreJob
+from ray_mlc.corpus.units import Unit
+from ray_mlc.errors import RayMlcError, ResourceError
+from ray_mlc.model.engines.choose import ResolvedEngine, resolve
+from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime.ray_private import map_whole_blocks
+from ray_mlc.runtime.score import ScoreStep, TokenizeStep, Work
+from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources
+from ray_mlc.scoring.ledger import Run
+from ray_mlc.scoring.parts import Receipt
+
+IO_CPUS = 0.25
+"""CPUs that a reading or writing task asks for: both mostly wait for storage."""
+ACTORS_PER_NODE = 8
+"""Model copies per node that `auto` goes up to; more cores become more threads of each."""
+RECEIPT_COLUMN = "receipt"
+
+
+@dataclass(frozen=True)
+class ActorPlan:
+    """The actor pool, resolved."""
+
+    min_count: int
+    max_count: int
+    cpus: float
+    """CPUs that each actor asks for."""
+    gpus: float
+    """GPUs that each actor asks for."""
+    threads: int
+    """Threads of each actor's engine."""
+
+
+def plan_actors(
+    config: ActorsConfig, nodes: Sequence[NodeResources], free: NodeResources
+) -> ActorPlan:
+    """Size the actor pool so that every core works and reading never starves.
+
+    Args:
+        config: The job's `actors` section.
+        nodes: What each node has.
+        free: What is not taken.
+
+    Raises:
+        ResourceError: If the pool and one reading and one writing task do not fit: Ray would wait
+            for ever.
+    """
+    all_gpus = sum(node.gpus for node in nodes)
+    gpus = (1.0 if all_gpus else 0.0) if config.gpus == "auto" else config.gpus
+    workers = [node for node in nodes if node.cpus > 0]
+    if not workers:
+        raise ResourceError("the cluster has no node with CPUs")
+    if gpus:
+        cpus = 1.0 if config.cpus == "auto" else config.cpus
+        fitting = math.floor(all_gpus / gpus)
+        threads = max(1, int(cpus))
+        if fitting < 1:
+            raise ResourceError(f"actors.gpus is {gpus:g}, but the cluster has {all_gpus:g} GPUs")
+    else:
+        smallest = min(node.cpus for node in workers)
+        per_node = max(1, min(int(smallest), ACTORS_PER_NODE))
+        share = (smallest - 2 * IO_CPUS) / per_node if smallest > 2 * IO_CPUS else smallest / 2
+        # Ray counts in ten-thousandths
+        cpus = math.floor(share * 10_000) / 10_000 if config.cpus == "auto" else config.cpus
+        threads = max(1, round(cpus + IO_CPUS))
+        fitting = sum(math.floor((node.cpus - 2 * IO_CPUS) / cpus + 1e-6) for node in workers)
+    low = high = max(1, fitting)
+    if isinstance(config.count, Range):
+        low, high = max(1, config.count.min), config.count.max
+    elif config.count != "auto":
+        low = high = config.count
+    needed = low * cpus + 2 * IO_CPUS
+    if needed > free.cpus + 1e-6 or low * gpus > free.gpus + 1e-6:
+        asked = f"{low} actor(s) of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        has = f"{free.cpus:g} CPUs" + (f" and {free.gpus:g} GPUs" if gpus else "")
+        raise ResourceError(
+            f"{asked}, and {2 * IO_CPUS:g} CPU for reading and writing, are more than the {has} "
+            "that are free: lower actors.count or actors.cpus"
+        )
+    return ActorPlan(low, high, cpus, gpus, threads)
+
+
+class UnitSource(Datasource):  # type: ignore[misc]
+    """Read tasks of whole units, one block each."""
+
+    def __init__(self, run: Run, reads: Sequence[NDArray[np.int64]], work: Work) -> None:
+        """Take note of what is to be read; nothing is read here."""
+        super().__init__()
+        self._run, self._reads, self._work = run, reads, work
+
+    def get_name(self) -> str:
+        """Name of the operator."""
+        return "Units"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Decoded bytes of everything."""
+        return int(sum(self._run.plan.units["bytes"].to_pylist()))
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One task per read, however many Ray would like."""
+        del parallelism, per_task_row_limit, data_context
+        sizes = self._run.plan.units["bytes"].to_numpy()
+        tasks = []
+        for read in self._reads:
+            units = self._run.units(read)
+            metadata = BlockMetadata(
+                num_rows=sum(unit.rows for unit in units),
+                size_bytes=int(sizes[read].sum()),
+                input_files=None,
+                exec_stats=None,
+            )
+            tasks.append(ReadTask(_reader(self._work, units), metadata))
+        return tasks
+
+
+def _reader(work: Work, units: list[Unit]) -> Any:
+    return lambda: [work.read(units)]
+
+
+class TokenizeActor:
+    """Holds a tokenizer."""
+
+    def __init__(self, work: Work) -> None:
+        """Load it."""
+        os.environ["RAYON_NUM_THREADS"] = "1"
+        self._step = TokenizeStep(work)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Tokenize one block."""
+        return self._step(block)
+
+
+class ScoreActor:
+    """Holds a classifier on one device; tokenizes too where it has the CPUs for it."""
+
+    def __init__(self, work: Work, threads: int, tokenizes: bool) -> None:
+        """Load and prove it on the canaries."""
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
+        step = ScoreStep(work, threads=threads)
+        self._call = step.both if tokenizes else step
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Score one block."""
+        return self._call(block)
+
+
+def _write(scored: pa.Table, work: Work) -> pa.Table:
+    lines = [receipt.to_json() for receipt in work.write(scored)]
+    return pa.table({RECEIPT_COLUMN: pa.array(lines, pa.string())})
+
+
+class RayBackend:
+    """The connected Ray cluster; see `session.ray_session`."""
+
+    def __init__(self, job: ScoreJob) -> None:
+        """Size the pool once, while nothing of ours runs yet.
+
+        Raises:
+            ResourceError: If the cluster is too small for what the job asks.
+        """
+        self.plan = plan_actors(job.actors, cluster_nodes(), free_resources())
+
+    def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
+        """See `Backend.resolve`: a task with an actor's resources does it."""
+        plan = self.plan
+
+        def work() -> ResolvedEngine:
+            return resolve(
+                open_model(folder.location),
+                job.engine,
+                job.batching,
+                cuda=plan.gpus > 0,
+                max_tokens=job.long.max_tokens if job.long else None,
+                threads=plan.threads,
+            )
+
+        options: dict[str, Any] = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
+        if job.actors.labels:
+            options["label_selector"] = job.actors.labels
+        with own_errors():
+            return ray.get(ray.remote(**options)(work).remote())  # type: ignore[no-any-return]
+
+    def actors(self, job: ScoreJob) -> int:
+        """See `Backend.actors`."""
+        del job
+        return self.plan.max_count
+
+    def process(
+        self, run: Run, folder: ModelFolder, reads: Sequence[NDArray[np.int64]], job: ScoreJob
+    ) -> Iterator[list[Receipt]]:
+        """See `Backend.process`."""
+        plan = self.plan
+        work = Work.of(run, folder)
+        _set_context(job)
+        pool = ActorPoolStrategy(min_size=plan.min_count, max_size=plan.max_count)
+        actor_options: dict[str, Any] = {"num_cpus": plan.cpus}
+        if job.actors.labels:
+            actor_options["label_selector"] = job.actors.labels
+        data = ray.data.read_datasource(
+            UnitSource(run, reads, work), num_cpus=IO_CPUS, override_num_blocks=len(reads)
+        )
+        if plan.gpus:
+            actor_options["num_gpus"] = plan.gpus
+            data = map_whole_blocks(
+                data,
+                TokenizeActor,
+                compute=_tokenizer_pool(job),
+                fn_constructor_args=(work,),
+                num_cpus=job.tokenizers.cpus,
+                **({"label_selector": job.tokenizers.labels} if job.tokenizers.labels else {}),
+            )
+        data = map_whole_blocks(
+            data,
+            ScoreActor,
+            compute=pool,
+            fn_constructor_args=(work, plan.threads, not plan.gpus),
+            **actor_options,
+        )
+        data = map_whole_blocks(data, _write, fn_args=(work,), num_cpus=IO_CPUS)
+        with own_errors():
+            for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield [Receipt.from_json(line) for line in batch[RECEIPT_COLUMN].to_pylist()]
+
+
+def _tokenizer_pool(job: ScoreJob) -> ActorPoolStrategy:
+    count = job.tokenizers.count
+    if isinstance(count, Range):
+        return ActorPoolStrategy(min_size=max(1, count.min), max_size=count.max)
+    if count == "auto":
+        total = sum(node.cpus for node in cluster_nodes())
+        return ActorPoolStrategy(min_size=1, max_size=max(1, int(total / 2 / job.tokenizers.cpus)))
+    return ActorPoolStrategy(size=count)
+
+
+def _set_context(job: ScoreJob) -> None:
+    """What a run needs of Ray Data, set in one place."""
+    context = DataContext.get_current()
+    context.target_max_block_size = None  # whole units stay in one block
+    context.max_errored_blocks = 0  # a dropped block would be lost rows
+    context.enable_progress_bars = False  # ours knows the total
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = job.limits.no_progress
+
+
+class own_errors:
+    """Unwrap what a task or actor raised: our errors as themselves, others with their cause."""
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Raise the innermost error of ours, if there is one."""
+        del kind, trace
+        seen: BaseException | None = error
+        while seen is not None:
+            cause = getattr(seen, "cause", None)
+            if isinstance(seen, RayMlcError):
+                if seen is not error:
+                    raise type(seen)(str(seen)) from None
+                return
+            seen = cause if isinstance(cause, BaseException) else seen.__cause__

@@ -1,0 +1,217 @@
+"""The order of a scoring run, whichever runtime does the work.
+
+model → run opened or continued → pending units → reads → receipts → accounts → `_SUCCESS`. A
+backend says how the engine's `auto` is resolved and where reads are processed; everything that
+exactly-once rests on is here and in `scoring`, the same for one process and for a cluster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_mlc.config import ScoreJob
+from ray_mlc.corpus.footers import ReadSpec
+from ray_mlc.corpus.rows import read_block
+from ray_mlc.corpus.units import Unit, group_reads
+from ray_mlc.errors import InterruptedRunError, RayMlcError
+from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier
+from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.model.tokenization import Tokenizer
+from ray_mlc.runtime.progress import Display
+from ray_mlc.scoring.ledger import Run, Tally, finish_run, open_run
+from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
+from ray_mlc.scoring.score import score_block, tokenize_block
+
+READS_PER_ACTOR = 4
+"""Reads that a small input is cut into per actor, so that all of them work to the end."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to do its step; small, and the same for all of them."""
+
+    model: str
+    """Model folder, URI or hub id, as every node sees it."""
+    digest: str
+    """Digest of the model that the run is recorded for."""
+    resolved: ResolvedEngine
+    """The engine that the run is recorded for."""
+    spec: ReadSpec
+    """Columns to read."""
+    max_text_bytes: int
+    """Longest text."""
+    policy: str
+    """Long-document policy."""
+    thresholds_L: NDArray[np.float32]
+    """Threshold of each label."""
+    output: OutputSpec
+    """What parts look like."""
+    commit: CommitSpec
+    """Where parts go."""
+
+    @classmethod
+    def of(cls, run: Run, folder: ModelFolder) -> Work:
+        """The work of a run, with the model where this command has it."""
+        return cls(
+            model=folder.location,
+            digest=run.identity["model"],
+            resolved=run.resolved,
+            spec=run.plan.spec,
+            max_text_bytes=run.identity["input.max_text_bytes"],
+            policy=run.identity["long.policy"],
+            thresholds_L=run.decision.thresholds_L(run.label_set),
+            output=run.output,
+            commit=run.commit_spec,
+        )
+
+    def read(self, units: Sequence[Unit]) -> pa.Table:
+        """Units to one block."""
+        return read_block(units, self.spec, max_text_bytes=self.max_text_bytes)
+
+    def write(self, scored: pa.Table) -> list[Receipt]:
+        """A scored block to parts."""
+        return commit_parts(scored, self.commit)
+
+
+class TokenizeStep:
+    """Holds a tokenizer; a block's text becomes token ids."""
+
+    def __init__(self, work: Work) -> None:
+        """Load the tokenizer."""
+        folder = open_model(work.model)
+        self._policy = work.policy
+        self._tokenizer = Tokenizer.load(folder.path, max_tokens=work.resolved.max_tokens)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Tokenize a block."""
+        return tokenize_block(block, self._tokenizer, policy=self._policy)
+
+
+class ScoreStep:
+    """Holds a classifier that has passed its canaries; token ids become labels and scores."""
+
+    def __init__(self, work: Work, *, threads: int | None = None) -> None:
+        """Load the recorded engine and check it.
+
+        Raises:
+            ModelError: If the model is not the recorded one, or does not hold here.
+        """
+        folder = open_model(work.model)
+        if folder.digest != work.digest:
+            raise RayMlcError(
+                f"{work.model}: the files on this node differ from those that the run was started "
+                f"with ({folder.digest[:12]}, recorded {work.digest[:12]})"
+            )
+        self._work = work
+        self.classifier: Classifier = load_classifier(folder, work.resolved, threads=threads)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Score a tokenized block."""
+        return score_block(block, self.classifier, self._work.thresholds_L, self._work.output)
+
+    @cached_property
+    def tokenize(self) -> TokenizeStep:
+        """The step before, for actors that do both."""
+        return TokenizeStep(self._work)
+
+    def both(self, block: pa.Table) -> pa.Table:
+        """Tokenize and score a block."""
+        return self(self.tokenize(block))
+
+
+class Backend(Protocol):
+    """Where the work is done."""
+
+    def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
+        """Turn every `auto` of the engine into a fact, on the hardware that will score."""
+
+    def actors(self, job: ScoreJob) -> int:
+        """Processes that will hold the model."""
+
+    def process(
+        self, run: Run, folder: ModelFolder, reads: Sequence[NDArray[np.int64]], job: ScoreJob
+    ) -> Iterator[list[Receipt]]:
+        """Read, score and commit; yields receipts as units are done."""
+
+
+def score(job: ScoreJob, backend: Backend, display: Display) -> dict[str, Any]:
+    """Tag a corpus, or continue doing so.
+
+    Args:
+        job: What to score, and how.
+        backend: Where.
+        display: Told about progress.
+
+    Returns:
+        The summary: rows, statuses, tokens, speed.
+
+    Raises:
+        InterruptedRunError: On Ctrl-C or SIGTERM; what was committed stays.
+        RayMlcError: As `open_run` and `finish_run` say.
+    """
+    started = time.monotonic()
+    folder = open_model(job.model)
+    with display.stage("plan", None, "footers") as stage:
+        run, notes = open_run(
+            job,
+            folder,
+            lambda model: backend.resolve(model, job),
+            progress=lambda *_: stage.advance(1),
+        )
+    for note in notes:
+        display.say(f"note: {note}")
+    pending = run.pending()
+    total = run.plan.rows
+    tally = Tally()
+    left = sum(run.plan.units["rows"].take(pa.array(pending)).to_pylist())
+    engine = run.resolved
+    display.say(
+        f"{total:,} rows in {len(run.plan.units):,} units of {len(run.plan.files):,} files; "
+        f"{engine.name} {engine.dtype} on {engine.device}, at most {engine.max_tokens} tokens"
+    )
+    if left < total:
+        display.say(f"continuing: {total - left:,} rows are done already")
+    if len(pending):
+        reads = plan_reads(run, pending, job, actors=backend.actors(job))
+        with display.stage("score", total, "rows", done=total - left) as stage:
+            try:
+                for receipts in backend.process(run, folder, reads, job):
+                    tally.add(receipts)
+                    stage.advance(sum(item.rows for item in receipts), _set_aside(tally))
+            except KeyboardInterrupt:
+                raise InterruptedRunError(
+                    f"interrupted after {stage_done(tally, total - left):,} of {total:,} rows; "
+                    "what is written stays, run the same command to continue"
+                ) from None
+    return finish_run(run, tally, job.limits, seconds=time.monotonic() - started)
+
+
+def plan_reads(
+    run: Run, pending: NDArray[np.int64], job: ScoreJob, *, actors: int
+) -> list[NDArray[np.int64]]:
+    """Group the pending units into reads; few rows are cut finer, so that every actor works."""
+    units = run.plan.units.take(pa.array(pending))
+    rows = sum(units["rows"].to_pylist())
+    max_rows = min(job.units.rows, max(1, -(-rows // (actors * READS_PER_ACTOR))))
+    return [
+        pending[read] for read in group_reads(units, max_rows=max_rows, max_bytes=job.units.bytes)
+    ]
+
+
+def stage_done(tally: Tally, before: int) -> int:
+    """Rows that are in the output."""
+    return before + sum(item.rows for item in tally.done.values() if item.fault is None)
+
+
+def _set_aside(tally: Tally) -> str:
+    count = sum(item.fault is not None for item in tally.done.values())
+    return f"· {count} units set aside" if count else ""

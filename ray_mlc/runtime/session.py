@@ -1,0 +1,94 @@
+"""Start or join a Ray, and end what was started.
+
+A command joins a cluster only when it is told to (`--address` or `RAY_ADDRESS`); otherwise it
+starts a Ray of its own that ends with it. `ray.init()` alone might join somebody's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ray_mlc.errors import ResourceError
+
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.air")
+
+
+@dataclass(frozen=True)
+class NodeResources:
+    """What one node has for tasks and actors."""
+
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def ray_session(
+    address: str | None = None, *, num_cpus: int | None = None, quiet: bool = True
+) -> Iterator[Any]:
+    """A Ray for the block: joined if an address is known, else started and ended here.
+
+    Args:
+        address: Address of a cluster; None: `RAY_ADDRESS`, else a Ray of our own.
+        num_cpus: Logical CPUs of a Ray of our own; None: those of the machine.
+        quiet: Keep Ray's own talk off the terminal.
+
+    Yields:
+        The `ray` module, connected.
+
+    Raises:
+        ResourceError: If the cluster does not answer.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    # set on call, not at import: whoever imports this keeps their environment
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if quiet:
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    level = logging.ERROR if quiet else logging.INFO
+    options: dict[str, Any] = {"logging_level": level, "log_to_driver": not quiet}
+    try:
+        if address:
+            ray.init(address=address, **options)
+        else:
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        where = f"the Ray cluster at {address}" if address else "a local Ray"
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ResourceError(f"{where} does not answer: {line}") from None
+    if quiet:
+        for name in QUIET_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def cluster_nodes() -> list[NodeResources]:
+    """What each living node of the connected cluster has."""
+    import ray
+
+    return [
+        NodeResources(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def free_resources() -> NodeResources:
+    """What is not taken in the connected cluster."""
+    import ray
+
+    free = ray.available_resources()
+    return NodeResources(free.get("CPU", 0.0), free.get("GPU", 0.0))

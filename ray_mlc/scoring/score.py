@@ -1,0 +1,186 @@
+"""Blocks of text to blocks of labels and scores: pure functions of Arrow tables.
+
+`tokenize_block` and `score_block` are two steps because on a GPU machine they run in different
+processes; on CPU they run one after the other in the same actor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ray_mlc.corpus.rows import (
+    BLOCK_FAULT,
+    BLOCK_STATUS,
+    BLOCK_TEXT,
+    NOT_FINITE,
+    OK,
+    STATUSES,
+    TOO_LONG,
+)
+from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.decisions import decide
+from ray_mlc.model.tokenization import Ragged, Tokenizer
+from ray_mlc.scoring.parts import (
+    BLOCK_K_CUT,
+    BLOCK_PADDED,
+    SCORED_BLOCK_COLUMNS,
+    OutputSpec,
+    label_lists,
+    top_lists,
+)
+
+BLOCK_IDS = "__ray_mlc_ids"
+"""large_list<int32>: token ids after cutting; null where the row is not scored."""
+MAX_CELLS = 2**24
+"""Scores held at once, in cells of N × L: 64 MiB of float32, whatever the number of labels."""
+
+
+def tokenize_block(block: pa.Table, tokenizer: Tokenizer, *, policy: str) -> pa.Table:
+    """Replace the text by token ids.
+
+    Args:
+        block: As `corpus.rows.read_block` returns it.
+        tokenizer: Text to ids.
+        policy: `truncate`, or `skip`: longer documents get the status `too_long`.
+
+    Returns:
+        The block without its text, with `BLOCK_IDS`, `n_tokens` (null for rows without a text)
+        and `truncated`.
+    """
+    count = block.num_rows
+    status = block[BLOCK_STATUS].to_numpy().copy()
+    todo = (status == OK) & block[BLOCK_FAULT].is_null().to_numpy()
+    ragged = tokenizer.encode(block[BLOCK_TEXT].filter(pa.array(todo)).to_pylist())
+    n_tokens = np.zeros(count, np.int32)
+    n_tokens[todo] = ragged.n_tokens
+    cut = n_tokens > tokenizer.max_tokens
+    lengths = np.zeros(count, np.int64)
+    lengths[todo] = ragged.lengths
+    values = ragged.values
+    if policy == "skip" and cut.any():
+        status[cut] = TOO_LONG
+        keep = np.repeat(~cut[todo], ragged.lengths)
+        values, lengths = values[keep], np.where(cut, 0, lengths)
+        cut = np.zeros(count, np.bool_)
+    offsets = np.zeros(count + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    ids = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+    result = block.drop_columns([BLOCK_TEXT, BLOCK_STATUS])
+    result = result.append_column(BLOCK_STATUS, pa.array(status))
+    result = result.append_column(BLOCK_IDS, ids)
+    result = result.append_column("n_tokens", pa.array(n_tokens, mask=~todo))
+    return result.append_column("truncated", pa.array(cut, mask=~todo))
+
+
+def score_block(
+    block: pa.Table,
+    classifier: Classifier,
+    thresholds_L: NDArray[np.float32],
+    output: OutputSpec,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> pa.Table:
+    """Score a tokenized block.
+
+    Args:
+        block: As `tokenize_block` returns it.
+        classifier: Ids to scores.
+        thresholds_L: Threshold of each label.
+        output: What parts look like.
+        progress: Called with the rows done.
+
+    Returns:
+        The output columns and `SCORED_BLOCK_COLUMNS`, row for row.
+    """
+    ids = block[BLOCK_IDS].combine_chunks()
+    if isinstance(ids, pa.ChunkedArray):
+        ids = pa.concat_arrays(ids.chunks)
+    offsets, values = ids.offsets.to_numpy(), ids.values.to_numpy()
+    status = block[BLOCK_STATUS].to_numpy().copy()
+    faultless = block[BLOCK_FAULT].is_null().to_numpy()
+    before = classifier.stats.padded_tokens
+    chunk_rows = max(1, MAX_CELLS // len(classifier.label_set))
+    pieces = []
+    for low in range(0, block.num_rows, chunk_rows):
+        high = min(low + chunk_rows, block.num_rows)
+        todo = np.flatnonzero((status[low:high] == OK) & faultless[low:high])
+        scores_NL = np.full((high - low, len(classifier.label_set)), np.nan, np.float32)
+        scores_NL[todo] = classifier.scores(
+            _ragged(values, offsets[low : high + 1], todo), progress=progress
+        )
+        broken = todo[~np.isfinite(scores_NL[todo]).all(axis=1)]
+        status[low + broken] = NOT_FINITE
+        scored = np.zeros(high - low, np.bool_)
+        scored[todo] = True
+        scored[broken] = False
+        pieces.append(_score_columns(scores_NL, scored, thresholds_L, output))
+    columns = pa.concat_tables(pieces).combine_chunks()
+    for name in block.column_names:
+        if name not in (BLOCK_IDS, BLOCK_STATUS):
+            columns = columns.append_column(name, block[name])
+    scored_N = (status == OK) & faultless
+    columns = columns.append_column("n_windows", pa.array(scored_N.astype(np.int16)))
+    statuses = pa.DictionaryArray.from_arrays(
+        pa.array(status.astype(np.int32)), pa.array(list(STATUSES))
+    )
+    columns = columns.append_column("status", statuses)
+    padded = np.zeros(block.num_rows, np.int64)
+    padded[:1] = classifier.stats.padded_tokens - before
+    columns = columns.append_column(BLOCK_PADDED, pa.array(padded))
+    extra = [BLOCK_K_CUT] if output.format == "sparse" else []
+    return columns.select([*output.schema.names, *SCORED_BLOCK_COLUMNS, *extra])
+
+
+def _ragged(
+    values: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.intp]
+) -> Ragged:
+    """The documents `rows` of a block as ragged ids."""
+    lengths = (offsets[1:] - offsets[:-1])[rows]
+    starts = offsets[:-1][rows]
+    own = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(lengths, out=own[1:])
+    if len(rows) == len(offsets) - 1:
+        taken = values[offsets[0] : offsets[-1]]
+    else:
+        taken = values[np.repeat(starts - own[:-1], lengths) + np.arange(own[-1])]
+    return Ragged(taken, own, lengths.astype(np.int32))
+
+
+def _score_columns(
+    scores_NL: NDArray[np.float32],
+    scored_N: NDArray[np.bool_],
+    thresholds_L: NDArray[np.float32],
+    output: OutputSpec,
+) -> pa.Table:
+    """The columns that are made of scores; null for rows that were not scored."""
+    names = output.label_set.names
+    unscored = pa.array(~scored_N)
+    scores_NL = np.where(scored_N[:, None], scores_NL, np.float32("nan"))
+    labels = label_lists(scores_NL, decide(scores_NL, thresholds_L), names)
+    columns: dict[str, pa.Array] = {"labels": _null_where(unscored, labels)}
+    match output.format:
+        case "wide":
+            for column, name in enumerate(output.label_set.column_names):
+                values = np.ascontiguousarray(scores_NL[:, column])
+                columns[f"score_{name}"] = pa.array(values, mask=~scored_N)
+        case "sparse":
+            filled = np.where(scored_N[:, None], scores_NL, np.float32(-1))
+            top, cut_N = top_lists(filled, names, k=output.k, floor=output.floor)
+            columns["top"] = _null_where(unscored, top)
+            columns[BLOCK_K_CUT] = pa.array(cut_N)
+        case _:
+            flat = pa.array(scores_NL.astype(np.float16).ravel())
+            lists = pa.FixedSizeListArray.from_arrays(flat, len(names))
+            columns["scores"] = _null_where(unscored, lists)
+    return pa.table(columns)
+
+
+def _null_where(mask: pa.Array, values: pa.Array) -> pa.Array:
+    if not pc.any(mask).as_py():
+        return values
+    return pc.if_else(mask, pa.scalar(None, values.type), values)

@@ -1,0 +1,390 @@
+"""The fine-tuning loop: plain PyTorch, the same for one process and for many.
+
+Every rank derives the same global plan from lengths and seed: which documents form an optimizer
+step, which rank takes which of them, in how many forward passes. The loss of a step is the mean
+binary cross-entropy over the annotated cells of its GLOBAL batch, so 1 and n workers follow the
+same curve; ranks that have fewer passes run empty ones, masked out, so that collectives match.
+
+Nothing here knows Ray: `runtime.ray_train` wraps the model for several processes, stores
+checkpoints and reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ray_mlc.config import TrainingConfig
+from ray_mlc.model.batching import plan_batches
+from ray_mlc.model.classifier import sigmoid
+from ray_mlc.model.engines.torch_engine import pad
+from ray_mlc.model.tokenization import Ragged
+
+BUCKET_STEPS = 50
+"""Steps whose documents are sorted by length together: little padding, and still a random order."""
+MODEL_STATE = "model.safetensors"
+OPTIMIZER_STATE = "optimizer.pt"
+PROGRESS_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class TokenizedExamples:
+    """Examples as the loop needs them: numbers only, cheap to share between processes."""
+
+    ids: Ragged
+    """Token ids of N documents."""
+    positive_offsets: NDArray[np.int64]
+    """Where each document's labels begin in `positive_columns`, shape [N + 1]."""
+    positive_columns: NDArray[np.int32]
+    """Columns of the labels that are given."""
+    unannotated_offsets: NDArray[np.int64]
+    """The same for cells that nobody annotated."""
+    unannotated_columns: NDArray[np.int32]
+    label_count: int
+    """L."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def targets_BL(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Targets of some documents: 0, 1, or NaN where nobody annotated."""
+        targets = np.zeros((len(rows), self.label_count), np.float32)
+        for position, row in enumerate(rows.tolist()):
+            low, high = self.positive_offsets[row], self.positive_offsets[row + 1]
+            targets[position, self.positive_columns[low:high]] = 1
+            low, high = self.unannotated_offsets[row], self.unannotated_offsets[row + 1]
+            targets[position, self.unannotated_columns[low:high]] = np.nan
+        return targets
+
+
+def plan_epoch(
+    lengths_N: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int
+) -> list[NDArray[np.intp]]:
+    """The global batches of an epoch: each document once, neighbors of like length.
+
+    Args:
+        lengths_N: Tokens per document.
+        batch_size: Documents per optimizer step over all workers; the last step may have fewer.
+        seed: Seed of the order.
+        epoch: Counts from 0; another order each time.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths_N))
+    batches: list[NDArray[np.intp]] = []
+    bucket = batch_size * BUCKET_STEPS
+    for start in range(0, len(order), bucket):
+        rows = order[start : start + bucket]
+        rows = rows[np.argsort(lengths_N[rows], kind="stable")]
+        batches += [rows[low : low + batch_size] for low in range(0, len(rows), batch_size)]
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def share_of_rank(
+    batch: NDArray[np.intp],
+    lengths_N: NDArray[np.int64],
+    *,
+    rank: int,
+    world_size: int,
+    max_batch_tokens: int,
+) -> list[NDArray[np.intp]]:
+    """The forward passes of one rank for one step.
+
+    Documents are dealt by length, so that ranks have like work. All ranks get the same number of
+    passes; those without documents are empty arrays.
+    """
+    dealt = batch[np.argsort(-lengths_N[batch], kind="stable")]
+    passes = []
+    for other in range(world_size):
+        rows = dealt[other::world_size]
+        planned = plan_batches(lengths_N[rows], max_batch_tokens=max_batch_tokens)
+        passes.append([rows[index] for index in planned])
+    longest = max(map(len, passes))
+    empty = np.zeros(0, np.intp)
+    return passes[rank] + [empty] * (longest - len(passes[rank]))
+
+
+def learning_rate_factor(step: int, *, total: int, warmup: float, schedule: str) -> float:
+    """Factor on the peak rate at a step: a rise over `warmup`, then the schedule's fall."""
+    rise = max(1, round(total * warmup)) if warmup else 0
+    if step < rise:
+        return (step + 1) / rise
+    progress = (step - rise) / max(1, total - rise)
+    match schedule:
+        case "linear":
+            return max(0.0, 1.0 - progress)
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        case _:
+            return 1.0
+
+
+def head_bias(
+    setting: str | float | None, rates_L: NDArray[np.float64], rows: int
+) -> NDArray[np.float64] | None:
+    """First bias of the classification head.
+
+    `prior` is the log-odds of each label's rate, so that training does not begin with unlearning
+    a score of one half for everything (Lin et al. 2017, section 3.3, do it with one constant).
+    """
+    if setting is None:
+        return None
+    if not isinstance(setting, str):
+        return np.full(len(rates_L), float(setting))
+    # a label never or always seen would have infinite odds: count half a document more each way
+    smoothed = (rates_L * rows + 0.5) / (rows + 1)
+    odds: NDArray[np.float64] = np.log(smoothed / (1 - smoothed))
+    return odds
+
+
+def parameter_groups(model: Any, config: TrainingConfig) -> list[dict[str, Any]]:
+    """AdamW groups: head and encoder rates, decay on matrices only."""
+    base = getattr(model, model.base_model_prefix, None)
+    encoder = {
+        id(parameter)
+        for name, parameter in (base.named_parameters() if base is not None else ())
+        if "pooler" not in name
+    }
+    head_rate = config.head_learning_rate or config.learning_rate
+    groups: dict[tuple[bool, bool], list[Any]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            key = (id(parameter) in encoder, parameter.ndim > 1)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": config.learning_rate if in_encoder else head_rate,
+            "peak": config.learning_rate if in_encoder else head_rate,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (in_encoder, decays), parameters in groups.items()
+    ]
+
+
+def freeze_unused(model: Any, vocabulary_id: int = 1) -> list[str]:
+    """Freeze parameters that no logit depends on, and name them.
+
+    Several processes wait for the gradient of every trainable parameter; a pooler that the head
+    does not use would make them wait for ever.
+    """
+    ids = torch.full((1, 4), vocabulary_id)
+    was_training = model.training
+    model.eval()
+    model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum().backward()
+    frozen = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.requires_grad_(False)
+            frozen.append(name)
+        parameter.grad = None
+    model.train(was_training)
+    return frozen
+
+
+@dataclass
+class Fitter:
+    """One rank's side of the training."""
+
+    model: Any
+    """The bare model."""
+    wrapped: Any
+    """The model as `forward` is called: the bare one, or DistributedDataParallel around it."""
+    train: TokenizedExamples
+    config: TrainingConfig
+    pad_id: int
+    device: torch.device
+    amp_dtype: torch.dtype | None
+    """Autocast precision; None: float32."""
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config))
+        self.steps_per_epoch = math.ceil(len(self.train) / self.config.batch_size)
+        self.total_steps = self.steps_per_epoch * self.config.epochs
+
+    def run_epoch(
+        self, epoch: int, *, first_step: int = 0, on_step: Callable[[int, float], None]
+    ) -> float:
+        """Train one epoch, or the rest of it.
+
+        Args:
+            epoch: Counts from 0.
+            first_step: Step of the epoch to begin with.
+            on_step: Called after each step with its number in the epoch and its loss.
+
+        Returns:
+            Mean loss over the steps done here; the same on every rank.
+        """
+        self.wrapped.train()
+        lengths_N = self.train.ids.lengths
+        plan = plan_epoch(
+            lengths_N, batch_size=self.config.batch_size, seed=self.config.seed, epoch=epoch
+        )
+        losses = []
+        for step in range(first_step, len(plan)):
+            # a seed per step: a run resumed within an epoch draws the same dropout
+            torch.manual_seed(
+                (self.config.seed * 1_000_003 + epoch * self.steps_per_epoch + step) * 1009
+                + self.rank
+            )
+            losses.append(self._step(plan[step], lengths_N, epoch * self.steps_per_epoch + step))
+            on_step(step, losses[-1])
+        return float(np.mean(losses)) if losses else math.nan
+
+    def _step(self, batch: NDArray[np.intp], lengths_N: NDArray[np.int64], step: int) -> float:
+        factor = learning_rate_factor(
+            step,
+            total=self.total_steps,
+            warmup=self.config.warmup,
+            schedule=self.config.schedule,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        cells = self._annotated_cells(batch)
+        passes = share_of_rank(
+            batch,
+            lengths_N,
+            rank=self.rank,
+            world_size=self.world_size,
+            max_batch_tokens=max(self.config.max_batch_tokens, int(lengths_N.max())),
+        )
+        total = torch.zeros((), device=self.device)
+        for index, rows in enumerate(passes):
+            last = index == len(passes) - 1
+            with self._unsynchronized(active=not last):
+                loss = self._loss_sum(rows) / cells
+                # DistributedDataParallel averages gradients over ranks; the loss is a sum
+                (loss * self.world_size).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(total)
+        return float(total)
+
+    def _annotated_cells(self, batch: NDArray[np.intp]) -> int:
+        offsets = self.train.unannotated_offsets
+        missing = int((offsets[batch + 1] - offsets[batch]).sum())
+        return max(1, len(batch) * self.train.label_count - missing)
+
+    def _loss_sum(self, rows: NDArray[np.intp]) -> torch.Tensor:
+        """Sum of the cross-entropy over a pass's annotated cells; 0 for an empty pass."""
+        ids = self.train.ids.rows(rows) if len(rows) else [self.train.ids.row(0)[:1]]
+        logits = self._forward(ids)
+        if not len(rows):
+            return logits.sum() * 0.0
+        targets = torch.from_numpy(self.train.targets_BL(rows)).to(self.device)
+        known = ~torch.isnan(targets)
+        cells = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits, torch.where(known, targets, 0.0), reduction="none"
+        )
+        return torch.where(known, cells, 0.0).sum()
+
+    def _forward(self, ids: list[NDArray[np.int32]]) -> torch.Tensor:
+        input_ids_BT, mask_BT = pad(ids, self.pad_id)
+        enabled = self.amp_dtype is not None
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled):
+            output = self.wrapped(
+                input_ids=torch.from_numpy(input_ids_BT).to(self.device),
+                attention_mask=torch.from_numpy(mask_BT).to(self.device),
+            )
+        logits: torch.Tensor = output.logits.float()
+        return logits
+
+    @contextlib.contextmanager
+    def _unsynchronized(self, *, active: bool) -> Iterator[None]:
+        """Keep gradients to this rank until the last pass of a step."""
+        if active and self.world_size > 1:
+            with self.wrapped.no_sync():
+                yield
+        else:
+            yield
+
+    @torch.no_grad()
+    def predict(self, examples: TokenizedExamples) -> NDArray[np.float32]:
+        """Scores of all examples, shape [N, L]; each is computed on one rank, all ranks get it."""
+        self.model.eval()
+        lengths_N = examples.ids.lengths
+        mine = np.argsort(-lengths_N, kind="stable")[self.rank :: self.world_size]
+        budget = max(self.config.max_batch_tokens, int(lengths_N.max(initial=1)))
+        scores = np.zeros((len(mine), examples.label_count), np.float32)
+        for batch in plan_batches(lengths_N[mine], max_batch_tokens=budget):
+            wrapped, self.wrapped = self.wrapped, self.model
+            try:
+                logits = self._forward(examples.ids.rows(mine[batch]))
+            finally:
+                self.wrapped = wrapped
+            scores[batch] = sigmoid(logits.cpu().numpy())
+        if self.world_size == 1:
+            shares = [(mine, scores)]
+        else:
+            shares = [(mine, scores)] * self.world_size
+            torch.distributed.all_gather_object(shares, (mine, scores))
+        result = np.zeros((len(examples), examples.label_count), np.float32)
+        for rows, values in shares:
+            result[rows] = values
+        return result
+
+    def save(self, folder: Path, progress: dict[str, Any]) -> None:
+        """Write a checkpoint: weights, optimizer, and where training stands."""
+        from safetensors.torch import save_file
+
+        weights = {name: value.contiguous() for name, value in _unshared(self.model).items()}
+        save_file(weights, folder / MODEL_STATE)
+        torch.save(self.optimizer.state_dict(), folder / OPTIMIZER_STATE)
+        (folder / PROGRESS_STATE).write_text(json.dumps(progress), encoding="utf-8")
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Take up a checkpoint; where training stands."""
+        load_weights(self.model, folder / MODEL_STATE)
+        state = torch.load(folder / OPTIMIZER_STATE, weights_only=True, map_location=self.device)
+        self.optimizer.load_state_dict(state)
+        return read_progress(folder)
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """Where the training of a checkpoint stands."""
+    return dict(json.loads((folder / PROGRESS_STATE).read_text(encoding="utf-8")))
+
+
+def load_weights(model: Any, file: Path) -> None:
+    """Load safetensors weights into a model of the same shape."""
+    from safetensors.torch import load_file
+
+    result = model.load_state_dict(load_file(file), strict=False)
+    expected = set(_unshared(model))
+    if missing := expected & set(result.missing_keys):
+        raise RuntimeError(f"{file}: lacks {min(missing)}")
+
+
+def _unshared(model: Any) -> dict[str, torch.Tensor]:
+    """State dict without the second name of tensors that share memory (tied weights)."""
+    seen: dict[int, str] = {}
+    unique = {}
+    for name, value in model.state_dict().items():
+        if seen.setdefault(value.data_ptr(), name) == name or value.numel() == 0:
+            unique[name] = value
+    return unique
+
+
+def training_dtype(setting: str, device: torch.device) -> torch.dtype | None:
+    """Autocast precision: bfloat16 where the hardware multiplies it; None for float32."""
+    from ray_mlc.model.engines.torch_engine import cpu_has_bfloat16
+
+    if setting == "float32":
+        return None
+    if setting == "auto":
+        has = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bfloat16()
+        return torch.bfloat16 if has else None
+    return torch.bfloat16
