@@ -391,6 +391,15 @@ def load_job(
         raise ConfigError(f"{where}: {describe(error, kind)}") from None
 
 
+def kind_of(path: str | Path) -> str:
+    """What a job file says it is; `score` where it does not say.
+
+    Raises:
+        ConfigError: If the file cannot be read.
+    """
+    return str(_read_yaml(Path(path)).get("kind", "score"))
+
+
 def dump_job(job: ScoreJob | TrainJob) -> str:
     """The resolved job as YAML that `load_job` reads back."""
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -453,7 +462,9 @@ def describe(error: ValidationError, kind: type[BaseModel]) -> str:
             branches = [item for item in problems if _same_value(item, problem)]
             # of a union's branches, those that the value was shaped for say what is wrong with it
             fitting = [item for item in branches if not item["type"].endswith("_type")]
-            said = [_expectation(item) for item in fitting or branches]
+            if all(item["type"] == "literal_error" for item in fitting):
+                fitting = branches
+            said = [_expectation(item) for item in fitting]
             text = f"{dotted} is {problem['input']!r}: expected {' or '.join(dict.fromkeys(said))}"
     return text.replace("\n", " ")
 

@@ -1,21 +1,21 @@
 """A corpus with known labels, for the demo, the tests and the benchmarks: no downloads.
 
 The language is invented: English function words around content words made of a root and endings
-("the stonalist never glivenated any plozarns"). Each label owns twenty roots, others belong to
-none. Two properties that real text has too decide who tags it well:
+("the dautuvenist has medolated the giralmions of the bait"). Each label owns twenty roots, others
+belong to none. A small encoder beats TF-IDF over words here, for one reason: forms are many. A
+root takes over two hundred pairs of endings, as in Finnish or Turkish or the terms of chemistry,
+so that a document to tag is full of forms seen rarely or never. To TF-IDF over words, two forms of
+a root have nothing in common. WordPiece cuts words into pieces, one of which is the root or
+nearly, and the encoder learns roots.
 
-* Forms are many. A root takes over two hundred pairs of endings, as in Finnish or Turkish or the
-  terms of chemistry, so that a document to tag is full of forms seen rarely or never. To TF-IDF
-  over words, two forms of a root have nothing in common. WordPiece cuts words into pieces, and
-  one of them is the root, or nearly.
-* Being named is not being the subject. "Without any sign of X" names X and says it is absent, and
-  the negation reaches from its word to the end of the clause. A bigram sees one word to the left;
-  an encoder attends to the whole clause.
+That is all that the margin shows: nothing follows for text with few forms. TF-IDF over character
+n-grams finds the roots as well, and closes most of the gap. Micro-F1 on 2,000 documents after
+training on 8,000: words 56, characters 77, encoder 85.
 
-That is why a small encoder wins here, and all that its margin shows: nothing follows for text
-with few forms and no denials. Features of character n-grams close part of the first gap and none
-of the second. Some labels are missing or wrong, as annotators leave them, so nothing scores
-100 %.
+Nothing scores 100 %. Some labels are missing or wrong, as annotators leave them, and clauses name
+subjects only to deny them ("without any sign of X", up to the end of the clause), which a count
+of words or roots takes for the subject. The encoder of `write_encoder` does not learn to see
+this either from 8,000 documents: it goes by how often a subject is named.
 
 One seed gives one corpus, the same on every machine; the language is the same for all seeds, so
 that a model trained on the documents of one seed tags those of another.

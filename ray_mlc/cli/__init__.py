@@ -1,1 +1,74 @@
-"""The `ray-mlc` command line."""
+"""The `ray-mlc` command line.
+
+Commands parse, hand over and print; what they call is in `runtime` and below. Heavy imports are
+inside the commands, so that `--help` answers at once. Data goes to stdout, talk to stderr.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one line and an exit code."""
+    from ray_mlc.cli.app import app
+    from ray_mlc.errors import RayMlcError
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(standalone_mode=False)
+    except RayMlcError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again", 130)
+    except BrokenPipeError:  # `ray-mlc … | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        code = _usage_exit_code(error)
+        if code is None:
+            raise  # a bug keeps its traceback
+        sys.exit(code)
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does."""
+    del signal_number, frame
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, exit_code: int) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    if exit_code == 130:
+        sys.stderr.write(f"continue with: {_command()}\n")
+    sys.stderr.flush()
+    sys.exit(exit_code)
+
+
+def _command() -> str:
+    """The command as it was typed."""
+    import shlex
+
+    return shlex.join(["ray-mlc", *sys.argv[1:]])
+
+
+def _usage_exit_code(error: Exception) -> int | None:
+    """Exit code of what the option parser raised, after printing it; None for other errors."""
+    import typer
+    from typer.exceptions import TyperException
+
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, typer.Abort):
+        return 130
+    if isinstance(error, TyperException):
+        message = error.format_message().replace("\n", " ")
+        if message:  # help was asked for by giving nothing
+            sys.stderr.write(f"error: {message}\n")
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            sys.stderr.write(f"see: {context.command_path} --help\n")
+        return 2
+    return None

@@ -50,6 +50,8 @@ def ray_session(
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     if quiet:
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        # Ray's C++ side writes to the terminal past every logger
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
@@ -67,12 +69,17 @@ def ray_session(
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ResourceError(f"{where} does not answer: {line}") from None
     if quiet:
-        for name in QUIET_LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        _silence()
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _silence() -> None:
+    """Keep Ray's loggers to errors; importing the libraries first, which set their levels."""
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def cluster_nodes() -> list[NodeResources]:

@@ -119,7 +119,7 @@ def test_texts_are_sentences(many: pa.Table) -> None:
         assert not any(text.count(odd) for odd in ("  ", " ,", " .", ",.", "..", ",,"))
 
 
-def test_the_subject_words_of_new_documents_are_mostly_new_forms(many: pa.Table) -> None:
+def test_fresh_documents_bring_new_forms_of_words(many: pa.Table) -> None:
     seen = {word for text in many["text"].to_pylist() for word in text.lower().split()}
     fresh = " ".join(documents(200, seed=4)["text"].to_pylist()).lower().split()
     new = [word for word in fresh if word not in seen]

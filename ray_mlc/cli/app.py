@@ -1,0 +1,411 @@
+"""All commands, one short function each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ray_mlc.errors import ConfigError, GateError, ResourceError
+
+if TYPE_CHECKING:
+    from ray_mlc.config import ScoreJob
+
+app = typer.Typer(
+    name="ray-mlc",
+    help="Fine-tune encoders for multi-label text classification, and tag corpora of any size.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Make examples from other data.", no_args_is_help=True)
+config_app = typer.Typer(help="Job files: their schema, and what they come to.")
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+JobFile = Annotated[Path | None, typer.Argument(help="YAML job file.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other key of the job: section.key=value.", show_default=False),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster to use; default: RAY_ADDRESS, else a Ray that ends with the command.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Text = Annotated[str, typer.Option(help="Text column.")]
+Labels = Annotated[str, typer.Option(help="Label column, or 0/1 columns separated by commas.")]
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from ray_mlc import __version__
+
+        typer.echo(f"ray-mlc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write everything.")] = Path(
+        "ray-mlc-demo"
+    ),
+    rows: Annotated[int, typer.Option(min=100, help="Documents to tag.")] = 24_000,
+    examples: Annotated[int, typer.Option(min=500, help="Training examples.")] = 8_000,
+    seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Show the whole story on a synthetic corpus: train, compare, tag, verify. No downloads."""
+    from ray_mlc.cli.tables import print_demo, print_metrics, print_score_summary
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.session import ray_session
+
+    display = Display(quiet=quiet)
+    with ray_session():
+        from ray_mlc.runtime import demo as story
+
+        story.make_data(folder, rows=rows, examples=examples, seed=seed, display=display)
+        columns = story.train_and_compare(folder, seed=seed, display=display)
+        print_metrics("test examples, thresholds fitted on validation", columns)
+        summary, verdict = story.tag_and_verify(folder, display)
+    print_score_summary(str(folder / "tags"), summary)
+    print_demo(folder, verdict, story.tagged_documents(folder))
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[
+        str, typer.Argument(help="CSV, JSONL or Parquet file(s), or a hub data set.")
+    ],
+    output: Annotated[str, typer.Argument(help="Parquet file of examples to write.")],
+    text: Text = "text",
+    labels: Labels = "labels",
+    id: Annotated[
+        str | None, typer.Option("--id", help="Id column; default: id, if there.")
+    ] = "id",
+    delimiter: Annotated[
+        str | None, typer.Option(help="Splits a text column of labels.", show_default=False)
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            help="Label names, separated by commas, for integer labels.", show_default=False
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a hub data set.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
+    json: Json = False,
+) -> None:
+    """Turn CSV, JSONL, Parquet or a hub data set into examples: id, text, labels."""
+    from dataclasses import asdict
+
+    from ray_mlc.training.convert import convert
+
+    summary = convert(
+        source,
+        output,
+        text=text,
+        labels=_columns(labels),
+        id=id,
+        delimiter=delimiter,
+        names=names.split(",") if names else None,
+        split=split,
+        overwrite=overwrite,
+    )
+    if json:
+        _print_json(asdict(summary))
+        return
+    typer.echo(f"{summary.rows:,} examples with {len(summary.labels)} labels in {output}")
+    for label, count in list(summary.labels.items())[:20]:
+        typer.echo(f"  {count:>9,}  {label}")
+    if len(summary.labels) > 20:
+        typer.echo(f"  … and {len(summary.labels) - 20} more")
+
+
+@app.command()
+def train(
+    job: JobFile = None,
+    train_data: Annotated[
+        str | None, typer.Option("--train", help="Examples to learn from.", show_default=False)
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Examples held out.", show_default=False)
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder; default distilbert/distilbert-base-uncased."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Model folder to write.", show_default=False)
+    ] = None,
+    set_: Set = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune an encoder on Ray Train; the result is a model folder."""
+    from ray_mlc.cli.tables import print_metrics
+    from ray_mlc.config import TrainJob, load_job
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.session import ray_session
+
+    options = {
+        "data.train": train_data,
+        "data.validation": validation,
+        "encoder": encoder,
+        "output": output,
+        "ray.address": address,
+    }
+    spec = load_job(TrainJob, job, options=options, overrides=set_ or ())
+    display = Display(quiet=quiet)
+    with ray_session(spec.ray.address):
+        from ray_mlc.runtime.ray_train import train as run_train
+
+        summary = run_train(spec, display)
+    if json:
+        _print_json(summary)
+        return
+    columns = {"at 0.5": summary["metrics"]["at_half"]}
+    columns[f"at {summary['threshold']:.3f}"] = summary["metrics"]["decision"]
+    print_metrics("validation", columns)
+    typer.echo(f"model: {summary['model']} (epoch {summary['best_epoch']})")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    examples: Annotated[list[str], typer.Argument(help="Examples: Parquet, CSV or JSONL.")],
+    text: Text = "text",
+    labels: Labels = "labels",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="JSON to write; default: MODEL/evaluation/<examples>.json."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on labelled examples, beside the dummy that knows only label rates."""
+    from ray_mlc.cli.tables import print_evaluation
+    from ray_mlc.runtime.evaluate import evaluate_model
+    from ray_mlc.runtime.progress import Display
+
+    result, written = evaluate_model(
+        model,
+        examples,
+        text=text,
+        labels=_columns(labels),
+        dtype=dtype,
+        device=device,
+        output=output,
+        display=Display(quiet=quiet),
+    )
+    if json:
+        _print_json(result)
+        return
+    print_evaluation(result)
+    typer.echo(f"written: {written}")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    texts: Annotated[list[str], typer.Argument(help="Texts; - reads one per line from stdin.")],
+    top: Annotated[int, typer.Option(min=1, help="Scores shown per text.")] = 10,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Labels, scores and latency of single texts."""
+    from ray_mlc.cli.tables import print_predictions
+    from ray_mlc.runtime.evaluate import predict_texts
+
+    if texts == ["-"]:
+        texts = [line.rstrip("\n") for line in sys.stdin]
+    results = predict_texts(model, texts, dtype=dtype, device=device)
+    if json:
+        _print_json(results)
+        return
+    print_predictions(results, top=top)
+
+
+@app.command()
+def score(
+    job: JobFile = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, URI or hub id.", show_default=False)
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", help="Parquet folder, glob, file or URI.", show_default=False),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Output folder or URI.", show_default=False)
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Text column or template; default text.", show_default=False)
+    ] = None,
+    local: Annotated[bool, typer.Option(help="One process, without Ray.")] = False,
+    set_: Set = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tag a corpus; run the same command again to continue."""
+    from ray_mlc.cli.tables import print_score_summary
+    from ray_mlc.config import ScoreJob, load_job
+
+    options = {
+        "model": model,
+        "input": input,
+        "output": output,
+        "input.text": text,
+        "ray.address": address,
+    }
+    spec = load_job(ScoreJob, job, options=options, overrides=set_ or ())
+    summary = _score(spec, local=local, quiet=quiet)
+    if json:
+        _print_json(summary)
+        return
+    print_score_summary(spec.output.path, summary)
+
+
+def _score(spec: ScoreJob, *, local: bool, quiet: bool) -> dict[str, Any]:
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.score import score as run_score
+    from ray_mlc.runtime.session import ray_session
+
+    display = Display(quiet=quiet)
+    if local:
+        from ray_mlc.runtime.local import LocalBackend
+
+        return run_score(spec, LocalBackend(), display)
+    with ray_session(spec.ray.address):
+        from ray_mlc.runtime.ray_data import RayBackend
+
+        return run_score(spec, RayBackend(spec), display)
+
+
+@app.command()
+def status(
+    output: Annotated[str, typer.Argument(help="Output folder of score.")], json: Json = False
+) -> None:
+    """Progress of a run, from one listing of its output."""
+    from ray_mlc.scoring.verify import progress_of
+
+    state = progress_of(output)
+    if json:
+        _print_json(state)
+        return
+    rows, units = state["rows"], state["units"]
+    share = rows["written"] / rows["planned"] if rows["planned"] else 1.0
+    typer.echo(
+        f"{state['state']}: {rows['written']:,} of {rows['planned']:,} rows ({share:.1%}), "
+        f"{units['written']:,} of {units['planned']:,} units, {state['set_aside']} set aside, "
+        f"{state['bytes'] / 2**20:,.1f} MiB; model {state['model']}, started {state['created']}"
+    )
+
+
+@app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="Output folder of score.")],
+    deep: Annotated[bool, typer.Option(help="Also read the key of every row.")] = False,
+    json: Json = False,
+) -> None:
+    """Prove that each planned row is in the output once, or set aside by name."""
+    from ray_mlc.cli.tables import print_verdict
+    from ray_mlc.scoring.verify import verify as run_verify
+
+    verdict = run_verify(output, deep=deep)
+    if json:
+        _print_json(verdict.to_dict())
+    else:
+        print_verdict(verdict)
+    if not verdict.holds:
+        first = verdict.problems[0] if verdict.problems else "rows are missing"
+        raise GateError(f"{output}: not every row is there once: {first}")
+
+
+@app.command()
+def doctor(
+    output: Annotated[
+        str | None, typer.Option(help="Also try to write there.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Also load it and check its canaries.", show_default=False)
+    ] = None,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Check what would fail tonight: versions, cores, memory, Ray, storage, model."""
+    from dataclasses import asdict
+
+    from ray_mlc.cli.tables import print_checks
+    from ray_mlc.runtime.doctor import run_checks
+
+    checks = list(run_checks(output=output, model=model, address=address))
+    if json:
+        _print_json([asdict(check) for check in checks])
+    else:
+        print_checks(checks)
+    failed = [check for check in checks if check.state == "fails"]
+    if failed:
+        raise ResourceError(f"{failed[0].name}: {failed[0].finding}")
+
+
+@config_app.command("schema")
+def config_schema(
+    kind: Annotated[str, typer.Argument(help="score or train.")],
+) -> None:
+    """JSON schema of a job file, for editors."""
+    _print_json(_kind(kind).model_json_schema())
+
+
+@config_app.command("render")
+def config_render(
+    job: Annotated[Path, typer.Argument(help="YAML job file.")], set_: Set = None
+) -> None:
+    """The job with every default filled in."""
+    from ray_mlc.config import dump_job, kind_of, load_job
+
+    kind = _kind(kind_of(job))
+    typer.echo(dump_job(load_job(kind, job, overrides=set_ or ())), nl=False)
+
+
+def _kind(kind: str) -> Any:
+    from ray_mlc.config import ScoreJob, TrainJob
+
+    kinds = {"score": ScoreJob, "train": TrainJob}
+    if kind not in kinds:
+        raise ConfigError(f"kind is {kind!r}, expected score or train")
+    return kinds[kind]
+
+
+def _columns(labels: str) -> str | list[str]:
+    names = [name.strip() for name in labels.split(",")]
+    return names if len(names) > 1 else labels
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,155 @@
+"""What commands print for people: tables and lines on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ray_mlc.evaluation.metrics import METRIC_NAMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ray_mlc.runtime.doctor import Check
+    from ray_mlc.scoring.verify import Verdict
+
+LABELS_SHOWN = 30
+FILES_SHOWN = 20
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=False)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(
+            column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0
+        )
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def print_metrics(title: str, columns: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Metrics in rows, models or decisions in columns."""
+    table = _table(title, "metric", *columns)
+    for name in METRIC_NAMES:
+        table.add_row(name, *(_figure(metrics.get(name)) for metrics in columns.values()))
+    _console().print(table)
+
+
+def print_evaluation(result: Mapping[str, Any]) -> None:
+    """The metrics table, and the labels with the most support."""
+    columns = {"at 0.5": result["at_half"], "decision": result["decision"]}
+    print_metrics(f"{result['n']:,} examples", {**columns, "dummy": result["dummy"]})
+    labels = sorted(result["per_label"], key=lambda row: -row["support"])
+    shown = labels[:LABELS_SHOWN]
+    of_all = "" if len(shown) == len(labels) else f", {len(shown)} most frequent of {len(labels)}"
+    table = _table(
+        f"per label, at the decision{of_all}",
+        *("label", "precision", "recall", "f1", "support", "predicted", "avg. precision"),
+    )
+    for row in shown:
+        table.add_row(
+            row["label"],
+            *(_figure(row[name]) for name in ("precision", "recall", "f1")),
+            f"{row['support']:,}",
+            f"{row['predicted']:,}",
+            _figure(row["average_precision"]),
+        )
+    _console().print(table)
+
+
+def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None:
+    """Each text with its best scores; a mark where the decision gives the label."""
+    console = _console()
+    for result in results:
+        cut = ", cut" if result["truncated"] else ""
+        text = result["text"] if len(result["text"]) <= 70 else result["text"][:69] + "…"
+        console.print(
+            f"{text!r}  {result['latency_ms']:.1f} ms, {result['n_tokens']} tokens{cut}",
+            markup=False,
+        )
+        console.print(f"  labels: {', '.join(result['labels']) or '(none)'}", markup=False)
+        ranked = sorted(result["scores"].items(), key=lambda item: -item[1])
+        for label, score in ranked[:top]:
+            mark = "●" if label in result["labels"] else " "
+            console.print(f"  {mark} {score:.4f}  {label}", markup=False)
+
+
+def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
+    """What a scoring run did."""
+    rows, here = summary["rows"], summary["this_process"]
+    console = _console()
+    statuses = ", ".join(f"{count:,} {name}" for name, count in summary["statuses"].items())
+    console.print(
+        f"{rows['written']:,} of {rows['planned']:,} rows written to {output} ({statuses})",
+        markup=False,
+    )
+    if rows["set_aside"] or summary["bad_files"]:
+        console.print(
+            f"{rows['set_aside']:,} rows of {summary['bad_files']} file(s) set aside: see "
+            "_ray_mlc/failures.json"
+        )
+    if here["rows"]:
+        console.print(
+            f"{here['rows_per_s']:,.0f} rows/s, {here['tokens_per_s']:,.0f} tokens/s, padding "
+            f"{here['padding']:.1%}, {here['seconds']:,.1f} s; {summary['labels_per_row']:.2f} "
+            f"labels per row, {summary['truncated']:,} texts cut"
+        )
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Rows per file, and what is wrong."""
+    counts = ("planned", "written", "set_aside", "duplicated", "missing")
+    table = _table(verdict.output, "file", *(name.replace("_", " ") for name in counts))
+    wrong_first = sorted(verdict.files, key=lambda file: (file.holds, file.source))
+    for file in wrong_first[:FILES_SHOWN]:
+        table.add_row(file.source, *(f"{getattr(file, name):,}" for name in counts))
+    if len(verdict.files) > FILES_SHOWN:
+        table.add_row(f"… {len(verdict.files) - FILES_SHOWN:,} more", *([""] * len(counts)))
+    table.add_section()
+    table.add_row("all", *(f"{verdict.total(name):,}" for name in counts))
+    console = _console()
+    console.print(table)
+    for problem in verdict.problems[:10]:
+        console.print(f"wrong: {problem}", markup=False)
+    if len(verdict.problems) > 10:
+        console.print(f"… and {len(verdict.problems) - 10:,} more")
+    state = "complete" if verdict.complete else "unfinished"
+    word = "holds" if verdict.holds else "does not hold"
+    console.print(f"{state}; {word}: written + set aside {'=' if verdict.holds else '≠'} planned")
+
+
+def print_demo(folder: Path, verdict: Verdict, documents: Sequence[Mapping[str, Any]]) -> None:
+    """Where everything lies, and a few tagged documents."""
+    console = _console()
+    console.print(
+        f"verified: {verdict.total('written'):,} rows written, {verdict.total('missing')} missing, "
+        f"{verdict.total('duplicated')} twice"
+    )
+    for name, what in (("model", "model folder"), ("tags", "labels and scores, as Parquet")):
+        console.print(f"  {folder / name}  {what}", markup=False)
+    for document in documents:
+        text = document["text"]
+        best = ", ".join(f"{label} {score:.3f}" for label, score in document["best"].items())
+        console.print(f"\n{document['source']} row {document['row']}: {text[:100]}…", markup=False)
+        console.print(f"  labels: {', '.join(document['labels'])}   (best: {best})", markup=False)
+
+
+def print_checks(checks: Iterable[Check]) -> None:
+    """What `doctor` found."""
+    table = _table("doctor", "check", "state", "finding")
+    table.columns[2].justify = "left"
+    table.columns[2].no_wrap = False
+    for check in checks:
+        table.add_row(check.name, check.state, check.finding)
+    _console().print(table)

@@ -1,0 +1,148 @@
+"""Evaluate and predict in this process: few texts, all cores, no Ray."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_mlc.config import BatchingConfig, EngineConfig
+from ray_mlc.errors import ConfigError, DataError
+from ray_mlc.evaluation.evaluate import evaluate
+from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.decisions import decide
+from ray_mlc.model.engines.choose import load_classifier, resolve
+from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime.progress import Display
+from ray_mlc.training.examples import Examples, read_examples
+
+
+def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
+    """A classifier in this process.
+
+    Args:
+        folder: The model.
+        dtype: `float32`, `bfloat16`, `float16` or `auto`.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        ConfigError: If a name is none of these.
+        ModelError: If the model cannot run as asked.
+    """
+    import torch
+
+    if device not in ("cpu", "cuda", "auto"):
+        raise ConfigError(f"--device is {device!r}, expected cpu, cuda or auto")
+    if dtype not in ("float32", "bfloat16", "float16", "auto"):
+        raise ConfigError(f"--dtype is {dtype!r}, expected float32, bfloat16, float16 or auto")
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    engine = EngineConfig(dtype=dtype)  # type: ignore[arg-type]
+    resolved = resolve(folder, engine, BatchingConfig(), cuda=cuda, max_tokens=None)
+    return load_classifier(folder, resolved)
+
+
+def evaluate_model(
+    model: str,
+    examples: Sequence[str],
+    *,
+    text: str,
+    labels: str | Sequence[str],
+    dtype: str,
+    device: str,
+    output: Path | None,
+    display: Display,
+) -> tuple[dict[str, Any], Path]:
+    """Measure a model on examples, and save the figures.
+
+    Returns:
+        The figures (`evaluation.evaluate.evaluate`, and `model`, `examples`, `threshold`,
+        `unknown_labels`, `seconds`), and the file they were written to.
+    """
+    folder = open_model(model)
+    label_set = folder.label_set
+    data = read_examples(list(examples), text=text, labels=labels, label_set=label_set)
+    data = _annotated(data)
+    unknown = data.label_set.names[len(label_set) :]
+    if unknown:
+        display.say(
+            f"note: {len(unknown)} label(s) of the examples are unknown to the model, such as "
+            f"{unknown[0]!r}: every one of them counts as a miss"
+        )
+    started = time.monotonic()
+    classifier = load_here(folder, dtype=dtype, device=device)
+    with display.stage("evaluate", len(data), "examples") as stage:
+        scores_NL = classifier.predict_proba(data.texts.to_pylist(), progress=stage.advance)
+    if not np.isfinite(scores_NL).all():
+        raise DataError(f"{model}: the model gives scores that are not finite")
+    extra = len(unknown)
+    rates = folder.info.label_rates
+    result = evaluate(
+        data.targets_NL(),
+        np.pad(scores_NL, ((0, 0), (0, extra))),
+        label_set=data.label_set,
+        thresholds_L=np.pad(
+            folder.info.decision.thresholds_L(label_set), (0, extra), constant_values=1
+        ),
+        rates_L=np.pad(np.array(rates or data.label_rates()[: len(label_set)]), (0, extra)),
+    )
+    result |= {
+        "model": model,
+        "examples": list(examples),
+        "threshold": folder.info.decision.threshold,
+        "unknown_labels": list(unknown),
+        "dtype": classifier.engine.dtype,
+        "seconds": round(time.monotonic() - started, 3),
+        "tokens": int(classifier.stats.real_tokens),
+        "padding": round(classifier.stats.padding, 4),
+    }
+    if output is None:
+        output = folder.path / "evaluation" / f"{Path(examples[0].rstrip('/')).stem}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+    return result, output
+
+
+def _annotated(examples: Examples) -> Examples:
+    rows = np.flatnonzero(examples.annotated)
+    if not len(rows):
+        raise DataError("no example is annotated: every label is null")
+    return examples if len(rows) == len(examples) else examples.take(rows)
+
+
+def predict_texts(
+    model: str, texts: Sequence[str], *, dtype: str, device: str
+) -> list[dict[str, Any]]:
+    """Labels, scores and latency of single texts.
+
+    Returns:
+        Per text: `text`, `labels` (best first), `scores` by label, `latency_ms` (tokenizing, one
+        forward pass and decision, after a warm-up), `n_tokens`, `truncated`.
+    """
+    folder = open_model(model)
+    classifier = load_here(folder, dtype=dtype, device=device)
+    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+    classifier.predict_proba(list(texts[:1]))  # the first pass pays for allocations
+    results = []
+    for text in texts:
+        started = time.perf_counter()
+        ragged = classifier.tokenizer.encode([text])
+        scores_L = classifier.scores(ragged)[0]
+        given = decide(scores_L, thresholds_L)
+        latency = time.perf_counter() - started
+        order = np.argsort(-scores_L, kind="stable")
+        names = folder.label_set.names
+        results.append(
+            {
+                "text": text,
+                "labels": [names[column] for column in order if given[column]],
+                "scores": {name: float(score) for name, score in zip(names, scores_L, strict=True)},
+                "latency_ms": round(latency * 1000, 3),
+                "n_tokens": int(ragged.n_tokens[0]),
+                "truncated": bool(ragged.n_tokens[0] > classifier.tokenizer.max_tokens),
+            }
+        )
+    return results

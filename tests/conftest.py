@@ -1,0 +1,163 @@
+"""What many tests share: a random tiny model, a small corpus, and runs in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pytest
+
+from ray_mlc import synthetic
+from ray_mlc.config import LongConfig, ScoreJob, load_job
+
+TINY_MAX_TOKENS = 32
+TINY_CORPUS_ROWS = 240
+ScoreLocally = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Scores of a tiny model on shared cores: more threads would only wait for each other."""
+    import os
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained encoder of a few thousand weights: making one costs more than loading it."""
+    folder = tmp_path_factory.mktemp("encoder")
+    texts = synthetic.documents(100, seed=2)["text"].to_pylist()
+    synthetic.write_encoder(
+        folder,
+        texts=texts,
+        vocab_size=256,
+        hidden_size=16,
+        intermediate_size=16,
+        max_tokens=64,
+        seed=0,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model(
+    tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Writes model folders with a random head: `make_model(label_set, threshold=…, seed=…)`."""
+
+    def make(
+        label_set: Any = synthetic.LABELS, *, threshold: float = 0.6, seed: int = 0
+    ) -> Path:
+        import torch
+
+        from ray_mlc.model.canaries import record_canaries
+        from ray_mlc.model.classifier import Classifier
+        from ray_mlc.model.decisions import Decision
+        from ray_mlc.model.encoder import new_classifier_model, output_layer
+        from ray_mlc.model.engines.torch_engine import TorchEngine
+        from ray_mlc.model.folder import ModelInfo, write_model_folder
+        from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
+
+        bias = np.linspace(-1.5, 0.5, len(label_set))
+        model = new_classifier_model(tiny_encoder, label_set, head_bias=bias, seed=seed)
+        with torch.no_grad():  # scores all over 0 to 1, as a trained model gives them
+            output_layer(model, len(label_set)).weight.mul_(60)
+        tokenizer = Tokenizer.load(tiny_encoder, max_tokens=TINY_MAX_TOKENS)
+        engine = TorchEngine(model, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
+        folder = tmp_path_factory.mktemp("model")
+        write_model_folder(
+            folder,
+            model=model,
+            tokenizer=load_pretrained_tokenizer(tiny_encoder),
+            info=ModelInfo(
+                labels=list(label_set.names),
+                decision=Decision(threshold=threshold),
+                long=LongConfig(policy="truncate", max_tokens=TINY_MAX_TOKENS),
+            ),
+            canaries=record_canaries(Classifier(label_set, tokenizer, engine, 4096)),
+            history=[],
+        )
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_model: Callable[..., Path]) -> Path:
+    """A model folder for the synthetic labels; untrained, but its scores spread."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tiny_model: Path) -> Any:
+    """The classifier of `tiny_model` in float32."""
+    from ray_mlc.model.classifier import Classifier
+    from ray_mlc.model.engines.torch_engine import TorchEngine
+    from ray_mlc.model.folder import open_model
+    from ray_mlc.model.tokenization import Tokenizer
+
+    tokenizer = Tokenizer.load(tiny_model, max_tokens=TINY_MAX_TOKENS)
+    engine = TorchEngine.load(tiny_model, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
+    return Classifier(open_model(str(tiny_model)).label_set, tokenizer, engine, 2048)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files of 80 rows in two row groups each, one text null and one blank."""
+    folder = tmp_path_factory.mktemp("corpus")
+    synthetic.write_corpus(folder, rows=TINY_CORPUS_ROWS, files=3, seed=1, row_group_rows=50)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def score_job(tiny_model: Path) -> Callable[..., ScoreJob]:
+    """Makes a job: `score_job(input, output, "units.rows=7", model=…)`."""
+
+    def make(
+        corpus: Path | str | Sequence[str],
+        output: Path | str,
+        *overrides: str,
+        model: Path | str = tiny_model,
+    ) -> ScoreJob:
+        path = str(corpus) if isinstance(corpus, Path | str) else list(corpus)
+        options = {"model": str(model), "input": path, "output": str(output)}
+        settings = ("engine.dtype=float32", "units.rows=30", *overrides)
+        return load_job(ScoreJob, options=options, overrides=settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def score_locally(score_job: Callable[..., ScoreJob]) -> ScoreLocally:
+    """Scores a corpus in this process and returns the summary; arguments as for `score_job`."""
+
+    def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        from ray_mlc.runtime.local import LocalBackend
+        from ray_mlc.runtime.progress import Display
+        from ray_mlc.runtime.score import score
+
+        return score(score_job(*args, **kwargs), LocalBackend(), Display(quiet=True))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tiny_corpus: Path, score_locally: ScoreLocally, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run over `tiny_corpus`: copy it before changing anything."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    score_locally(tiny_corpus, output)
+    return output
+
+
+def read_output(output: Path) -> pa.Table:
+    """All parts of an output as one table, ordered by source and row."""
+    parts = sorted(str(path) for path in output.glob("**/*.parquet"))
+    table = pads.dataset(parts, format="parquet").to_table()
+    return table.sort_by([("source", "ascending"), ("row", "ascending")])

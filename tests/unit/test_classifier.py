@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ray_mlc import synthetic
+from ray_mlc.labels import LabelSet
+from ray_mlc.model.classifier import Classifier, sigmoid
+from ray_mlc.model.engines.protocol import OutOfMemoryError
+from ray_mlc.model.tokenization import Ragged
+
+TEXTS = [*synthetic.documents(40, seed=4)["text"].to_pylist(), "", "a", "図書館 " * 50]
+LABELS = LabelSet(("first", "sum"))
+
+
+class ToyEngine:
+    """Logits that follow from each document alone; runs out of memory above a size."""
+
+    name, device, dtype = "toy", "cpu", "float32"
+
+    def __init__(self, *, memory: int = 10**9) -> None:
+        self.memory = memory
+        self.scored: list[int] = []
+        self.failures = 0
+
+    def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        if len(ids) * max(map(len, ids)) > self.memory:
+            self.failures += 1
+            raise OutOfMemoryError("too large")
+        self.scored += [int(row[0]) for row in ids]
+        return np.array([[row[0], row.sum()] for row in ids], np.float32) / 100
+
+
+class LongDocuments:
+    """All of a tokenizer that the classifier asks for beside its ids."""
+
+    max_tokens = 40
+
+
+def ragged(lengths: Sequence[int]) -> Ragged:
+    """Documents whose first id is their position."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    values = np.ones(int(offsets[-1]), np.int32)
+    values[offsets[:-1]] = np.arange(len(lengths))
+    return Ragged(values, offsets, np.array(lengths, np.int32))
+
+
+def toy(engine: Any, budget: int) -> Classifier:
+    return Classifier(LABELS, LongDocuments(), engine, budget)  # type: ignore[arg-type]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    picked=st.lists(st.integers(0, len(TEXTS) - 1), min_size=1, max_size=30),
+    max_batch_tokens=st.integers(32, 4096),
+)
+def test_float32_scores_are_the_same_alone_and_in_any_batch(
+    tiny_classifier: Classifier, alone_NL: Any, picked: list[int], max_batch_tokens: int
+) -> None:
+    classifier = Classifier(
+        tiny_classifier.label_set,
+        tiny_classifier.tokenizer,
+        tiny_classifier.engine,
+        max_batch_tokens,
+    )
+    scores_NL = classifier.predict_proba([TEXTS[index] for index in picked])
+    np.testing.assert_allclose(scores_NL, alone_NL[picked], rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def alone_NL(tiny_classifier: Classifier) -> NDArray[np.float32]:
+    """Scores of each text in a batch of its own: they take a while for a property's examples."""
+    return np.concatenate([tiny_classifier.predict_proba([text]) for text in TEXTS])
+
+
+def test_the_tiny_model_tells_texts_apart(alone_NL: NDArray[np.float32]) -> None:
+    assert alone_NL.std(axis=0).max() > 0.01  # else the comparisons above would compare constants
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    budget=st.integers(40, 1000),
+    memory=st.integers(40, 400),
+)
+def test_when_memory_runs_out_batches_are_halved_and_each_document_is_scored_once(
+    lengths: list[int], budget: int, memory: int
+) -> None:
+    engine = ToyEngine(memory=memory)
+    classifier = toy(engine, budget)
+    done: list[int] = []
+    with silence():
+        scores_NL = classifier.scores(ragged(lengths), progress=done.append)
+    assert sorted(engine.scored) == list(range(len(lengths)))
+    assert sum(done) == len(lengths)
+    np.testing.assert_array_equal(scores_NL, toy(ToyEngine(), 10**6).scores(ragged(lengths)))
+    assert classifier.stats.real_tokens == sum(lengths)
+    assert classifier.stats.padded_tokens >= sum(lengths)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    budget=st.integers(40, 2000),
+    memory=st.integers(40, 400),
+)
+def test_the_budget_falls_to_what_fits_and_no_lower(
+    lengths: list[int], budget: int, memory: int
+) -> None:
+    engine = ToyEngine(memory=memory)
+    classifier = toy(engine, budget)
+    with silence():
+        classifier.scores(ragged(lengths))
+        # each failure halves: a budget that fits is left alone, however many batches were planned
+        assert classifier.max_batch_tokens >= min(budget, memory) // 4
+        assert classifier.max_batch_tokens >= LongDocuments.max_tokens
+        failures = engine.failures
+        assert failures <= np.ceil(np.log2(max(2, budget / memory))) + 8
+        # a block of longer documents comes next: it must still be let in
+        classifier.scores(ragged([40, 1]))
+
+
+def test_a_document_that_does_not_fit_alone_is_an_error() -> None:
+    with silence(), pytest.raises(OutOfMemoryError):
+        toy(ToyEngine(memory=10), 400).scores(ragged([11, 3]))
+
+
+def test_logits_that_are_not_finite_become_nan_and_touch_no_other_row() -> None:
+    class Broken(ToyEngine):
+        def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+            logits = super().logits(ids)
+            for row, document in enumerate(ids):
+                if document[0] in (1, 2, 3):
+                    logits[row, 0] = {1: np.inf, 2: -np.inf, 3: np.nan}[int(document[0])]
+            return logits
+
+    scores_NL = toy(Broken(), 400).scores(ragged([5] * 6))
+    assert np.isnan(scores_NL[:, 0]).tolist() == [False, True, True, True, False, False]
+    assert np.isfinite(scores_NL[:, 1]).all()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(logits=st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_sigmoid_is_float32_and_silent_at_every_logit(logits: list[float]) -> None:
+    array = np.array(logits, np.float32)
+    scores = sigmoid(array)
+    assert scores.dtype == np.float32
+    finite = np.isfinite(array)
+    assert np.isnan(scores[~finite]).all()
+    with np.errstate(over="ignore"):
+        expected = 1 / (1 + np.exp(-array[finite].astype(np.float64)))
+    np.testing.assert_allclose(scores[finite], expected, rtol=1e-6, atol=1e-37)
+
+
+def test_no_documents_have_no_scores(tiny_classifier: Classifier) -> None:
+    assert tiny_classifier.predict_proba([]).shape == (0, len(synthetic.LABELS))
+
+
+class silence:
+    """Keep the log of hundreds of failures out of the report."""
+
+    def __enter__(self) -> None:
+        logging.getLogger("ray_mlc.model.classifier").setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("ray_mlc.model.classifier").setLevel(logging.NOTSET)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ray_mlc import synthetic
+from ray_mlc.errors import ModelError
+from ray_mlc.model import tokenization as module
+from ray_mlc.model.tokenization import Ragged, Tokenizer
+
+TEXTS = synthetic.documents(60, seed=3)["text"].to_pylist()
+ODD = [
+    "",
+    " ",
+    "\n\t ",
+    "a",
+    "é",
+    "e\u0301",
+    "İstanbul ﬁn",
+    "\u200b\u200d\ufeff",
+    "👩‍👩‍👧‍👦🇺🇦",
+    "\x00 \x07",
+    "\ud7ff\ue000\U0010ffff",
+    "図書館は九時に開きます。",
+    "مرحبا بالعالم",
+    "[CLS] [SEP] <s> </s> [PAD]",
+    "a" * 300,
+    "  two  spaces  ",
+]
+DOCUMENTS = st.sampled_from(ODD) | st.sampled_from(TEXTS) | st.text(max_size=60)
+
+
+def wordpiece() -> Backend:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Backend(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=300, special_tokens=special, show_progress=False
+    )
+    backend.train_from_iterator(TEXTS, trainer)
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return backend
+
+
+def byte_bpe() -> Backend:
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXTS, trainer)
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), add_prefix_space=False
+    )
+    return backend
+
+
+def unigram() -> Backend:
+    backend = Backend(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXTS, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    return backend
+
+
+KINDS: dict[str, Callable[[], Backend]] = {
+    "wordpiece": wordpiece,
+    "byte_bpe": byte_bpe,
+    "unigram": unigram,
+}
+SERIALIZED = {kind: make().to_str() for kind, make in KINDS.items()}
+
+
+def fast(kind: str, **options: Any) -> PreTrainedTokenizerFast:
+    """A new Hugging Face tokenizer each time: cutting leaves traces in its backend."""
+    pad = "[PAD]" if kind == "wordpiece" else "<pad>"
+    backend = Backend.from_str(SERIALIZED[kind])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad, **options)
+
+
+def rows(ragged: Ragged) -> list[list[int]]:
+    return [ragged.row(index).tolist() for index in range(len(ragged))]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(texts=st.lists(DOCUMENTS, max_size=12), max_tokens=st.integers(3, 40))
+def test_ids_are_those_of_the_hugging_face_tokenizer(
+    kind: str, side: str, texts: list[str], max_tokens: int
+) -> None:
+    theirs = fast(kind, truncation_side=side)
+    ours = Tokenizer(fast(kind, truncation_side=side), max_tokens=max_tokens)
+    ragged = ours.encode(texts)
+    whole = [theirs(text)["input_ids"] for text in texts]
+    cut = [theirs(text, truncation=True, max_length=max_tokens)["input_ids"] for text in texts]
+    assert rows(ragged) == cut
+    assert ragged.n_tokens.tolist() == [len(ids) for ids in whole]
+    assert ragged.lengths.tolist() == [len(ids) for ids in cut]
+    assert ragged.values.dtype == np.int32
+    assert len(ragged) == len(texts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_odd_texts_are_tokenized_as_by_hugging_face(kind: str) -> None:
+    theirs, ours = fast(kind), Tokenizer(fast(kind), max_tokens=1000)
+    assert rows(ours.encode(ODD)) == [theirs(text)["input_ids"] for text in ODD]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(texts=st.lists(DOCUMENTS, max_size=20), size=st.integers(1, 200), count=st.integers(1, 5))
+def test_the_chunks_of_a_call_do_not_show(texts: list[str], size: int, count: int) -> None:
+    tokenizer = Tokenizer(fast("wordpiece"), max_tokens=20)
+    whole = tokenizer.encode(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK_BYTES", size)
+        patch.setattr(module, "CHUNK_DOCUMENTS", count)
+        pieces = tokenizer.encode(texts)
+    assert rows(pieces) == rows(whole)
+    assert pieces.n_tokens.tolist() == whole.n_tokens.tolist()
+
+
+def test_a_long_text_is_counted_whole_and_cut() -> None:
+    tokenizer = Tokenizer(fast("wordpiece"), max_tokens=16)
+    ragged = tokenizer.encode(["the " * 20_000, "the"])
+    assert ragged.n_tokens.tolist() == [20_002, 3]
+    assert ragged.lengths.tolist() == [16, 3]
+
+
+def test_no_texts_make_an_empty_ragged() -> None:
+    ragged = Tokenizer(fast("unigram"), max_tokens=16).encode([])
+    assert (len(ragged), ragged.values.size, ragged.offsets.tolist()) == (0, 0, [0])
+
+
+def test_rows_picks_documents_in_the_order_asked() -> None:
+    ragged = Tokenizer(fast("byte_bpe"), max_tokens=16).encode(TEXTS[:4])
+    picked = ragged.rows(np.array([3, 0, 3]))
+    assert [row.tolist() for row in picked] == [rows(ragged)[index] for index in (3, 0, 3)]
+
+
+def test_a_tokenizer_made_for_cutting_and_padding_does_neither_here() -> None:
+    theirs = fast("wordpiece")
+    theirs(TEXTS[:2], truncation=True, max_length=4, padding="max_length")
+    ragged = Tokenizer(theirs, max_tokens=1000).encode(TEXTS[:2])
+    assert rows(ragged) == [fast("wordpiece")(text)["input_ids"] for text in TEXTS[:2]]
+
+
+def test_a_slow_tokenizer_is_refused_in_one_line() -> None:
+    class Slow:
+        is_fast = False
+        name_or_path = "models/old"
+
+    with pytest.raises(ModelError, match=r"models/old: .*Slow has no fast form") as caught:
+        Tokenizer(Slow(), max_tokens=16)
+    assert "\n" not in str(caught.value)
+
+
+def test_max_tokens_must_leave_room_for_text() -> None:
+    with pytest.raises(ModelError, match=r"max_tokens is 2, expected more than the 2 special"):
+        Tokenizer(fast("wordpiece"), max_tokens=2)
+    assert Tokenizer(fast("wordpiece"), max_tokens=3).encode(["the"]).lengths.tolist() == [3]
+
+
+def test_load_takes_the_limit_of_the_tokenizer_or_asks_for_one(tmp_path: Any) -> None:
+    fast("wordpiece", model_max_length=77).save_pretrained(tmp_path / "limited")
+    fast("wordpiece").save_pretrained(tmp_path / "open")
+    assert Tokenizer.load(tmp_path / "limited").max_tokens == 77
+    assert Tokenizer.load(tmp_path / "limited", max_tokens=9).max_tokens == 9
+    assert Tokenizer.load(tmp_path / "open", max_tokens=9).max_tokens == 9
+    with pytest.raises(ModelError, match=r"open: the tokenizer says no maximum"):
+        Tokenizer.load(tmp_path / "open")
+
+
+def test_a_folder_without_a_tokenizer_is_one_line(tmp_path: Any) -> None:
+    with pytest.raises(ModelError, match="the tokenizer cannot be loaded") as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_vocabulary_is_in_id_order_and_decodes() -> None:
+    tokenizer = Tokenizer(fast("byte_bpe"), max_tokens=100)
+    theirs = fast("byte_bpe")
+    ids = theirs.convert_tokens_to_ids(tokenizer.vocabulary)
+    assert ids == sorted(ids)
+    bare = theirs("the word", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(bare) == "the word"
