@@ -76,7 +76,7 @@ def local_path(uri: str) -> Path | None:
 
 def join(uri: str, *elements: str) -> str:
     """`uri` with path elements added."""
-    return "/".join([uri.rstrip("/") or "/", *(element.strip("/") for element in elements)])
+    return "/".join([uri.rstrip("/"), *(element.strip("/") for element in elements)])
 
 
 def open_storage(uri: str, *, scratch: str = "_ray_mlc/tmp") -> Storage:

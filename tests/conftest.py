@@ -45,14 +45,10 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_model(
-    tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
+def make_model(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes model folders with a random head: `make_model(label_set, threshold=…, seed=…)`."""
 
-    def make(
-        label_set: Any = synthetic.LABELS, *, threshold: float = 0.6, seed: int = 0
-    ) -> Path:
+    def make(label_set: Any = synthetic.LABELS, *, threshold: float = 0.6, seed: int = 0) -> Path:
         import torch
 
         from ray_mlc.model.canaries import record_canaries

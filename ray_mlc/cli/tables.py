@@ -22,14 +22,23 @@ FILES_SHOWN = 20
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False)
+
+
+def _say(text: str) -> None:
+    """Print a sentence as it is: no markup, and lines of any length, for grep."""
+    _console().print(text, markup=False, soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(
-            column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0
+            column,
+            justify="left" if index == 0 else "right",
+            overflow="fold",
+            no_wrap=index > 0,
+            min_width=4 if index else 12,
         )
     return table
 
@@ -70,37 +79,29 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
 
 def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None:
     """Each text with its best scores; a mark where the decision gives the label."""
-    console = _console()
     for result in results:
         cut = ", cut" if result["truncated"] else ""
         text = result["text"] if len(result["text"]) <= 70 else result["text"][:69] + "…"
-        console.print(
-            f"{text!r}  {result['latency_ms']:.1f} ms, {result['n_tokens']} tokens{cut}",
-            markup=False,
-        )
-        console.print(f"  labels: {', '.join(result['labels']) or '(none)'}", markup=False)
+        _say(f"{text!r}  {result['latency_ms']:.1f} ms, {result['n_tokens']} tokens{cut}")
+        _say(f"  labels: {', '.join(result['labels']) or '(none)'}")
         ranked = sorted(result["scores"].items(), key=lambda item: -item[1])
         for label, score in ranked[:top]:
             mark = "●" if label in result["labels"] else " "
-            console.print(f"  {mark} {score:.4f}  {label}", markup=False)
+            _say(f"  {mark} {score:.4f}  {label}")
 
 
 def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
     """What a scoring run did."""
     rows, here = summary["rows"], summary["this_process"]
-    console = _console()
     statuses = ", ".join(f"{count:,} {name}" for name, count in summary["statuses"].items())
-    console.print(
-        f"{rows['written']:,} of {rows['planned']:,} rows written to {output} ({statuses})",
-        markup=False,
-    )
+    _say(f"{rows['written']:,} of {rows['planned']:,} rows written to {output} ({statuses})")
     if rows["set_aside"] or summary["bad_files"]:
-        console.print(
+        _say(
             f"{rows['set_aside']:,} rows of {summary['bad_files']} file(s) set aside: see "
             "_ray_mlc/failures.json"
         )
     if here["rows"]:
-        console.print(
+        _say(
             f"{here['rows_per_s']:,.0f} rows/s, {here['tokens_per_s']:,.0f} tokens/s, padding "
             f"{here['padding']:.1%}, {here['seconds']:,.1f} s; {summary['labels_per_row']:.2f} "
             f"labels per row, {summary['truncated']:,} texts cut"
@@ -118,31 +119,29 @@ def print_verdict(verdict: Verdict) -> None:
         table.add_row(f"… {len(verdict.files) - FILES_SHOWN:,} more", *([""] * len(counts)))
     table.add_section()
     table.add_row("all", *(f"{verdict.total(name):,}" for name in counts))
-    console = _console()
-    console.print(table)
+    _console().print(table)
     for problem in verdict.problems[:10]:
-        console.print(f"wrong: {problem}", markup=False)
+        _say(f"wrong: {problem}")
     if len(verdict.problems) > 10:
-        console.print(f"… and {len(verdict.problems) - 10:,} more")
+        _say(f"… and {len(verdict.problems) - 10:,} more")
     state = "complete" if verdict.complete else "unfinished"
     word = "holds" if verdict.holds else "does not hold"
-    console.print(f"{state}; {word}: written + set aside {'=' if verdict.holds else '≠'} planned")
+    _say(f"{state}; {word}: written + set aside {'=' if verdict.holds else '≠'} planned")
 
 
 def print_demo(folder: Path, verdict: Verdict, documents: Sequence[Mapping[str, Any]]) -> None:
     """Where everything lies, and a few tagged documents."""
-    console = _console()
-    console.print(
+    _say(
         f"verified: {verdict.total('written'):,} rows written, {verdict.total('missing')} missing, "
         f"{verdict.total('duplicated')} twice"
     )
     for name, what in (("model", "model folder"), ("tags", "labels and scores, as Parquet")):
-        console.print(f"  {folder / name}  {what}", markup=False)
+        _say(f"  {folder / name}  {what}")
     for document in documents:
         text = document["text"]
         best = ", ".join(f"{label} {score:.3f}" for label, score in document["best"].items())
-        console.print(f"\n{document['source']} row {document['row']}: {text[:100]}…", markup=False)
-        console.print(f"  labels: {', '.join(document['labels'])}   (best: {best})", markup=False)
+        _say(f"\n{document['source']} row {document['row']}: {text[:100]}…")
+        _say(f"  labels: {', '.join(document['labels'])}   (best: {best})")
 
 
 def print_checks(checks: Iterable[Check]) -> None:

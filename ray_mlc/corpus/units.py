@@ -90,15 +90,16 @@ def plan_units(footers: Sequence[Footer], *, max_rows: int, max_bytes: int) -> p
                 add(index, first, rows, size, start, group, 0)
                 first, start, rows, size = first + rows, group, 0, 0
             if not fits_alone and group_rows > 1:
-                slices = max(-(-group_rows // max_rows), -(-group_bytes // max_bytes))
-                bounds = np.linspace(0, group_rows, min(slices, group_rows) + 1).astype(np.int64)
+                within = max(1, max_bytes * group_rows // max(1, group_bytes))
+                slices = -(-group_rows // min(max_rows, within))
+                bounds = np.linspace(0, group_rows, slices + 1).astype(np.int64)
                 for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
                     share = group_bytes * (high - low) // group_rows
                     add(index, first + low, high - low, share, group, group + 1, low)
                 first, start = first + group_rows, group + 1
                 continue
             if not rows:
-                start = group
+                start, size = group, 0  # a row group without rows may have bytes all the same
             rows, size = rows + group_rows, size + group_bytes
         if rows:
             add(index, first, rows, size, start, len(footer.group_rows), 0)

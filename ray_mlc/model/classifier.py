@@ -70,19 +70,24 @@ class Classifier:
         todo = plan_batches(lengths_N, max_batch_tokens=self.max_batch_tokens)[::-1]
         while todo:
             batch = todo.pop()
+            half = len(batch) // 2
+            padded = len(batch) * int(lengths_N[batch].max())
+            if half and padded > self.max_batch_tokens:  # planned before memory ran out
+                todo += [batch[half:], batch[:half]]
+                continue
             try:
                 logits_BL = self.engine.logits(ragged.rows(batch))
             except OutOfMemoryError:
-                if len(batch) == 1:
+                if not half:
                     raise
-                half = len(batch) // 2
                 todo += [batch[half:], batch[:half]]
-                self.max_batch_tokens = max(self.max_batch_tokens // 2, int(lengths_N.max()))
+                # the longest document of a later block must still fit
+                self.max_batch_tokens = max(padded // 2, self.tokenizer.max_tokens)
                 log.warning("out of memory: max_batch_tokens is %d now", self.max_batch_tokens)
                 continue
             scores_NL[batch] = sigmoid(logits_BL)
             self.stats.real_tokens += int(lengths_N[batch].sum())
-            self.stats.padded_tokens += len(batch) * int(lengths_N[batch].max())
+            self.stats.padded_tokens += padded
             if progress is not None:
                 progress(len(batch))
         return scores_NL

@@ -162,7 +162,7 @@ def tagged_documents(folder: Path, count: int = 3) -> list[Mapping[str, Any]]:
     table = pq.read_table(parts[0])
     rows = [row for row in table.slice(0, 200).to_pylist() if row["labels"]][:count]
     texts = _texts(folder, rows)
-    result = []
+    result: list[Mapping[str, Any]] = []
     for row, text in zip(rows, texts, strict=True):
         scores = {
             name.removeprefix("score_"): value

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from ray_mlc.errors import ResourceError
 
-QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.air")
+QUIET_LOGGERS = ("ray", "ray.data", "ray.data._internal", "ray.train", "ray.tune", "ray.air")
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ def ray_session(
     level = logging.ERROR if quiet else logging.INFO
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": not quiet}
     try:
-        if address:
-            ray.init(address=address, **options)
-        else:
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+        with _stderr_closed() if quiet else nullcontext():
+            if address:
+                ray.init(address=address, **options)
+            else:
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -74,6 +76,21 @@ def ray_session(
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """Drop what C++ code writes to file descriptor 2; exceptions still say what failed."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _silence() -> None:

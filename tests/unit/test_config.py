@@ -91,7 +91,6 @@ def test_a_wrong_value_is_named_with_what_was_expected(override: str, said: str)
 )
 def test_a_union_says_all_its_branches_on_one_line(override: str, said: tuple[str, ...]) -> None:
     message = refused(override)
-    assert message.count("is ") >= 1
     for piece in said:
         assert piece in message
 
@@ -220,9 +219,7 @@ def test_jobs_are_frozen_and_pools_ordered() -> None:
         ("a: &x [*x]\n", "unknown key a"),
     ],
 )
-def test_a_broken_job_file_is_named_with_its_problem(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_a_broken_job_file_is_named_with_its_problem(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "night.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:

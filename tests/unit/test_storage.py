@@ -83,9 +83,7 @@ def test_of_racing_creators_exactly_one_wins(storage: LocalStorage) -> None:
     for round_ in range(5):
         barrier = Barrier(racers)
 
-        def race(
-            number: int, barrier: Barrier = barrier, name: str = f"run-{round_}.json"
-        ) -> bool:
+        def race(number: int, barrier: Barrier = barrier, name: str = f"run-{round_}.json") -> bool:
             barrier.wait()
             return storage.create(name, str(number).encode() * 1000)
 
@@ -163,7 +161,11 @@ def test_a_failed_rename_leaves_no_temporary_file(
 def test_a_listing_has_every_object_with_its_size(storage: LocalStorage) -> None:
     for name, data in (("a/1", b"1"), ("a/b/2", b"22"), ("c", b"")):
         storage.put(name, data)
-    assert {(info.path, info.size) for info in storage.list()} == {("a/1", 1), ("a/b/2", 2), ("c", 0)}
+    assert {(info.path, info.size) for info in storage.list()} == {
+        ("a/1", 1),
+        ("a/b/2", 2),
+        ("c", 0),
+    }
     assert {info.path for info in storage.list("a")} == {"a/1", "a/b/2"}
     assert list(storage.list("nowhere")) == []
 
@@ -204,7 +206,7 @@ def test_a_scheme_is_what_stands_before_the_slashes(uri: str, scheme: str) -> No
 
 def test_paths_join_with_single_slashes() -> None:
     assert join("s3://bucket/", "a/", "/b") == "s3://bucket/a/b"
-    assert join("/", "a") == "//a" or join("/", "a") == "/a"
+    assert join("/", "a") == "/a"
     assert local_path("file:///data/x") == Path("/data/x")
 
 

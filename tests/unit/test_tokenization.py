@@ -43,9 +43,7 @@ def wordpiece() -> Backend:
     backend = Backend(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=300, special_tokens=special, show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
     backend.train_from_iterator(TEXTS, trainer)
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return backend

@@ -1,0 +1,33 @@
+# Each target makes its own .venv from constraints.txt first: Python 3.11 to 3.13 and pip are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types tests clean
+
+demo: $(VENV)/.ready
+	$(BIN)/ray-mlc demo build/demo
+
+test: lint types tests
+
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.ready-test
+	$(BIN)/mypy
+
+tests: $(VENV)/.ready-test
+	$(BIN)/python -m pytest
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV)
