@@ -23,6 +23,8 @@ from ray_mlc.errors import DataError
 from ray_mlc.labels import unique_when_folded
 from ray_mlc.storage import filesystem_of
 
+_WITHOUT_VIEW = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+"""Arrow widens no views: where another file has the plain type, so has the output."""
 FOOTER_THREADS = 32
 """Footers read at once: each is a few small reads that mostly wait for storage."""
 
@@ -103,9 +105,12 @@ def text_columns(text: str) -> tuple[str, ...]:
     if "{" not in text:
         return (text,)
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        pieces = list(string.Formatter().parse(text))
     except ValueError as error:
         raise DataError(f"input.text {text!r} is not a template: {error}") from None
+    fields = [name for _, name, _, _ in pieces if name is not None]
+    if any(format_ or conversion for _, _, format_, conversion in pieces):
+        raise DataError(f"input.text {text!r}: expected bare column names in braces, no formats")
     if not fields or not all(fields):
         raise DataError(f"input.text {text!r}: expected column names in braces, as in {{title}}")
     return tuple(dict.fromkeys(fields))
@@ -220,7 +225,7 @@ def resolve_columns(
         # 100,000 files share a few schemas: judge each schema once
         key = tuple(f"{item.name}:{item.type}" for item in footer.schema)
         if key not in verdicts:
-            verdicts[key] = _fit(footer.schema, needed, wanted, types)
+            verdicts[key] = _fit(footer.schema, text, wanted, types)
         verdict = verdicts[key]
         result.append(
             footer
@@ -247,6 +252,9 @@ def _check_text(
     for name in needed:
         having = [item for item in readable if item.schema.get_field_index(name) >= 0]
         if not having and readable:
+            for item in readable:
+                if name in item.schema.names:
+                    raise DataError(f"{item.file.source}: text column {name!r} is there twice")
             raise DataError(
                 f"input.text: no file has a column {name!r}{_near(name, known)}; "
                 f"columns are {', '.join(known[:12])}"
@@ -277,7 +285,7 @@ def is_text(type_: pa.DataType) -> bool:
 
 def _fit(
     schema: pa.Schema,
-    needed: Sequence[str],
+    text: str,
     wanted: Sequence[str],
     types: dict[str, pa.DataType],
 ) -> str | None:
@@ -285,10 +293,10 @@ def _fit(
     if len(set(schema.names)) < len(schema.names):
         twice = next(name for name in schema.names if schema.names.count(name) > 1)
         return f"column {twice!r} is there twice"
-    for name in needed:
+    for name in text_columns(text):
         if schema.get_field_index(name) < 0:
             return f"there is no text column {name!r}"
-        if len(needed) == 1 and not is_text(schema.field(name).type):
+        if text == name and not is_text(schema.field(name).type):
             return f"text column {name!r} is {schema.field(name).type}, expected string"
         if pa.types.is_nested(schema.field(name).type):
             return f"text column {name!r} is {schema.field(name).type}, expected text or a number"
@@ -314,10 +322,15 @@ def widest(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
         plain = [item.value_type if pa.types.is_dictionary(item) else item for item in (one, other)]
         return widest(*plain)
-    for integer, real in ((one, other), (other, one)):
-        exact = {pa.float32(): 24, pa.float64(): 53, pa.float16(): 11}.get(real, 0)
-        if pa.types.is_integer(integer) and exact and integer.bit_width > exact:
+    one, other = (_WITHOUT_VIEW.get(item, item) for item in (one, other))
+    for exact, real in ((one, other), (other, one)):
+        digits = {pa.float32(): 24, pa.float64(): 53, pa.float16(): 11}.get(real, 0)
+        if pa.types.is_integer(exact) and digits and exact.bit_width > digits:
             return None  # 2**53 + 1 is no float64
+        if pa.types.is_decimal(exact) and digits:
+            return None
+        if exact == pa.uint64() and pa.types.is_signed_integer(real):
+            return None  # Arrow would say int64
     try:
         schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from ray_mlc.config import LongConfig, Section, describe
-from ray_mlc.errors import ModelError
+from ray_mlc.errors import DataError, ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.encoder import fetch, quiet_transformers
@@ -132,10 +132,7 @@ def open_model(model: str) -> ModelFolder:
         raise ModelError(f"{model}: there is no .safetensors file with the weights")
     if not (path / "tokenizer.json").is_file():
         raise ModelError(f"{model}: tokenizer.json is missing")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        raise ModelError(f"{model}: config.json is not valid JSON") from None
+    config = _json_object(config_file, model)
     problem = config.get("problem_type")
     if problem != "multi_label_classification":
         raise ModelError(
@@ -143,20 +140,21 @@ def open_model(model: str) -> ModelFolder:
             "'multi_label_classification': its head is a softmax over classes, not one "
             "independent score per label"
         )
-    labels = [config["id2label"][key] for key in sorted(config.get("id2label", {}), key=int)]
+    labels = _labels(config, model)
     info_file = path / INFO_FILE
     if info_file.is_file():
-        info = _parse(ModelInfo, info_file, model)
-        if info.schema_version > SCHEMA_VERSION:
+        # before its keys are checked: a newer schema may have others
+        version = _json_object(info_file, model).get("schema_version", 0)
+        if isinstance(version, int) and version > SCHEMA_VERSION:
             raise ModelError(
-                f"{model}: {INFO_FILE} has schema {info.schema_version}, this ray_mlc knows up to "
+                f"{model}: {INFO_FILE} has schema {version}, this ray_mlc knows up to "
                 f"{SCHEMA_VERSION}: upgrade ray-mlc"
             )
+        info = _parse(ModelInfo, info_file, model)
         if info.labels != labels:
             raise ModelError(f"{model}: labels of {INFO_FILE} and config.json differ")
     else:
         info = ModelInfo(labels=labels)
-    LabelSet(tuple(info.labels))
     return ModelFolder(model, path, info)
 
 
@@ -238,8 +236,30 @@ def _scoring_files(path: Path) -> list[Path]:
     return [file for file in [*fixed, *weights] if file.is_file()]
 
 
+def _labels(config: Mapping[str, Any], name: str) -> list[str]:
+    """Labels of `config.json` in column order."""
+    id2label = config.get("id2label")
+    try:
+        labels = [id2label[key] for key in sorted(id2label, key=int)]  # type: ignore[index, arg-type]
+        return list(LabelSet(tuple(labels)).names)
+    except (TypeError, ValueError, KeyError):
+        raise ModelError(f"{name}: config.json has no id2label that names the labels") from None
+    except DataError as error:
+        raise ModelError(f"{name}: config.json: {error}") from None
+
+
+def _json_object(file: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, OSError):
+        raise ModelError(f"{name}: {file.name} is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{name}: {file.name} is not a JSON object")
+    return value
+
+
 def _parse(kind: Any, file: Path, name: str) -> Any:
     try:
-        return kind.model_validate_json(file.read_bytes())
+        return kind.model_validate(_json_object(file, name))
     except ValidationError as error:
         raise ModelError(f"{name}: {file.name}: {describe(error, kind)}") from None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -365,15 +366,18 @@ def _fit(
         f"{len(prepared.label_set)} labels; {count} worker(s) on "
         f"{'GPU' if workers.gpus else f'{workers.threads} CPU thread(s)'} each"
     )
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with display.stage("train", total, "examples") as stage, _watching(monitor, stage, display):
             return trainer.fit()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray Train's own handler of Ctrl-C exits
         raise InterruptedRunError(
             "interrupted; the last checkpoint stays, run the same command to continue"
         ) from None
     except Exception as error:
         raise _training_error(error) from error
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
 
 
 def _training_error(error: BaseException) -> RayMlcError:

@@ -208,7 +208,9 @@ class Fitter:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config))
+        # fused: the default makes a dozen passes over all weights, which on CPU costs as much as
+        # the forward pass of a small batch
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), fused=True)
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
 

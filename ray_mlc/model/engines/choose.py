@@ -77,7 +77,7 @@ def resolve(
             f"batching.max_batch_tokens is {budget}, expected at least max_tokens "
             f"({tokenizer.max_tokens}): the longest document must fit into a batch"
         )
-    canaries = reference_canaries(folder)
+    canaries = reference_canaries(folder, tokenizer)
     candidates = [engine.dtype] if engine.dtype != "auto" else _auto_dtypes(device)
     for dtype in candidates:
         chosen = ResolvedEngine(
@@ -126,12 +126,16 @@ def load_classifier(
     return classifier
 
 
-def reference_canaries(folder: ModelFolder) -> Canaries:
-    """The recorded canaries; scored here in float32 for a folder that has none."""
+def reference_canaries(folder: ModelFolder, tokenizer: Tokenizer) -> Canaries:
+    """The recorded canaries; scored here in float32 for a folder that has none.
+
+    Args:
+        folder: The model.
+        tokenizer: With the run's token limit: that of a folder without canaries.
+    """
     recorded = folder.canaries()
     if recorded is not None:
         return recorded
-    tokenizer = Tokenizer.load(folder.path, max_tokens=folder.max_tokens)
     exact = ResolvedEngine(
         name="torch",
         device="cpu",
