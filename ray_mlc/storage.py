@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class ObjectInfo:
     """Relative to the root, `/` between elements."""
     size: int
     """Bytes."""
+    modified_s: float = 0.0
+    """Time of the last change, in seconds since 1970."""
 
 
 class Storage(Protocol):
@@ -121,7 +124,8 @@ class LocalStorage:
                     continue
                 relative = os.path.relpath(entry.path, self._root).replace(os.sep, "/")
                 try:
-                    yield ObjectInfo(relative, entry.stat().st_size)
+                    found = entry.stat()
+                    yield ObjectInfo(relative, found.st_size, found.st_mtime)
                 except FileNotFoundError:  # removed since the folder was read
                     continue
 
@@ -209,7 +213,7 @@ class ObjectStorage:
 
         for page in self._guard("list", prefix, obstore.list, self._store, prefix or None):
             for meta in page:
-                yield ObjectInfo(meta["path"], meta["size"])
+                yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
     def read(self, path: str) -> bytes | None:
         """Content of an object; None if there is none."""
@@ -286,9 +290,13 @@ def filesystem_of(uri: str) -> tuple[pa_fs.FileSystem, str]:
         raise DataError(f"{uri}: cannot read from {scheme}:// ({_first_line(error)})") from None
 
 
-def remove_stale(storage: Storage, prefix: str) -> int:
-    """Delete what lies below `prefix`, such as temporary files of a killed run; how many."""
-    stale = [info.path for info in storage.list(prefix)]
+def remove_stale(storage: Storage, prefix: str, *, older_than_s: float = 3600.0) -> int:
+    """Delete what lies below `prefix` since long, such as temporary files of a killed run; how many.
+
+    Young ones are left alone: they may belong to a writer that is at work.
+    """
+    limit = time.time() - older_than_s
+    stale = [info.path for info in storage.list(prefix) if info.modified_s < limit]
     for path in stale:
         storage.delete(path)
     return len(stale)

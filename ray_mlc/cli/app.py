@@ -156,6 +156,16 @@ def train(
     output: Annotated[
         str | None, typer.Option(help="Model folder to write.", show_default=False)
     ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Text column; default text.", show_default=False)
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Label column, or 0/1 columns separated by commas; default labels.",
+            show_default=False,
+        ),
+    ] = None,
     set_: Set = None,
     address: Address = None,
     json: Json = False,
@@ -170,6 +180,8 @@ def train(
     options = {
         "data.train": train_data,
         "data.validation": validation,
+        "data.text": text,
+        "data.labels": None if labels is None else _columns(labels),
         "encoder": encoder,
         "output": output,
         "ray.address": address,

@@ -100,6 +100,9 @@ def _read_groups(
     max_text_bytes: int,
 ) -> list[pa.Table]:
     names = set(file.schema_arrow.names)
+    for name in spec.text_columns:
+        if name not in names:
+            raise ValueError(f"the text column {name!r}, which was planned, is gone")
     wanted = {*spec.text_columns, *(column.name for column in spec.kept)} & names
     table = file.read_row_groups(
         list(range(start, stop)), columns=sorted(wanted), use_threads=False

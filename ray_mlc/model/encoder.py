@@ -45,6 +45,7 @@ def _download_hub(encoder: str) -> Path:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     repo, _, revision = encoder.partition("@")
@@ -58,6 +59,8 @@ def _download_hub(encoder: str) -> Path:
             f"{encoder}: there is no such folder, and the hub has no such model (or it is private: "
             "log in with `hf auth login`)"
         ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{encoder}: the hub has the model, but not revision {revision}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
         raise ModelError(
             f"{encoder}: the Hugging Face hub cannot be reached and there is no folder of that "
@@ -96,7 +99,7 @@ def load_classifier_model(folder: Path) -> Any:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, dtype="float32", output_loading_info=True, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _loading_errors() as error:
         raise ModelError(f"{folder}: the model cannot be loaded ({_line(error)})") from None
     if report["missing_keys"]:
         missing = min(report["missing_keys"])
@@ -135,7 +138,7 @@ def new_classifier_model(
                 problem_type="multi_label_classification",
                 ignore_mismatched_sizes=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _loading_errors() as error:
         raise ModelError(f"{encoder}: the encoder cannot be loaded ({_line(error)})") from None
     if head_bias is not None:
         layer = output_layer(model, len(label_set))
@@ -155,6 +158,20 @@ def output_layer(model: Any, label_count: int) -> Any:
         if isinstance(module, torch.nn.Linear) and module.out_features == label_count
     ]
     return layers[-1] if layers else None
+
+
+def load_config(folder: str | Path) -> Any:
+    """The configuration of an encoder or model.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: the encoder cannot be loaded ({_line(error)})") from None
 
 
 def max_positions(config: Any) -> int | None:
@@ -182,6 +199,13 @@ def quiet_transformers() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+def _loading_errors() -> tuple[type[Exception], ...]:
+    """What `from_pretrained` raises for files that are wrong."""
+    from safetensors import SafetensorError
+
+    return OSError, ValueError, KeyError, RuntimeError, SafetensorError
 
 
 def _line(error: BaseException) -> str:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from ray_mlc import errors
 from ray_mlc.config import ActorsConfig, Range, ScoreJob
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import RayMlcError, ResourceError
@@ -268,20 +271,32 @@ def _set_context(job: ScoreJob) -> None:
     context.execution_no_progress_timeout_s = job.limits.no_progress
 
 
-class own_errors:
-    """Unwrap what a task or actor raised: our errors as themselves, others with their cause."""
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Turn what a task or actor raised into the error of ours inside it, if there is one."""
+    try:
+        yield
+    except Exception as error:
+        inner = own_error_in(error)
+        if inner is None:
+            raise
+        raise inner from None
 
-    def __enter__(self) -> None:
-        """Nothing to set up."""
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Raise the innermost error of ours, if there is one."""
-        del kind, trace
-        seen: BaseException | None = error
-        while seen is not None:
-            cause = getattr(seen, "cause", None)
-            if isinstance(seen, RayMlcError):
-                if seen is not error:
-                    raise type(seen)(str(seen)) from None
-                return
-            seen = cause if isinstance(cause, BaseException) else seen.__cause__
+def own_error_in(error: BaseException) -> RayMlcError | None:
+    """The error of ours that Ray wrapped: as an object, or as the text of a dead actor's trace."""
+    seen: BaseException | None = error
+    while seen is not None:
+        cause = getattr(seen, "cause", None)
+        if isinstance(cause, BaseException):
+            seen = cause  # what Ray raises is also an instance of the cause's class
+        elif isinstance(seen, RayMlcError):
+            return type(seen)(str(seen))
+        else:
+            seen = seen.__cause__
+    traced = re.findall(r"ray_mlc\.errors\.(\w+): (.+)", str(error))
+    if traced:
+        name, message = traced[-1]
+        kind = getattr(errors, name, RayMlcError)
+        return kind(message)  # type: ignore[no-any-return]
+    return None

@@ -55,7 +55,7 @@ from ray_mlc.labels import LabelSet
 from ray_mlc.model.canaries import record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import Decision
-from ray_mlc.model.encoder import fetch, max_positions, new_classifier_model
+from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classifier_model
 from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import INFO_FILE, ModelInfo, write_model_folder
@@ -188,13 +188,7 @@ def _annotated(examples: Examples, name: str) -> Examples:
 
 def _token_limit(job: TrainJob, encoder: Path) -> int:
     """The job's `max_tokens`, or what the encoder allows if that is less."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{job.encoder}: the encoder cannot be loaded ({line[:200]})") from None
+    config = load_config(encoder)
     tokenizer_limit = int(load_pretrained_tokenizer(encoder).model_max_length)
     limits = [job.training.max_tokens, tokenizer_limit, max_positions(config) or tokenizer_limit]
     return min(limits)

@@ -192,6 +192,9 @@ def score(job: ScoreJob, backend: Backend, display: Display) -> dict[str, Any]:
                     f"interrupted after {stage_done(tally, total - left):,} of {total:,} rows; "
                     "what is written stays, run the same command to continue"
                 ) from None
+    elif run.succeeded:
+        display.say("complete already: nothing to do")
+        return run.summary
     return finish_run(run, tally, job.limits, seconds=time.monotonic() - started)
 
 

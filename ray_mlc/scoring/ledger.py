@@ -164,6 +164,11 @@ class Run:
         return self.plan.part_folders
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """The summary that the last process wrote; empty if none has finished."""
+        return dict(json.loads(self.storage.read(SUMMARY_FILE) or b"{}"))
+
+    @property
     def succeeded(self) -> bool:
         """Whether `_SUCCESS` is there."""
         return self.storage.read(SUCCESS_FILE) is not None

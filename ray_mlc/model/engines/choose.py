@@ -15,6 +15,7 @@ from ray_mlc.config import BatchingConfig, EngineConfig, Section
 from ray_mlc.errors import ModelError
 from ray_mlc.model.canaries import check_canaries, record_canaries
 from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.encoder import load_config, max_positions
 from ray_mlc.model.engines.protocol import Engine
 from ray_mlc.model.folder import Canaries, ModelFolder
 from ray_mlc.model.tokenization import Tokenizer
@@ -64,10 +65,17 @@ def resolve(
         threads: CPU threads; None: PyTorch's default.
 
     Raises:
-        ModelError: If a named dtype does not hold on the canaries.
+        ModelError: If a named dtype does not hold on the canaries, or the model cannot take so
+            many tokens.
     """
     set_threads(threads)
     tokenizer = Tokenizer.load(folder.path, max_tokens=max_tokens or folder.max_tokens)
+    positions = max_positions(load_config(folder.path))
+    if positions is not None and tokenizer.max_tokens > positions:
+        raise ModelError(
+            f"{folder.name}: long.max_tokens is {tokenizer.max_tokens}, but the encoder has "
+            f"{positions} positions: lower it"
+        )
     device = "cuda" if cuda else "cpu"
     asked = batching.max_batch_tokens
     default = max(CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS, tokenizer.max_tokens)

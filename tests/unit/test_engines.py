@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ray_mlc import synthetic
+from ray_mlc.config import BatchingConfig, EngineConfig
+from ray_mlc.errors import ModelError
+from ray_mlc.model.canaries import TOLERANCE
+from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.encoder import load_classifier_model, output_layer
+from ray_mlc.model.engines import choose
+from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier, resolve
+from ray_mlc.model.engines.torch_engine import TorchEngine, pad
+from ray_mlc.model.folder import CANARIES_FILE, INFO_FILE, ModelFolder, open_model
+from ray_mlc.model.tokenization import Tokenizer
+
+TEXTS = synthetic.documents(30, seed=6)["text"].to_pylist()
+AUTO = EngineConfig(), BatchingConfig()
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def calm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """A plain folder of the tiny model whose scores bfloat16 keeps: its head is not so large."""
+    path = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("calm") / "model"))
+    scale_head(path, 1 / 40)
+    for file in (INFO_FILE, CANARIES_FILE):
+        (path / file).unlink()
+    return open_model(str(path))
+
+
+def scale_head(path: Path, factor: float) -> None:
+    weights = load_file(path / "model.safetensors")
+    weights["classifier.weight"] *= factor
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def recorded(dtype: str = "float32", device: str = "cpu", **changes: int) -> ResolvedEngine:
+    sizes = {"max_batch_tokens": 1024, "max_tokens": 32, **changes}
+    return ResolvedEngine(name="torch", device=device, dtype=dtype, **sizes)
+
+
+def classifier_of(model: ModelFolder, dtype: str) -> Classifier:
+    tokenizer = Tokenizer.load(model.path)
+    engine = TorchEngine.load(model.path, pad_id=tokenizer.pad_id, device="cpu", dtype=dtype)
+    return Classifier(model.label_set, tokenizer, engine, 1024)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_coarser_precision_is_near_float32_but_not_equal(calm: ModelFolder, dtype: str) -> None:
+    exact_NL = classifier_of(calm, "float32").predict_proba(TEXTS)
+    scores_NL = classifier_of(calm, dtype).predict_proba(TEXTS)
+    assert scores_NL.dtype == np.float32
+    difference = np.abs(scores_NL - exact_NL).max()
+    assert 0 < difference <= TOLERANCE[dtype]
+
+
+def test_logits_are_float32_at_every_precision(calm: ModelFolder) -> None:
+    for dtype in ("float32", "bfloat16"):
+        logits_BL = classifier_of(calm, dtype).engine.logits([np.array([2, 9, 3], np.int32)])
+        assert (logits_BL.dtype, logits_BL.shape) == (np.float32, (1, 12))
+
+
+def test_padding_is_masked() -> None:
+    ids = [np.array([2, 3], np.int32), np.array([2, 7, 9, 3], np.int32)]
+    input_ids_BT, mask_BT = pad(ids, 5)
+    assert input_ids_BT.tolist() == [[2, 3, 5, 5], [2, 7, 9, 3]]
+    assert mask_BT.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+
+
+def test_auto_takes_bfloat16_where_the_hardware_has_it_and_the_canaries_hold(
+    calm: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for has, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(
+            "ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda has=has: has
+        )
+        resolved = resolve(calm, *AUTO, cuda=False, max_tokens=None)
+        assert (resolved.dtype, resolved.device) == (expected, "cpu")
+        assert resolved.max_batch_tokens == choose.CPU_BATCH_TOKENS
+        assert "largest score difference" in resolved.canaries
+
+
+def test_auto_falls_back_to_float32_where_bfloat16_moves_scores(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda: True)
+    resolved = resolve(open_model(str(tiny_model)), *AUTO, cuda=False, max_tokens=None)
+    assert resolved.dtype == "float32"
+    assert "bfloat16 does not hold on the canaries" in caplog.text
+
+
+def test_a_named_precision_that_does_not_hold_is_refused_with_a_remedy(tiny_model: Path) -> None:
+    model, engine = open_model(str(tiny_model)), EngineConfig(dtype="bfloat16")
+    with pytest.raises(ModelError, match=r"set engine.dtype=float32") as caught:
+        resolve(model, engine, BatchingConfig(), cuda=False, max_tokens=None)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_weights_are_refused_by_resolve_and_by_every_actor(folder: Path) -> None:
+    model = open_model(str(folder))
+    chosen = resolve(model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None)
+    assert load_classifier(model, chosen).predict_proba(["a"]).shape == (1, 12)
+    scale_head(folder, 1.01)
+    with pytest.raises(ModelError, match="does not reproduce the canaries"):
+        resolve(model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None)
+    with pytest.raises(ModelError, match="does not reproduce the canaries here"):
+        load_classifier(model, chosen)
+
+
+def test_a_run_with_fewer_tokens_than_the_model_takes_still_proves_itself(
+    tiny_model: Path, calm: ModelFolder
+) -> None:
+    for model in (open_model(str(tiny_model)), calm):
+        resolved = resolve(
+            model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=8
+        )
+        assert resolved.max_tokens == 8
+        classifier = load_classifier(model, resolved)
+        assert classifier.tokenizer.max_tokens == 8
+        assert classifier.stats.padded_tokens == 0  # the canaries are not the corpus's cost
+
+
+def test_a_plain_folder_without_a_limit_of_its_own_takes_the_jobs(
+    calm: ModelFolder, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(calm.path, tmp_path / "model"))
+    file = path / "tokenizer_config.json"
+    content = json.loads(file.read_text())
+    del content["model_max_length"]
+    file.write_text(json.dumps(content))
+    model = open_model(str(path))
+    assert resolve(model, *AUTO, cuda=False, max_tokens=16).max_tokens == 16
+    with pytest.raises(ModelError, match=r"set long.max_tokens"):
+        resolve(model, *AUTO, cuda=False, max_tokens=None)
+
+
+def test_more_tokens_than_the_encoder_has_positions_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"long.max_tokens is 65, but the encoder has 64 posit"):
+        resolve(open_model(str(tiny_model)), *AUTO, cuda=False, max_tokens=65)
+
+
+def test_a_budget_below_one_document_is_refused(tiny_model: Path) -> None:
+    batching = BatchingConfig(max_batch_tokens=31)
+    with pytest.raises(ModelError, match=r"max_batch_tokens is 31, expected at least max_tokens"):
+        resolve(open_model(str(tiny_model)), EngineConfig(), batching, cuda=False, max_tokens=None)
+
+
+def test_a_named_budget_and_threads_are_taken(tiny_model: Path) -> None:
+    resolved = resolve(
+        open_model(str(tiny_model)),
+        EngineConfig(dtype="float32"),
+        BatchingConfig(max_batch_tokens=77),
+        cuda=False,
+        max_tokens=None,
+        threads=1,
+    )
+    assert resolved.max_batch_tokens == 77
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_run_recorded_for_cuda_is_refused_without_a_gpu(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match="recorded for CUDA, but the process sees no GPU"):
+        load_classifier(open_model(str(tiny_model)), recorded(device="cuda"))
+
+
+def test_weights_that_lack_the_head_are_refused_by_name(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    del weights["classifier.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"the weights lack 'classifier.bias'"):
+        load_classifier(open_model(str(folder)), recorded())
+
+
+def test_a_cut_off_weights_file_is_one_line(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="the model cannot be loaded") as caught:
+        load_classifier(open_model(str(folder)), recorded())
+    assert "\n" not in str(caught.value)
+
+
+def test_the_engine_runs_the_weights_of_the_folder(tiny_model: Path) -> None:
+    model = load_classifier_model(tiny_model)
+    ids = torch.tensor([[2, 30, 31, 3]])
+    with torch.no_grad():
+        expected_BL = model.eval()(input_ids=ids).logits.numpy()
+    engine = TorchEngine.load(tiny_model, pad_id=0, device="cpu", dtype="float32")
+    ours_BL = engine.logits([ids[0].numpy().astype(np.int32)])
+    np.testing.assert_allclose(ours_BL, expected_BL, rtol=1e-5)
+    assert output_layer(model, 12) is model.classifier
