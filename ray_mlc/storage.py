@@ -291,7 +291,7 @@ def filesystem_of(uri: str) -> tuple[pa_fs.FileSystem, str]:
 
 
 def remove_stale(storage: Storage, prefix: str, *, older_than_s: float = 3600.0) -> int:
-    """Delete what lies below `prefix` since long, such as temporary files of a killed run; how many.
+    """Delete old objects below `prefix`, such as temporary files of a killed run; how many.
 
     Young ones are left alone: they may belong to a writer that is at work.
     """

@@ -298,5 +298,5 @@ def own_error_in(error: BaseException) -> RayMlcError | None:
     if traced:
         name, message = traced[-1]
         kind = getattr(errors, name, RayMlcError)
-        return kind(message)  # type: ignore[no-any-return]
+        return kind(message)
     return None

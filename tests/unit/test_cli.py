@@ -1,0 +1,166 @@
+"""The command line as a user meets it: help, exit codes, one line per error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_mlc.cli import main
+
+HEAVY = ("torch", "ray", "transformers", "pyarrow", "sklearn", "numpy", "datasets")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit code of `ray-mlc ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["ray-mlc", *arguments])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["data", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['ray-mlc', *{arguments!r}]\n"
+        "from ray_mlc.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_the_module_runs_as_the_script_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_mlc", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("ray-mlc 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["score", "--modle", "x"], "No such option: --modle"),
+        (["scroe"], "No such command 'scroe'"),
+        (["score", "missing.yaml"], "missing.yaml: there is no such job file"),
+        (["score", "--model", "m", "--input", "i"], "output is missing"),
+        (["score", "--model", "m", "--set", "batching.max_batch_token=1"], "max_batch_tokens?"),
+        (["train", "--train", "a", "--validation", "b", "--output", "o", "--set", "x"], "--set x"),
+        (["evaluate", "./no-model", "x.parquet"], "there is no such folder"),
+        (["predict", "./no-model", "a text"], "there is no such folder"),
+        (["status", "./no-run"], "there is no run here"),
+        (["verify", "./no-run"], "there is no run here"),
+        (["config", "schema", "sing"], "expected score or train"),
+        (["data", "convert", "./none.csv", "out.parquet"], "none.csv"),
+    ],
+)
+def test_a_wrong_command_says_so_in_one_line_and_exits_2(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_score_status_and_verify_work_together(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(
+        pa.table({"text": ["one text", None, " ", "another"]}), tmp_path / "in/a.parquet"
+    )
+    options = ["--model", str(tiny_model), "--input", str(tmp_path / "in")]
+    out = str(tmp_path / "out")
+    assert run(monkeypatch, "score", *options, "--output", out, "--local", "--quiet", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["rows"] == {"planned": 4, "written": 4, "set_aside": 0}
+    assert summary["statuses"] == {"empty": 1, "null_text": 1, "ok": 2}
+
+    assert run(monkeypatch, "status", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "complete"
+    assert run(monkeypatch, "verify", out, "--deep", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"]["written"] == 4
+
+    shutil.rmtree(tmp_path / "out/a")
+    assert run(monkeypatch, "verify", out) == 4
+    captured = capsys.readouterr()
+    assert "does not hold" in captured.out
+    assert captured.err.startswith("error: ")
+
+
+def test_predict_prints_labels_scores_and_latency(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "predict", str(tiny_model), "a text", "--json", "--device", "cpu") == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["text"] == "a text"
+    assert all(0 <= score <= 1 for score in result["scores"].values())
+    assert set(result["labels"]) <= set(result["scores"])
+    assert result["latency_ms"] > 0
+
+
+def test_evaluate_prints_and_saves_the_same_figures(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ray_mlc.model.folder import open_model
+
+    known = open_model(str(tiny_model)).label_set.names[0]
+    rows = {"text": ["a", "b", "c"], "labels": [[known], [], ["never seen"]]}
+    schema = pa.schema([("text", pa.string()), ("labels", pa.list_(pa.string()))])
+    pq.write_table(pa.table(rows, schema=schema), tmp_path / "test.parquet")
+    saved = tmp_path / "figures.json"
+    arguments = ["evaluate", str(tiny_model), str(tmp_path / "test.parquet"), "--json"]
+    assert run(monkeypatch, *arguments, "--output", str(saved), "--device", "cpu") == 0
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out)
+    assert json.loads(saved.read_text(encoding="utf-8")) == figures
+    assert set(figures) >= {"n", "at_half", "decision", "dummy", "per_label"}
+    assert figures["unknown_labels"] == ["never seen"]
+    assert "unknown to the model" in captured.err
+    unknown = next(row for row in figures["per_label"] if row["label"] == "never seen")
+    assert (unknown["support"], unknown["predicted"]) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", ["score", "train"])
+def test_the_schema_of_a_job_describes_every_key(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "config", "schema", kind) == 0
+    schema = json.loads(capsys.readouterr().out)
+    sections = [schema, *schema["$defs"].values()]
+    for section in sections:
+        for name, key in section.get("properties", {}).items():
+            meant = schema["$defs"][key["$ref"].split("/")[-1]] if "$ref" in key else key
+            assert key.get("description") or meant.get("description"), f"{section['title']}.{name}"
+
+
+@pytest.mark.parametrize("path", sorted(Path("jobs").rglob("*.yaml")), ids=str)
+def test_every_job_in_the_repository_loads(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "config", "render", str(path)) == 0
+    assert "kind:" in capsys.readouterr().out
