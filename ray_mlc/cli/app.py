@@ -111,6 +111,9 @@ def data_convert(
     split: Annotated[
         str | None, typer.Option(help="Split of a hub data set.", show_default=False)
     ] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Configuration of a hub data set.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
     json: Json = False,
 ) -> None:
@@ -128,6 +131,7 @@ def data_convert(
         delimiter=delimiter,
         names=names.split(",") if names else None,
         split=split,
+        subset=subset,
         overwrite=overwrite,
     )
     if json:

@@ -59,7 +59,11 @@ class ActorPlan:
 
 
 def plan_actors(
-    config: ActorsConfig, nodes: Sequence[NodeResources], free: NodeResources
+    config: ActorsConfig,
+    nodes: Sequence[NodeResources],
+    free: NodeResources,
+    *,
+    tokenizer_cpus: float = 1.0,
 ) -> ActorPlan:
     """Size the actor pool so that every core works and reading never starves.
 
@@ -67,10 +71,11 @@ def plan_actors(
         config: The job's `actors` section.
         nodes: What each node has.
         free: What is not taken.
+        tokenizer_cpus: CPUs of one tokenizer process; there are such only where actors have GPUs.
 
     Raises:
-        ResourceError: If the pool and one reading and one writing task do not fit: Ray would wait
-            for ever.
+        ResourceError: If the pool, one reading and one writing task and one tokenizer do not fit:
+            Ray would wait for ever.
     """
     all_gpus = sum(node.gpus for node in nodes)
     gpus = (1.0 if all_gpus else 0.0) if config.gpus == "auto" else config.gpus
@@ -78,12 +83,16 @@ def plan_actors(
     if not workers:
         raise ResourceError("the cluster has no node with CPUs")
     if gpus:
-        cpus = 1.0 if config.cpus == "auto" else config.cpus
+        others = 2 * IO_CPUS + tokenizer_cpus
         fitting = math.floor(all_gpus / gpus)
+        spare = sum(node.cpus for node in workers) - others
+        share = min(1.0, max(0.25, spare / max(1, fitting)))
+        cpus = share if config.cpus == "auto" else config.cpus
         threads = max(1, int(cpus))
         if fitting < 1:
             raise ResourceError(f"actors.gpus is {gpus:g}, but the cluster has {all_gpus:g} GPUs")
     else:
+        others = 2 * IO_CPUS
         smallest = min(node.cpus for node in workers)
         per_node = max(1, min(int(smallest), ACTORS_PER_NODE))
         share = (smallest - 2 * IO_CPUS) / per_node if smallest > 2 * IO_CPUS else smallest / 2
@@ -96,13 +105,13 @@ def plan_actors(
         low, high = max(1, config.count.min), config.count.max
     elif config.count != "auto":
         low = high = config.count
-    needed = low * cpus + 2 * IO_CPUS
+    needed = low * cpus + others
     if needed > free.cpus + 1e-6 or low * gpus > free.gpus + 1e-6:
         asked = f"{low} actor(s) of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         has = f"{free.cpus:g} CPUs" + (f" and {free.gpus:g} GPUs" if gpus else "")
         raise ResourceError(
-            f"{asked}, and {2 * IO_CPUS:g} CPU for reading and writing, are more than the {has} "
-            "that are free: lower actors.count or actors.cpus"
+            f"{asked}, and {others:g} CPU for reading, writing and tokenizing, are more than the "
+            f"{has} that are free: lower actors.count or actors.cpus"
         )
     return ActorPlan(low, high, cpus, gpus, threads)
 
@@ -187,7 +196,12 @@ class RayBackend:
         Raises:
             ResourceError: If the cluster is too small for what the job asks.
         """
-        self.plan = plan_actors(job.actors, cluster_nodes(), free_resources())
+        self.plan = plan_actors(
+            job.actors,
+            cluster_nodes(),
+            free_resources(),
+            tokenizer_cpus=job.tokenizers.cpus,
+        )
 
     def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
         """See `Backend.resolve`: a task with an actor's resources does it."""

@@ -188,12 +188,9 @@ def load_plain(encoder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(encoder).eval()
 
 
-def test_relative_positions_have_no_limit() -> None:
-    config = BertConfig()
-    config.max_position_embeddings = -1
-    assert max_positions(config) is None
-    del config.max_position_embeddings
-    assert max_positions(config) is None
+@pytest.mark.parametrize("positions", [{}, {"max_position_embeddings": -1}])
+def test_relative_positions_have_no_limit(positions: dict[str, int]) -> None:
+    assert max_positions(SimpleNamespace(model_type="other", **positions)) is None
 
 
 def test_what_is_frozen_has_no_gradient_and_all_else_has_one(encoder: Path) -> None:

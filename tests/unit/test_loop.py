@@ -1,0 +1,474 @@
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from transformers import BertConfig, BertForSequenceClassification
+
+from ray_mlc.config import TrainingConfig
+from ray_mlc.model.engines.torch_engine import pad
+from ray_mlc.model.tokenization import Ragged
+from ray_mlc.training.loop import (
+    MODEL_STATE,
+    Fitter,
+    TokenizedExamples,
+    freeze_unused,
+    head_bias,
+    learning_rate_factor,
+    load_weights,
+    plan_epoch,
+    read_progress,
+    share_of_rank,
+)
+
+VOCABULARY, LABEL_COUNT = 30, 3
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=120).map(
+    lambda lengths: np.array(lengths, np.int64)
+)
+
+
+def examples(
+    count: int, *, seed: int = 0, longest: int = 12, unannotated: bool = False
+) -> TokenizedExamples:
+    """Random documents; label 0 is whether token 5 is there, the others are random."""
+    rng = np.random.default_rng(seed)
+    documents = [
+        rng.integers(3, VOCABULARY, size=rng.integers(2, longest + 1)).astype(np.int32)
+        for _ in range(count)
+    ]
+    positive = [
+        sorted({*([0] if 5 in row else []), *np.flatnonzero(rng.random(3) < [0, 0.3, 0.1])})
+        for row in documents
+    ]
+    missing = [[1] if unannotated and rng.random() < 0.3 else [] for _ in documents]
+    return pack(documents, positive, missing)
+
+
+def pack(
+    documents: list[NDArray[np.int32]], positive: list[Any], missing: list[Any]
+) -> TokenizedExamples:
+    def offsets(rows: list[Any]) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+
+    def flat(rows: list[Any]) -> NDArray[np.int32]:
+        return np.array([column for row in rows for column in row], np.int32)
+
+    lengths = np.array([len(row) for row in documents], np.int32)
+    return TokenizedExamples(
+        ids=Ragged(flat(documents), offsets(documents), lengths),
+        positive_offsets=offsets(positive),
+        positive_columns=flat(positive),
+        unannotated_offsets=offsets(missing),
+        unannotated_columns=flat(missing),
+        label_count=LABEL_COUNT,
+    )
+
+
+def settings_of(**changes: Any) -> TrainingConfig:
+    values = {
+        "epochs": 2,
+        "batch_size": 8,
+        "max_batch_tokens": 4096,
+        "learning_rate": 5e-3,
+        "head_learning_rate": 1e-2,
+        "dtype": "float32",
+        **changes,
+    }
+    return TrainingConfig(**values)
+
+
+def tiny_bert(*, dropout: float = 0.0) -> Any:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+        num_labels=LABEL_COUNT,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.25,
+    )
+    model = BertForSequenceClassification(config)
+    freeze_unused(model)
+    return model
+
+
+def fitter_of(
+    train: TokenizedExamples,
+    *,
+    model: Any = None,
+    wrap: Callable[[Any], Any] = lambda model: model,
+    rank: int = 0,
+    world_size: int = 1,
+    **changes: Any,
+) -> Fitter:
+    model = tiny_bert() if model is None else model
+    return Fitter(
+        model=model,
+        wrapped=wrap(model),
+        train=train,
+        config=settings_of(**changes),
+        pad_id=0,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def curve(fitter: Fitter) -> list[float]:
+    """The loss of every step of all epochs."""
+    losses: list[float] = []
+    for epoch in range(fitter.config.epochs):
+        fitter.run_epoch(epoch, on_step=lambda _, loss: losses.append(loss))
+    return losses
+
+
+# The plan
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(lengths_N=LENGTHS, batch_size=st.integers(1, 20), seed=st.integers(0, 9))
+def test_an_epoch_holds_each_document_once_in_full_steps(
+    lengths_N: NDArray[np.int64], batch_size: int, seed: int
+) -> None:
+    plan = plan_epoch(lengths_N, batch_size=batch_size, seed=seed, epoch=1)
+    again = plan_epoch(lengths_N, batch_size=batch_size, seed=seed, epoch=1)
+    assert [batch.tolist() for batch in plan] == [batch.tolist() for batch in again]
+    assert sorted(np.concatenate(plan)) == list(range(len(lengths_N)))
+    assert len(plan) == math.ceil(len(lengths_N) / batch_size)
+    assert sorted(map(len, plan))[1:] == [batch_size] * (len(plan) - 1)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    lengths_N = np.random.default_rng(0).integers(1, 30, size=400)
+    orders = {
+        tuple(np.concatenate(plan_epoch(lengths_N, batch_size=8, seed=seed, epoch=epoch)))
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+
+
+def test_neighbors_are_of_like_length() -> None:
+    lengths_N = np.random.default_rng(0).integers(1, 500, size=4_000)
+    plan = plan_epoch(lengths_N, batch_size=16, seed=0, epoch=0)
+    padded = sum(len(batch) * lengths_N[batch].max() for batch in plan)
+    assert padded < 1.1 * lengths_N.sum()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    lengths_N=LENGTHS,
+    batch=st.sets(st.integers(0, 119), min_size=1),
+    world_size=st.integers(1, 5),
+    budget=st.integers(30, 200),
+)
+def test_ranks_share_a_step_without_loss_in_equal_numbers_of_passes(
+    lengths_N: NDArray[np.int64], batch: set[int], world_size: int, budget: int
+) -> None:
+    rows = np.array(sorted({index % len(lengths_N) for index in batch}), np.intp)
+    shares = [
+        share_of_rank(
+            rows, lengths_N, rank=rank, world_size=world_size, max_batch_tokens=budget
+        )
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    passes = [rows for share in shares for rows in share]
+    assert sorted(np.concatenate(passes)) == rows.tolist()
+    assert all(len(p) * lengths_N[p].max(initial=0) <= budget for p in passes)
+    counts = [sum(map(len, share)) for share in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+# The rate
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    total=st.integers(1, 200),
+    warmup=st.floats(0, 0.9),
+    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+)
+def test_the_rate_rises_to_its_peak_and_never_rises_again(
+    total: int, warmup: float, schedule: str
+) -> None:
+    factors = [
+        learning_rate_factor(step, total=total, warmup=warmup, schedule=schedule)
+        for step in range(total)
+    ]
+    assert all(0 <= factor <= 1 for factor in factors)
+    assert factors[0] > 0
+    peak = int(np.argmax(factors))
+    assert factors[peak] == 1
+    assert all(np.diff(factors[: peak + 1]) > 0)
+    assert all(np.diff(factors[peak:]) <= 0)
+    assert peak <= max(1, round(total * warmup))
+
+
+def test_the_schedules_have_their_shapes() -> None:
+    def at(step: int, schedule: str) -> float:
+        return learning_rate_factor(step, total=110, warmup=0.0909, schedule=schedule)
+
+    assert at(4, "linear") == pytest.approx(0.5)  # 10 steps of warm-up
+    assert at(60, "linear") == pytest.approx(0.5)
+    assert at(35, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert at(109, "constant") == 1
+    assert at(110, "linear") == 0
+
+
+# The head's first bias
+
+
+def test_the_prior_gives_each_label_its_rate() -> None:
+    rates_L = np.array([0.5, 0.01, 0.0, 1.0])
+    bias_L = head_bias("prior", rates_L, rows=10_000)
+    scores_L = 1 / (1 + np.exp(-bias_L))
+    np.testing.assert_allclose(scores_L, rates_L, atol=1e-4)
+    assert np.isfinite(bias_L).all()
+    assert head_bias(-2.0, rates_L, rows=10).tolist() == [-2.0] * 4
+    assert head_bias(None, rates_L, rows=10) is None
+
+
+# A step
+
+
+def plain_losses(train: TokenizedExamples, **changes: Any) -> list[float]:
+    """The same training as a reader would write it: one padded batch per step, one process."""
+    config = settings_of(**changes)
+    model = tiny_bert().train()
+    encoder = {id(p) for name, p in model.named_parameters() if "bert." in name}
+    head = {id(p) for name, p in model.named_parameters() if "classifier" in name or "pool" in name}
+    groups = []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        in_head = id(parameter) in head
+        assert in_head or id(parameter) in encoder
+        peak = config.head_learning_rate if in_head else config.learning_rate
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        groups.append({"params": [parameter], "lr": peak, "peak": peak, "weight_decay": decay})
+    optimizer = torch.optim.AdamW(groups)
+    lengths_N = train.ids.lengths
+    total = math.ceil(len(train) / config.batch_size) * config.epochs
+    losses = []
+    for epoch in range(config.epochs):
+        for batch in plan_epoch(
+            lengths_N, batch_size=config.batch_size, seed=config.seed, epoch=epoch
+        ):
+            factor = learning_rate_factor(
+                len(losses), total=total, warmup=config.warmup, schedule=config.schedule
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            ids, mask = map(torch.from_numpy, pad(train.ids.rows(batch), 0))
+            targets = torch.from_numpy(train.targets_BL(batch))
+            logits = model(input_ids=ids, attention_mask=mask).logits
+            known = ~targets.isnan()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                logits[known], targets[known]
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            losses.append(float(loss))
+    return losses
+
+
+@pytest.mark.parametrize("unannotated", [False, True])
+def test_the_curve_is_that_of_a_plain_loop_with_one_big_batch(unannotated: bool) -> None:
+    train = examples(60, unannotated=unannotated)
+    np.testing.assert_allclose(curve(fitter_of(train)), plain_losses(train), atol=1e-5)
+
+
+def test_training_learns() -> None:
+    losses = curve(fitter_of(examples(200), epochs=4))
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("budget", [12, 30])
+def test_many_small_passes_give_the_curve_of_one_large_pass(budget: int) -> None:
+    train = examples(40, unannotated=True)
+    whole, cut = (curve(fitter_of(train, max_batch_tokens=size)) for size in (4096, budget))
+    np.testing.assert_allclose(cut, whole, atol=1e-4)
+
+
+def test_cells_that_nobody_annotated_have_no_influence() -> None:
+    rng = np.random.default_rng(1)
+    documents = [rng.integers(3, VOCABULARY, size=6).astype(np.int32) for _ in range(6)]
+    labels = [[0], [], [1, 2], [2], [0, 1], []]
+    nobody = [*[[]] * 4, [0, 1, 2], [0, 1, 2]]
+    masked, without = pack(documents, labels, nobody), pack(documents[:4], labels[:4], [[]] * 4)
+    weights = []
+    for train in (masked, without):
+        fitter = fitter_of(train, epochs=1, batch_size=6)
+        loss = fitter.run_epoch(0, on_step=lambda *_: None)
+        weights.append((loss, fitter.model.state_dict()))
+    assert weights[0][0] == pytest.approx(weights[1][0], abs=1e-6)
+    for name, value in weights[0][1].items():
+        torch.testing.assert_close(value, weights[1][1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_label_in_a_masked_cell_is_not_read() -> None:
+    documents = [np.array([4, 5, 6], np.int32)] * 4
+    said = [pack(documents, [[0, 1]] * 4, [[1]] * 4), pack(documents, [[0]] * 4, [[1]] * 4)]
+    one, other = (curve(fitter_of(train)) for train in said)
+    assert one == other
+
+
+# Several processes
+
+
+def _train_in_a_group(rank: int, port: int, folder: str, changes: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    fitter = fitter_of(
+        examples(30, unannotated=True),
+        wrap=torch.nn.parallel.DistributedDataParallel,
+        rank=rank,
+        world_size=2,
+        **changes,
+    )
+    losses = curve(fitter)
+    scores_NL = fitter.predict(examples(11, seed=7))
+    np.savez(Path(folder) / f"{rank}.npz", losses=losses, scores=scores_NL)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What each of two processes saw: starting them costs most, so all tests share one run."""
+    folder = tmp_path_factory.mktemp("group")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        # 3 documents per step and small passes: ranks differ in passes, and some are empty
+        arguments = (port, str(folder), {"batch_size": 3, "max_batch_tokens": 14})
+        torch.multiprocessing.spawn(_train_in_a_group, arguments, nprocs=2)
+    return [np.load(folder / f"{rank}.npz") for rank in range(2)]
+
+
+def test_two_workers_follow_the_curve_of_one(two_workers: list[Any]) -> None:
+    alone = fitter_of(examples(30, unannotated=True), batch_size=3, max_batch_tokens=14)
+    losses = curve(alone)
+    assert losses[0] != pytest.approx(losses[-1], abs=1e-2)
+    for rank in range(2):
+        np.testing.assert_allclose(two_workers[rank]["losses"], losses, atol=1e-4)
+        np.testing.assert_allclose(
+            two_workers[rank]["scores"], alone.predict(examples(11, seed=7)), atol=1e-4
+        )
+
+
+def test_every_rank_reports_the_same_loss_and_scores(two_workers: list[Any]) -> None:
+    one, other = two_workers
+    assert one["losses"].tolist() == other["losses"].tolist()
+    assert one["scores"].tolist() == other["scores"].tolist()
+
+
+# Prediction
+
+
+def test_predictions_stand_in_the_order_of_the_examples_and_keep_the_mode() -> None:
+    validation = examples(20, seed=3)
+    fitter = fitter_of(examples(8), max_batch_tokens=30, model=tiny_bert(dropout=0.5))
+    scores_NL = fitter.predict(validation)
+    for row in range(20):
+        ids = torch.from_numpy(validation.ids.row(row).astype(np.int64))[None]
+        with torch.no_grad():
+            alone = torch.sigmoid(fitter.model.eval()(input_ids=ids).logits)[0]
+        np.testing.assert_allclose(scores_NL[row], alone.numpy(), atol=1e-6)
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("stop_at", [(0, 3), (1, 0), (1, 4)])
+def test_a_run_that_stops_and_resumes_equals_one_that_did_not(
+    stop_at: tuple[int, int], tmp_path: Path
+) -> None:
+    """Dropout included: each step has a seed of its own."""
+    train = examples(44)
+    whole: dict[tuple[int, int], float] = {}
+    stopped = fitter_of(train, model=tiny_bert(dropout=0.3))
+    for epoch in range(2):
+
+        def on_step(step: int, loss: float, epoch: int = epoch) -> None:
+            whole[epoch, step] = loss
+            if stop_at in ((epoch, step + 1), (epoch + (step + 1) // 6, 0)):
+                stopped.save(tmp_path, {"epoch": stop_at[0], "step": stop_at[1]})
+
+        stopped.run_epoch(epoch, on_step=on_step)
+    torch.manual_seed(99)
+    resumed = fitter_of(train, model=tiny_bert(dropout=0.3))
+    for parameter in resumed.model.parameters():
+        parameter.data.zero_()
+    progress = resumed.load(tmp_path)
+    assert (progress["epoch"], progress["step"]) == stop_at
+    rest: dict[tuple[int, int], float] = {}
+    first = progress["step"]
+    for epoch in range(progress["epoch"], 2):
+        resumed.run_epoch(
+            epoch,
+            first_step=first,
+            on_step=lambda step, loss, epoch=epoch: rest.__setitem__((epoch, step), loss),
+        )
+        first = 0
+    assert rest == {key: loss for key, loss in whole.items() if key >= stop_at}
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, stopped.model.state_dict()[name])
+
+
+class Tied(torch.nn.Module):
+    """Two names for one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(4, 3)
+        self.output = torch.nn.Linear(3, 4)
+        self.output.weight = self.embedding.weight
+        self.base_model_prefix = "embedding"
+
+
+def test_tied_weights_are_saved_once_and_loaded_into_both(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = Tied()
+    fitter = fitter_of(examples(3), model=model)
+    fitter.save(tmp_path, {"epoch": 1})
+    saved = load_file(tmp_path / MODEL_STATE)
+    assert set(saved) == {"embedding.weight", "output.bias"}
+    other = Tied()
+    load_weights(other, tmp_path / MODEL_STATE)
+    assert torch.equal(other.output.weight, model.embedding.weight)
+    assert other.output.weight is other.embedding.weight
+    assert read_progress(tmp_path) == {"epoch": 1}
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    fitter = fitter_of(examples(3))
+    fitter.save(tmp_path, {})
+    weights = load_file(tmp_path / MODEL_STATE)
+    del weights["classifier.bias"]
+    save_file(weights, tmp_path / MODEL_STATE)
+    with pytest.raises(RuntimeError, match=r"lacks classifier.bias"):
+        fitter.load(tmp_path)
