@@ -187,6 +187,13 @@ class LimitsConfig(Section):
     """Longest time without any progress before the run stops and names the stuck stage."""
 
 
+class LeaseConfig(Section):
+    """How two commands are kept from doing the same work."""
+
+    expiry: Duration = 30.0
+    """A writer that shows no sign of life for so long is replaced."""
+
+
 class RayConfig(Section):
     """Which Ray to use."""
 
@@ -219,6 +226,8 @@ class ScoreJob(Section):
     """Processes that hold the model."""
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     """When a run stops being good."""
+    lease: LeaseConfig = Field(default_factory=LeaseConfig)
+    """One writer per output."""
     ray: RayConfig = Field(default_factory=RayConfig)
     """Which Ray to use."""
 

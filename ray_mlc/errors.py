@@ -8,6 +8,7 @@
     │   ├── RunMismatchError       the output holds another run
     │   └── ResourceError          the machine or cluster is too small for what was asked
     ├── StorageError            1  a disk or an object store refused
+    ├── LeaseError              1  another command writes to the same output
     ├── LimitError              3  finished, but more rows or files set aside than `limits` allow
     ├── GateError               4  `verify` or `compare` did not hold
     └── InterruptedRunError   130  Ctrl-C or SIGTERM
@@ -51,6 +52,10 @@ class ResourceError(UsageError):
 
 class StorageError(RayMlcError):
     """A disk or an object store refused a read or a write."""
+
+
+class LeaseError(RayMlcError):
+    """Another command writes to the same output."""
 
 
 class LimitError(RayMlcError):

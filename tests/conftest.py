@@ -19,14 +19,6 @@ TINY_CORPUS_ROWS = 240
 ScoreLocally = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Scores of a tiny model on shared cores: more threads would only wait for each other."""
-    import os
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained encoder of a few thousand weights: making one costs more than loading it."""
@@ -66,7 +58,8 @@ def make_model(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             for name, weights in model.named_parameters():
                 if "attention.self.value.weight" in name or "attention.output.dense" in name:
                     weights.mul_(6)
-            output_layer(model, len(label_set)).weight.mul_(4)
+            generator = torch.Generator().manual_seed(seed)
+            output_layer(model, len(label_set)).weight.normal_(generator=generator)
         tokenizer = Tokenizer.load(tiny_encoder, max_tokens=TINY_MAX_TOKENS)
         engine = TorchEngine(model, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
         folder = tmp_path_factory.mktemp("model")
@@ -156,8 +149,16 @@ def tiny_run(
     return output
 
 
-def read_output(output: Path) -> pa.Table:
-    """All parts of an output as one table, ordered by source and row."""
-    parts = sorted(str(path) for path in output.glob("**/*.parquet"))
-    table = pads.dataset(parts, format="parquet").to_table()
-    return table.sort_by([("source", "ascending"), ("row", "ascending")])
+@pytest.fixture(scope="session")
+def read_output() -> Callable[[Path], pa.Table]:
+    """Reads all parts of an output as one table, ordered by source and row."""
+
+    def read(output: Path) -> pa.Table:
+        parts = sorted(str(path) for path in output.glob("**/*.parquet"))
+        table = pads.dataset(parts, format="parquet").to_table()
+        table = table.set_column(
+            table.schema.get_field_index("source"), "source", table["source"].cast(pa.string())
+        )
+        return table.sort_by([("source", "ascending"), ("row", "ascending")])
+
+    return read

@@ -114,7 +114,9 @@ def data_convert(
     subset: Annotated[
         str | None, typer.Option(help="Configuration of a hub data set.", show_default=False)
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Turn CSV, JSONL, Parquet or a hub data set into examples: id, text, labels."""
@@ -280,7 +282,10 @@ def score(
     text: Annotated[
         str | None, typer.Option(help="Text column or template; default text.", show_default=False)
     ] = None,
-    local: Annotated[bool, typer.Option(help="One process, without Ray.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Replace another command that writes there.")
+    ] = False,
     set_: Set = None,
     address: Address = None,
     json: Json = False,
@@ -298,14 +303,14 @@ def score(
         "ray.address": address,
     }
     spec = load_job(ScoreJob, job, options=options, overrides=set_ or ())
-    summary = _score(spec, local=local, quiet=quiet)
+    summary = _score(spec, local=local, take_over=take_over, quiet=quiet)
     if json:
         _print_json(summary)
         return
     print_score_summary(spec.output.path, summary)
 
 
-def _score(spec: ScoreJob, *, local: bool, quiet: bool) -> dict[str, Any]:
+def _score(spec: ScoreJob, *, local: bool, take_over: bool, quiet: bool) -> dict[str, Any]:
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import score as run_score
     from ray_mlc.runtime.session import ray_session
@@ -314,11 +319,11 @@ def _score(spec: ScoreJob, *, local: bool, quiet: bool) -> dict[str, Any]:
     if local:
         from ray_mlc.runtime.local import LocalBackend
 
-        return run_score(spec, LocalBackend(), display)
+        return run_score(spec, LocalBackend(), display, take_over=take_over)
     with ray_session(spec.ray.address):
         from ray_mlc.runtime.ray_data import RayBackend
 
-        return run_score(spec, RayBackend(spec), display)
+        return run_score(spec, RayBackend(spec), display, take_over=take_over)
 
 
 @app.command()
@@ -344,7 +349,7 @@ def status(
 @app.command()
 def verify(
     output: Annotated[str, typer.Argument(help="Output folder of score.")],
-    deep: Annotated[bool, typer.Option(help="Also read the key of every row.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also read the key of every row.")] = False,
     json: Json = False,
 ) -> None:
     """Prove that each planned row is in the output once, or set aside by name."""

@@ -82,6 +82,17 @@ def list_corpus(path: str | Sequence[str]) -> Listing:
     return Listing(_uri(paths[0], root), listed, shown)
 
 
+def would_list(path: str | Sequence[str], name: str) -> bool:
+    """Whether a listing of `path` would hold `name`, a path in the same file system."""
+    for item in [path] if isinstance(path, str) else path:
+        own = filesystem_of(item)[1].rstrip("/")
+        base = _base(own)
+        inside = name.startswith(base.rstrip("/") + "/") and not _is_hidden(name[len(base) :])
+        if inside and (base == own or _matches(own, name)):
+            return True
+    return False
+
+
 def file_path(root: str, source: str) -> str:
     """Path of a file in the file system of `root`."""
     _, base = filesystem_of(root)
@@ -94,9 +105,8 @@ def _list_one(uri: str) -> tuple[str, dict[str, tuple[int, int]], set[str]]:
 
     filesystem, path = filesystem_of(uri)
     path = path.rstrip("/") or "/"
-    base = path
-    if pattern := _GLOB.search(path):
-        base = posixpath.dirname(path[: pattern.start()]) or "/"
+    base = _base(path)
+    pattern = base != path
     try:
         info = filesystem.get_file_info(base)
         if info.type == pa_fs.FileType.NotFound:
@@ -123,6 +133,12 @@ def _list_one(uri: str) -> tuple[str, dict[str, tuple[int, int]], set[str]]:
         raise DataError(f"{uri}: {what}{more}")
     root = posixpath.commonpath([posixpath.dirname(name) for name in kept]) if pattern else base
     return root, kept, hidden
+
+
+def _base(path: str) -> str:
+    """The longest folder of a glob that has no wildcard; any other path as it is."""
+    pattern = _GLOB.search(path)
+    return path if pattern is None else posixpath.dirname(path[: pattern.start()]) or "/"
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -16,7 +16,6 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 LOG_EVERY_S = 30.0
@@ -35,6 +34,14 @@ class Stage:
     started: float = field(default_factory=time.monotonic)
     first_done: int = 0
     """Work that was done before the stage started, and does not count for the speed."""
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+    """Time and count of the first and the latest report of work."""
+
+    def advance(self, count: int) -> None:
+        """Note that `count` more is done."""
+        self.done += count
+        if count:
+            self.arrivals = [*self.arrivals[:1], (time.monotonic(), self.done)]
 
     @property
     def per_second(self) -> float:
@@ -42,14 +49,24 @@ class Stage:
         elapsed = time.monotonic() - self.started
         return (self.done - self.first_done) / elapsed if elapsed > 0 else 0.0
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that the rest takes at the speed since the first report: models load before it."""
+        if self.total is None or len(self.arrivals) < 2:
+            return None
+        (first_s, first), (last_s, last) = self.arrivals
+        if last <= first or last_s <= first_s or self.done >= self.total:
+            return None
+        return (self.total - self.done) * (last_s - first_s) / (last - first)
+
     def line(self) -> str:
         """For a log."""
         if self.total is None:
             return f"{self.name}: {self.done:,} {self.unit} {self.detail}".rstrip()
         share = self.done / self.total if self.total else 1.0
         speed = self.per_second
-        left = (self.total - self.done) / speed if speed else None
-        eta = f", {_duration(left)} left" if left else ""
+        left = self.seconds_left
+        eta = f", {_duration(left)} left" if left is not None else ""
         return (
             f"{self.name}: {self.done:,} of {self.total:,} {self.unit} ({share:.0%}), "
             f"{speed:,.1f} {self.unit}/s{eta} {self.detail}"
@@ -86,7 +103,6 @@ class Display:
             TaskProgressColumn(),
             TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
             console=self.console,
             transient=True,
         )
@@ -109,10 +125,12 @@ class StageHandle:
     def advance(self, count: int, detail: str = "") -> None:
         """Report that `count` more units of work are done."""
         stage = self._stage
-        stage.done += count
+        stage.advance(count)
         stage.detail = detail or stage.detail
         if self._bar is not None and self._task is not None:
-            shown = f"{stage.per_second:,.1f} {stage.unit}/s {stage.detail}"
+            left = stage.seconds_left
+            eta = f" · {_duration(left)} left" if left is not None else ""
+            shown = f"{stage.done:,} {stage.unit} · {stage.per_second:,.1f}/s{eta} {stage.detail}"
             self._bar.update(self._task, completed=stage.done, detail=shown)  # type: ignore[arg-type]
         elif not self._display.console.quiet and time.monotonic() - self._last_line >= LOG_EVERY_S:
             self._last_line = time.monotonic()

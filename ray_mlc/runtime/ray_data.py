@@ -33,7 +33,7 @@ from ray_mlc.model.engines.choose import ResolvedEngine, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.ray_private import map_whole_blocks
 from ray_mlc.runtime.score import ScoreStep, TokenizeStep, Work
-from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources
+from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources, places
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
 
@@ -84,13 +84,14 @@ def plan_actors(
         raise ResourceError("the cluster has no node with CPUs")
     if gpus:
         others = 2 * IO_CPUS + tokenizer_cpus
-        fitting = math.floor(all_gpus / gpus)
+        fitting = sum(math.floor(node.gpus / gpus + 1e-6) for node in workers)
         spare = sum(node.cpus for node in workers) - others
         share = min(1.0, max(0.25, spare / max(1, fitting)))
         cpus = share if config.cpus == "auto" else config.cpus
         threads = max(1, int(cpus))
         if fitting < 1:
-            raise ResourceError(f"actors.gpus is {gpus:g}, but the cluster has {all_gpus:g} GPUs")
+            most = max(node.gpus for node in workers)
+            raise ResourceError(f"actors.gpus is {gpus:g}, but no node has more than {most:g} GPUs")
     else:
         others = 2 * IO_CPUS
         smallest = min(node.cpus for node in workers)
@@ -106,12 +107,13 @@ def plan_actors(
     elif config.count != "auto":
         low = high = config.count
     needed = low * cpus + others
-    if needed > free.cpus + 1e-6 or low * gpus > free.gpus + 1e-6:
+    scarce = needed > free.cpus + 1e-6 or low * gpus > free.gpus + 1e-6
+    if scarce or low > places(workers, cpus, gpus):
         asked = f"{low} actor(s) of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         has = f"{free.cpus:g} CPUs" + (f" and {free.gpus:g} GPUs" if gpus else "")
         raise ResourceError(
             f"{asked}, and {others:g} CPU for reading, writing and tokenizing, are more than the "
-            f"{has} that are free: lower actors.count or actors.cpus"
+            f"{has} that are free on {len(workers)} node(s): lower actors.count or actors.cpus"
         )
     return ActorPlan(low, high, cpus, gpus, threads)
 

@@ -62,7 +62,7 @@ from ray_mlc.model.folder import INFO_FILE, ModelInfo, write_model_folder
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.runtime.progress import Display, StageHandle
 from ray_mlc.runtime.ray_private import check_version
-from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources
+from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources, places
 from ray_mlc.scoring.ledger import versions
 from ray_mlc.storage import join, local_path, scheme_of
 from ray_mlc.training.examples import Examples, read_examples
@@ -78,6 +78,8 @@ from ray_mlc.training.loop import (
 )
 
 VALIDATION_SCORES = "validation.npy"
+WITHIN_EPOCH = -1e9
+"""Score of a checkpoint within an epoch: never the best one."""
 REPORT_EVERY_S = 0.5
 """Seconds between two progress reports of a worker."""
 
@@ -297,14 +299,18 @@ def plan_workers(
     gpus = (1.0 if all_gpus else 0.0) if config.gpus == "auto" else config.gpus
     low = config.count.min if isinstance(config.count, Range) else config.count
     low = max(1, low)
-    cpus = config.cpus
-    if cpus == "auto":
-        cpus = float(max(1, int(free.cpus // low)))
-    if low * cpus > free.cpus + 1e-6 or low * gpus > free.gpus + 1e-6:
+    if config.cpus == "auto":
+        most = max(1, int(free.cpus // low))
+        cpus = next((float(n) for n in range(most, 1, -1) if places(nodes, n, gpus) >= low), 1.0)
+    else:
+        cpus = config.cpus
+    scarce = low * cpus > free.cpus + 1e-6 or low * gpus > free.gpus + 1e-6
+    if scarce or low > places(nodes, cpus, gpus):
         asked = f"{low} worker(s) of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         has = f"{free.cpus:g} CPUs" + (f" and {free.gpus:g} GPUs" if gpus else "")
         raise ResourceError(
-            f"{asked} are more than the {has} that are free: lower workers.count or workers.cpus"
+            f"{asked} are more than the {has} that are free on {len(nodes)} node(s): "
+            "lower workers.count or workers.cpus"
         )
     count = (low, config.count.max) if isinstance(config.count, Range) else low
     return WorkerPlan(count, cpus, gpus)
@@ -316,7 +322,6 @@ def _fit(
     storage = job.checkpoints.path or join(str(output), "_checkpoints")
     if scheme_of(storage) == "file":
         storage = str(local_path(storage))
-    lower_is_better = not is_better(job.training.best_metric, 1.0, 0.0)
     monitor = ray.remote(num_cpus=0)(Monitor).remote()
     loop_config = {
         "job": job,
@@ -329,7 +334,6 @@ def _fit(
         "validation": ray.put(prepared.validation),
         "targets": ray.put(prepared.validation_targets),
         "monitor": monitor,
-        "worst": 1e9 if lower_is_better else -1e9,
     }
     resources = {"CPU": workers.cpus}
     if workers.gpus:
@@ -349,7 +353,6 @@ def _fit(
             checkpoint_config=CheckpointConfig(
                 num_to_keep=max(2, job.checkpoints.keep),
                 checkpoint_score_attribute="score",
-                checkpoint_score_order="min" if lower_is_better else "max",
             ),
         ),
     )
@@ -515,7 +518,7 @@ def _epochs(
             every = job.checkpoints.every_steps
             if every and (step + 1) % every == 0 and step + 1 < fitter.steps_per_epoch:
                 partial = {**state, "epoch": epoch, "step": step + 1}
-                _report(fitter, partial, {"score": config["worst"]}, rank)
+                _report(fitter, partial, {"score": WITHIN_EPOCH}, rank)
 
         on_step = _step_reporter(fitter, config["monitor"], epoch, rank, save_within)
         loss = fitter.run_epoch(epoch, first_step=state["step"], on_step=on_step)
@@ -544,7 +547,8 @@ def _epochs(
         }
         if rank == 0:
             config["monitor"].epoch.remote(record)
-        score = metrics[name] if metrics[name] is not None else config["worst"]
+        # not the metric itself: of equal ones Ray would keep the later, and we name the earlier
+        score = float(epoch + 1 if improved else -epoch - 1)
         _report(fitter, state, {"score": score}, rank, scores=scores)
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.footers import ReadSpec
+from ray_mlc.corpus.listing import list_corpus
 from ray_mlc.corpus.rows import read_block
 from ray_mlc.corpus.units import Unit, group_reads
 from ray_mlc.errors import InterruptedRunError, RayMlcError
@@ -27,9 +28,11 @@ from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.runtime.progress import Display
-from ray_mlc.scoring.ledger import Run, Tally, finish_run, open_run
+from ray_mlc.scoring.lease import Lease, hold_lease
+from ray_mlc.scoring.ledger import Run, Tally, finish_run, open_run, refuse_output_in_input
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.score import score_block, tokenize_block
+from ray_mlc.storage import open_storage
 
 READS_PER_ACTOR = 4
 """Reads that a small input is cut into per actor, so that all of them work to the end."""
@@ -143,59 +146,86 @@ class Backend(Protocol):
         """Read, score and commit; yields receipts as units are done."""
 
 
-def score(job: ScoreJob, backend: Backend, display: Display) -> dict[str, Any]:
+def score(
+    job: ScoreJob, backend: Backend, display: Display, *, take_over: bool = False
+) -> dict[str, Any]:
     """Tag a corpus, or continue doing so.
 
     Args:
         job: What to score, and how.
         backend: Where.
         display: Told about progress.
+        take_over: Replace another command that holds the output's lease, at once.
 
     Returns:
         The summary: rows, statuses, tokens, speed.
 
     Raises:
         InterruptedRunError: On Ctrl-C or SIGTERM; what was committed stays.
+        LeaseError: If another command is writing to the same output.
         RayMlcError: As `open_run` and `finish_run` say.
     """
     started = time.monotonic()
     folder = open_model(job.model)
-    with display.stage("plan", None, "footers") as stage:
-        run, notes = open_run(
-            job,
-            folder,
-            lambda model: backend.resolve(model, job),
-            progress=lambda *_: stage.advance(1),
-        )
-    for note in notes:
-        display.say(f"note: {note}")
-    pending = run.pending()
-    total = run.plan.rows
+    listing = list_corpus(job.input.path)
+    refuse_output_in_input(job, listing)
+    storage = open_storage(job.output.path)
+    with hold_lease(
+        storage, expiry_s=job.lease.expiry, take_over=take_over, say=display.say
+    ) as lease:
+        with display.stage("plan", None, "footers") as stage:
+            run, notes = open_run(
+                job,
+                folder,
+                listing,
+                lambda model: backend.resolve(model, job),
+                progress=lambda *_: stage.advance(1),
+            )
+        for note in notes:
+            display.say(f"note: {note}")
+        pending = run.pending()
+        if run.succeeded and not len(pending):
+            display.say("complete already: nothing to do")
+            return run.summary
+        tally = _work_off(run, folder, pending, job, backend, display, lease)
+        return finish_run(run, tally, job.limits, seconds=time.monotonic() - started)
+
+
+def _work_off(
+    run: Run,
+    folder: ModelFolder,
+    pending: NDArray[np.int64],
+    job: ScoreJob,
+    backend: Backend,
+    display: Display,
+    lease: Lease,
+) -> Tally:
+    """Process the pending units; their receipts."""
     tally = Tally()
-    left = sum(run.plan.units["rows"].take(pa.array(pending)).to_pylist())
+    total = run.plan.rows
+    before = total - sum(run.plan.units["rows"].take(pa.array(pending)).to_pylist())
     engine = run.resolved
     display.say(
         f"{total:,} rows in {len(run.plan.units):,} units of {len(run.plan.files):,} files; "
         f"{engine.name} {engine.dtype} on {engine.device}, at most {engine.max_tokens} tokens"
     )
-    if left < total:
-        display.say(f"continuing: {total - left:,} rows are done already")
-    if len(pending):
-        reads = plan_reads(run, pending, job, actors=backend.actors(job))
-        with display.stage("score", total, "rows", done=total - left) as stage:
-            try:
-                for receipts in backend.process(run, folder, reads, job):
-                    tally.add(receipts)
-                    stage.advance(sum(item.rows for item in receipts), _set_aside(tally))
-            except KeyboardInterrupt:
-                raise InterruptedRunError(
-                    f"interrupted after {stage_done(tally, total - left):,} of {total:,} rows; "
-                    "what is written stays, run the same command to continue"
-                ) from None
-    elif run.succeeded:
-        display.say("complete already: nothing to do")
-        return run.summary
-    return finish_run(run, tally, job.limits, seconds=time.monotonic() - started)
+    if before:
+        display.say(f"continuing: {before:,} rows are done already")
+    if not len(pending):
+        return tally
+    reads = plan_reads(run, pending, job, actors=backend.actors(job))
+    with display.stage("score", total, "rows", done=before) as stage:
+        try:
+            for receipts in backend.process(run, folder, reads, job):
+                tally.add(receipts)
+                stage.advance(sum(item.rows for item in receipts), _set_aside(tally))
+                lease.check()
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"interrupted after {stage_done(tally, before):,} of {total:,} rows; "
+                "what is written stays, run the same command to continue"
+            ) from None
+    return tally
 
 
 def plan_reads(

@@ -7,16 +7,17 @@ starts a Ray of its own that ends with it. `ray.init()` alone might join somebod
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from ray_mlc.errors import ResourceError
 
-QUIET_LOGGERS = ("ray", "ray.data", "ray.data._internal", "ray.train", "ray.tune", "ray.air")
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.air")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def _silence() -> None:
     """Keep Ray's loggers to errors; importing the libraries first, which set their levels."""
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # it logs what it then raises
+    logging.getLogger("ray.data._internal").setLevel(logging.CRITICAL)
 
 
 def cluster_nodes() -> list[NodeResources]:
@@ -108,6 +111,15 @@ def cluster_nodes() -> list[NodeResources]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def places(nodes: Sequence[NodeResources], cpus: float, gpus: float) -> int:
+    """Processes of that size that the nodes can hold: none is spread over two nodes."""
+    total = 0
+    for node in nodes:
+        fits = math.floor(node.cpus / cpus + 1e-6)
+        total += min(fits, math.floor(node.gpus / gpus + 1e-6)) if gpus else fits
+    return total
 
 
 def free_resources() -> NodeResources:

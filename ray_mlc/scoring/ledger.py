@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from ray_mlc import __version__
 from ray_mlc.config import LimitsConfig, ScoreJob, dump_job
 from ray_mlc.corpus.footers import first_line
-from ray_mlc.corpus.listing import Listing, list_corpus
+from ray_mlc.corpus.listing import Listing, would_list
 from ray_mlc.corpus.units import Unit, units_at
 from ray_mlc.errors import (
     DataError,
@@ -55,7 +55,15 @@ from ray_mlc.scoring.parts import (
     resolve_format,
 )
 from ray_mlc.scoring.plan import CorpusPlan, dump_plan, load_plan, plan_corpus
-from ray_mlc.storage import Storage, existing_paths, filesystem_of, join, open_storage, remove_stale
+from ray_mlc.storage import (
+    Storage,
+    existing_paths,
+    filesystem_of,
+    join,
+    open_storage,
+    remove_stale,
+    scheme_of,
+)
 
 LEDGER = "_ray_mlc"
 RUN_FILE = f"{LEDGER}/run.json"
@@ -177,6 +185,7 @@ class Run:
 def open_run(
     job: ScoreJob,
     model: ModelFolder,
+    listing: Listing,
     resolve: Callable[[ModelFolder], ResolvedEngine],
     *,
     progress: Progress | None = None,
@@ -186,6 +195,7 @@ def open_run(
     Args:
         job: What the command asks for.
         model: The model, found complete.
+        listing: The input's files as they are now.
         resolve: Turns every `auto` of the engine into a fact, where the actors will run; called
             only for a new run.
         progress: Told about footers read.
@@ -198,8 +208,6 @@ def open_run(
         DataError: If the input cannot be scored as asked.
     """
     storage = open_storage(job.output.path)
-    listing = list_corpus(job.input.path)
-    _refuse_output_in_input(listing, job.output.path)
     recorded = storage.read(RUN_FILE)
     if recorded is None:
         _refuse_foreign(storage)
@@ -325,9 +333,19 @@ def _long_policy(job: ScoreJob, model: ModelFolder) -> str:
     return job.long.policy if job.long is not None else model.info.long.policy
 
 
-def _refuse_output_in_input(listing: Listing, output: str) -> None:
-    output_path, root = filesystem_of(output)[1], filesystem_of(listing.root)[1]
-    if output_path.startswith(root.rstrip("/") + "/") and "/_" not in output:
+def refuse_output_in_input(job: ScoreJob, listing: Listing) -> None:
+    """Refuse an output that the next run would read as input.
+
+    Raises:
+        DataError: If the input's paths would find the parts.
+    """
+    output = job.output.path
+    if scheme_of(output) != scheme_of(listing.root):
+        return
+    folder = filesystem_of(output)[1].rstrip("/")
+    # one part for each depth of folders: all that a glob can tell apart
+    parts = {item.part_folder.count("/"): item.part_folder for item in listing.files}
+    if any(would_list(job.input.path, f"{folder}/{part}/0.parquet") for part in parts.values()):
         raise DataError(
             f"output.path {output} lies inside the input {listing.root}: the next run would read "
             "its own results"
@@ -429,6 +447,7 @@ def finish_run(run: Run, tally: Tally, limits: LimitsConfig, *, seconds: float) 
     _put_json(run.storage, SUMMARY_FILE, summary)
     problem = _beyond_limits(summary, limits)
     if problem is not None:
+        run.storage.delete(SUCCESS_FILE)  # of an earlier command with wider limits
         raise LimitError(f"{run.storage.uri}: {problem}; see {FAILURES_FILE} and {SUMMARY_FILE}")
     run.storage.put(SUCCESS_FILE, b"")
     return summary

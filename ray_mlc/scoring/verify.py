@@ -168,8 +168,12 @@ def _judge(
         return f"belongs to another run ({footer['run'][:12]}, this one is {run.digest[:12]})"
     if part not in units:
         return "is in no plan"
-    if rows != units[part].rows:
-        return f"has {rows} rows, {units[part].rows} were planned"
+    unit = units[part]
+    if rows != unit.rows:
+        return f"has {rows} rows, {unit.rows} were planned"
+    planned = {"source": unit.source, "first_row": unit.first_row, "rows": unit.rows}
+    if footer["unit"] != planned:
+        return f"is the part of {footer['unit']['source']} from row {footer['unit']['first_row']}"
     return None
 
 

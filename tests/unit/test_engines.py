@@ -119,7 +119,9 @@ def test_a_named_precision_that_does_not_hold_is_refused_with_a_remedy(tiny_mode
 
 def test_other_weights_are_refused_by_resolve_and_by_every_actor(folder: Path) -> None:
     model = open_model(str(folder))
-    chosen = resolve(model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None)
+    chosen = resolve(
+        model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None
+    )
     assert load_classifier(model, chosen).predict_proba(["a"]).shape == (1, 12)
     scale_head(folder, 1.01)
     with pytest.raises(ModelError, match="does not reproduce the canaries"):

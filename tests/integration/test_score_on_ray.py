@@ -1,0 +1,222 @@
+"""Scoring on Ray equals scoring in one process, whatever happens on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+
+from ray_mlc import synthetic
+from ray_mlc.config import ScoreJob
+from ray_mlc.errors import LimitError, ModelError, ResourceError
+from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.score import score
+from ray_mlc.scoring.verify import verify
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+UNITS = ("units.rows=24", "actors.cpus=1.0")
+SMALL_FILES = (5, 7, 9, 3)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small files, one large row group, several row groups; null and blank texts."""
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = synthetic.documents(300, seed=8)
+    texts = documents["text"].to_pylist()
+    for row, text in {0: None, 4: "", 30: " \n", 60: None, 150: None, 299: None}.items():
+        texts[row] = text
+    table = pa.table(
+        {
+            "id": documents["id"],
+            "text": pa.array(texts, pa.string()),
+            "number": pa.array(range(300), pa.int32()),
+            "dropped": ["x"] * 300,
+        }
+    )
+    start = 0
+    for index, rows in enumerate(SMALL_FILES):
+        pq.write_table(table.slice(start, rows), folder / f"small-{index}.parquet")
+        start += rows
+    (folder / "day=2").mkdir()
+    pq.write_table(table.slice(start, 120), folder / "day=2" / "large.parquet")  # one row group
+    pq.write_table(table.slice(start + 120), folder / "groups.parquet", row_group_size=20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make_job(calm_model: Path, score_job: Callable[..., ScoreJob]) -> Callable[..., ScoreJob]:
+    """A job over a corpus: `make_job(corpus, output, "actors.count=2")`."""
+
+    def make(corpus: Path, output: Path, *overrides: str) -> ScoreJob:
+        keep = "output.keep=[id, number]"
+        return score_job(corpus, output, *UNITS, keep, *overrides, model=calm_model)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def expected(
+    corpus: Path, make_job: Callable[..., ScoreJob], tmp_path_factory: pytest.TempPathFactory
+) -> pa.Table:
+    """What one process makes of the corpus."""
+    from ray_mlc.runtime.local import LocalBackend
+
+    output = tmp_path_factory.mktemp("local") / "out"
+    score(make_job(corpus, output), LocalBackend(), Display(quiet=True))
+    return rows_of(output)
+
+
+@pytest.fixture(scope="module")
+def scored(
+    ray_local: Any,
+    corpus: Path,
+    make_job: Callable[..., ScoreJob],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, Any]]:
+    """A run on two actors and its summary; the tests below look at it, and one goes on with it."""
+    output = tmp_path_factory.mktemp("ray") / "out"
+    return output, on_ray(make_job(corpus, output, "actors.count=2"))
+
+
+def on_ray(job: ScoreJob) -> dict[str, Any]:
+    from ray_mlc.runtime.ray_data import RayBackend
+
+    return score(job, RayBackend(job), Display(quiet=True))
+
+
+def parts_of(output: Path) -> list[Path]:
+    return sorted(output.glob("**/*.parquet"))
+
+
+def rows_of(output: Path) -> pa.Table:
+    table = pads.dataset([str(part) for part in parts_of(output)], format="parquet").to_table()
+    return table.sort_by([("source", "ascending"), ("row", "ascending")])
+
+
+def assert_same(found: pa.Table, expected: pa.Table) -> None:
+    """All columns equal; scores to 1e-6, because other batches are padded otherwise."""
+    assert found.schema == expected.schema
+    assert found.num_rows == expected.num_rows
+    for name in expected.column_names:
+        if name.startswith("score_"):
+            mine, theirs = (table[name].to_numpy() for table in (found, expected))
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-6, equal_nan=True)
+        else:
+            assert found[name].to_pylist() == expected[name].to_pylist(), name
+
+
+def test_ray_equals_one_process_row_by_row(
+    scored: tuple[Path, dict[str, Any]], expected: pa.Table
+) -> None:
+    output, _ = scored
+    found = rows_of(output)
+    assert_same(found, expected)
+    assert found.num_rows == 300
+    assert sorted(found["number"].to_pylist()) == list(range(300))
+    statuses = found["status"].to_pylist()
+    assert (statuses.count("null_text"), statuses.count("empty")) == (4, 2)
+    assert any(found["labels"].to_pylist())
+
+
+def test_parts_are_those_of_the_units_and_the_account_holds(
+    scored: tuple[Path, dict[str, Any]],
+) -> None:
+    output, summary = scored
+    names = [str(part.relative_to(output)) for part in parts_of(output)]
+    # the large row group is split, small files have a part each
+    assert [name for name in names if "large" in name] == [
+        f"day=2/large/{first:012}.parquet" for first in range(0, 120, 24)
+    ]
+    assert len([name for name in names if "small" in name]) == len(SMALL_FILES)
+    verdict = verify(str(output), deep=True)
+    assert verdict.holds
+    assert verdict.complete
+    assert verdict.total("written") == 300
+    assert summary["rows"]["written"] == 300
+
+
+def test_a_resumed_run_makes_the_missing_parts_and_no_other(
+    scored: tuple[Path, dict[str, Any]],
+    expected: pa.Table,
+    corpus: Path,
+    make_job: Callable[..., ScoreJob],
+) -> None:
+    output, _ = scored
+    parts = parts_of(output)
+    (output / "_SUCCESS").unlink()
+    lost = parts[1::3]
+    for part in lost:
+        part.unlink()
+    before = {part: part.stat().st_mtime_ns for part in parts_of(output)}
+    on_ray(make_job(corpus, output, "actors.count=1"))
+    assert parts_of(output) == parts
+    assert {part: part.stat().st_mtime_ns for part in before} == before
+    assert_same(rows_of(output), expected)
+    assert verify(str(output), deep=True).complete
+
+
+def test_a_killed_actor_costs_no_row_and_doubles_none(
+    ray_local: Any,
+    corpus: Path,
+    expected: pa.Table,
+    make_job: Callable[..., ScoreJob],
+    killer: Any,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    units = "units.rows=4"  # many, so that the kill comes in the middle
+    with killer.kill("ScoreActor", when=lambda: len(parts_of(output))):
+        on_ray(make_job(corpus, output, "actors.count=2", units))
+    assert len(killer.killed) == 1
+    assert killer.seen[0] < len(parts_of(output))
+    assert_same(rows_of(output), expected)
+    assert verify(str(output), deep=True).holds
+
+
+def test_too_many_actors_are_refused_at_once(
+    ray_local: Any, corpus: Path, make_job: Callable[..., ScoreJob], tmp_path: Path
+) -> None:
+    with pytest.raises(ResourceError, match=r"9 actor\(s\) of 1 CPU.* free"):
+        on_ray(make_job(corpus, tmp_path / "out", "actors.count=9"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_that_cannot_be_resolved_is_an_error_of_one_line(
+    ray_local: Any, corpus: Path, make_job: Callable[..., ScoreJob], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"max_batch_tokens is 8, expected") as caught:
+        on_ray(make_job(corpus, tmp_path / "out", "batching.max_batch_tokens=8"))
+    assert "\n" not in str(caught.value)
+    assert not parts_of(tmp_path / "out")
+
+
+def test_a_corrupt_file_is_set_aside_and_the_rest_is_there(
+    ray_local: Any, make_job: Callable[..., ScoreJob], tmp_path: Path
+) -> None:
+    corpus, output = tmp_path / "corpus", tmp_path / "out"
+    synthetic.write_corpus(corpus, rows=90, files=3, seed=1)
+    bad = corpus / "part-00001.parquet"
+    content = bytearray(bad.read_bytes())
+    content[4:-2000] = bytes(len(content) - 2004)  # the footer stays, the pages are lost
+    bad.write_bytes(content)
+    job = make_job(corpus, output, "actors.count=1", "output.keep=[id]")
+    with pytest.raises(LimitError, match=r"part-00001"):
+        on_ray(job)
+    found = rows_of(output)
+    sources = found["source"].to_pylist()
+    assert {name: sources.count(name) for name in set(sources)} == {
+        "part-00000.parquet": 30,
+        "part-00002.parquet": 30,
+    }
+    verdict = verify(str(output), deep=True)
+    assert verdict.holds
+    assert not verdict.complete
+    assert verdict.total("set_aside") == 30

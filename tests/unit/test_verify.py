@@ -1,0 +1,159 @@
+"""The proof: it holds for a good run, and each kind of tampering is found and named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_mlc.scoring.verify import FileAccount, Verdict, verify
+
+PART = "part-00001/000000000025.parquet"
+TWIN = "part-00001/000000000000.parquet"
+"""Another part with as many rows."""
+
+
+@pytest.fixture
+def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
+    """A finished run that the test may damage."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Change a part's rows and keep its footer key."""
+    table = pq.ParquetFile(path).read()
+    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+
+
+def judge(output: Path, *, deep: bool = False) -> Verdict:
+    return verify(str(output), deep=deep)
+
+
+def account(verdict: Verdict, source: str = "part-00001.parquet") -> FileAccount:
+    (found,) = [item for item in verdict.files if item.source == source]
+    return found
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_good_run_holds(tiny_run: Path, deep: bool) -> None:
+    verdict = judge(tiny_run, deep=deep)
+    assert (verdict.holds, verdict.complete, verdict.problems) == (True, True, [])
+    rows = verdict.to_dict()["rows"]
+    assert rows == {
+        "planned": 240,
+        "written": 240,
+        "set_aside": 0,
+        "duplicated": 0,
+        "missing": 0,
+    }
+    assert [item.source for item in verdict.files] == [
+        f"part-{number:05d}.parquet" for number in range(3)
+    ]
+
+
+def test_a_missing_part_is_missing_rows_of_its_file(run_copy: Path) -> None:
+    (run_copy / PART).unlink()
+    verdict = judge(run_copy)
+    assert not verdict.holds
+    assert (account(verdict).written, account(verdict).missing) == (55, 25)
+    assert [item.source for item in verdict.files if not item.holds] == ["part-00001.parquet"]
+
+
+def test_an_unfinished_run_is_not_complete(run_copy: Path) -> None:
+    (run_copy / "_SUCCESS").unlink()
+    assert not judge(run_copy).complete
+
+
+@pytest.mark.parametrize("keep", [0, 10, -5])
+def test_a_truncated_part_is_named(run_copy: Path, keep: int) -> None:
+    path = run_copy / PART
+    path.write_bytes(path.read_bytes()[:keep])
+    verdict = judge(run_copy)
+    assert not verdict.holds
+    assert [problem.split(": ")[0] for problem in verdict.problems] == [PART]
+    assert "cannot be read" in verdict.problems[0]
+    assert account(verdict).missing == 25
+
+
+def test_a_part_of_another_run_is_named(
+    run_copy: Path, tiny_corpus: Path, tmp_path: Path, score_locally: Callable[..., Any]
+) -> None:
+    other = tmp_path / "other"
+    score_locally(tiny_corpus, other, "output.k=7")
+    shutil.copy(other / PART, run_copy / PART)
+    verdict = judge(run_copy)
+    assert not verdict.holds
+    assert [PART in problem for problem in verdict.problems] == [True]
+    assert "belongs to another run" in verdict.problems[0]
+
+
+def test_a_part_replaced_by_another_part_of_the_run_is_named(run_copy: Path) -> None:
+    shutil.copy(run_copy / TWIN, run_copy / PART)
+    verdict = judge(run_copy)
+    assert not verdict.holds
+    assert verdict.problems == [f"{PART}: is the part of part-00001.parquet from row 0"]
+
+
+def test_an_extra_part_is_named_and_counts_as_rows_that_are_there_twice(run_copy: Path) -> None:
+    extra = "part-00001/000000000026.parquet"
+    shutil.copy(run_copy / PART, run_copy / extra)
+    verdict = judge(run_copy)
+    assert not verdict.holds
+    assert verdict.problems == [f"{extra}: is in no plan"]
+    assert account(verdict).duplicated == 25
+
+
+def test_a_parquet_file_of_another_program_is_named(run_copy: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), run_copy / "part-00001/theirs.parquet")
+    assert judge(run_copy).problems == ["part-00001/theirs.parquet: is not a part of ray-mlc"]
+    pq.write_table(pa.table({"a": [1]}), run_copy / PART)
+    assert f"{PART}: is not a part of ray-mlc" in judge(run_copy).problems
+    assert account(judge(run_copy)).missing == 25
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_dropped_rows_are_counted(run_copy: Path, deep: bool) -> None:
+    rewrite(run_copy / PART, lambda table: table.slice(0, 20))
+    verdict = judge(run_copy, deep=deep)
+    assert not verdict.holds
+    assert verdict.problems == [f"{PART}: has 20 rows, 25 were planned"]
+    assert account(verdict).missing == 5
+
+
+def test_rows_in_another_order_are_found_by_a_deep_look(run_copy: Path) -> None:
+    order = pa.array([1, 0, *range(2, 25)])
+    rewrite(run_copy / PART, lambda table: table.take(order))
+    assert judge(run_copy).holds  # footers alone cannot tell
+    verdict = judge(run_copy, deep=True)
+    assert not verdict.holds
+    assert verdict.problems == [f"{PART}: its rows are not those of its unit, in order"]
+
+
+def test_rows_of_another_file_are_found_by_a_deep_look(run_copy: Path) -> None:
+    def rename(table: pa.Table) -> pa.Table:
+        index = table.schema.get_field_index("source")
+        other = pa.array(["part-00002.parquet"] * len(table)).dictionary_encode()
+        return table.set_column(index, "source", other)
+
+    rewrite(run_copy / PART, rename)
+    assert judge(run_copy, deep=True).problems == [f"{PART}: its source is not part-00001.parquet"]
+
+
+def test_a_row_that_is_there_twice_is_found_by_a_deep_look(run_copy: Path) -> None:
+    order = pa.array([0, 0, *range(2, 25)])
+    rewrite(run_copy / PART, lambda table: table.take(order))
+    assert not judge(run_copy, deep=True).holds
+
+
+def test_several_problems_are_all_named(run_copy: Path) -> None:
+    (run_copy / TWIN).unlink()
+    (run_copy / PART).write_bytes(b"PAR1")
+    pq.write_table(pa.table({"a": [1]}), run_copy / "theirs.parquet")
+    verdict = judge(run_copy, deep=True)
+    assert {problem.split(": ")[0] for problem in verdict.problems} == {PART, "theirs.parquet"}
+    assert account(verdict).missing == 50
