@@ -32,17 +32,19 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import DataError, StorageError
 from ray_mlc.storage import local_path
-from ray_mlc.training.examples import (
-    UNANNOTATED,
-    Columns,
-    Piece,
+from ray_mlc.training.labelling import (
     PieceLabels,
-    SourceFile,
     Vocabulary,
     encode_labels,
     encode_lists,
-    find_files,
     flat_lists,
+)
+from ray_mlc.training.sources import (
+    UNANNOTATED,
+    Columns,
+    Piece,
+    SourceFile,
+    find_files,
     read_pieces,
     wanted_columns,
 )

@@ -122,9 +122,10 @@ def test_a_duration_is_read_in_seconds(text: str, seconds: float) -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_size_is_an_integer_or_an_error(text: str) -> None:
     try:
-        assert isinstance(parse_size(text), int)
-    except ValueError as error:
-        assert "expected a size" in str(error)
+        size = parse_size(text)
+    except ValueError:
+        return
+    assert isinstance(size, int)
 
 
 @pytest.mark.parametrize("text", ["5e-5", "5.0e-5", "0.00005", "+5E-05"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ray_mlc.errors import DataError, StorageError
 from ray_mlc.labels import LabelSet
 from ray_mlc.training import convert as module
-from ray_mlc.training import examples as examples_module
+from ray_mlc.training import sources
 from ray_mlc.training.convert import ConvertSummary, convert
 from ray_mlc.training.examples import read_examples
 
@@ -67,7 +67,7 @@ def test_reading_converted_examples_equals_reading_the_zero_one_columns(
     source = write(folder / "x.csv", "id,text,c,a,b\n" + "\n".join(lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_ROW_GROUP", groups)
-        patch.setattr(examples_module, "PIECE_ROWS", 2)
+        patch.setattr(sources, "PIECE_ROWS", 2)
         summary = run(source, folder / "x.parquet", labels=["c", "a", "b"])
     direct = read_examples(source, labels=["c", "a", "b"])
     back = read_examples(str(folder / "x.parquet"), label_set=LabelSet(("c", "a", "b")))

@@ -1,4 +1,4 @@
-"""From many footers to one schema: columns widened, renamed or kept; files that do not fit named."""
+"""From many footers to one schema: columns widened or renamed, files that do not fit named."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def resolve(
     *footers: Footer, text: str = "text", keep: Sequence[str] | str | None = None
 ) -> tuple[ReadSpec, dict[str, str | None]]:
     """The read spec and the fault of each file."""
-    spec, judged = resolve_columns(
-        footers, root="/in", text=text, keep=keep, reserved=RESERVED
-    )
+    spec, judged = resolve_columns(footers, root="/in", text=text, keep=keep, reserved=RESERVED)
     assert [item.file for item in judged] == [item.file for item in footers]
     return spec, {item.file.source: item.fault for item in judged}
 
@@ -135,7 +133,13 @@ def test_columns_named_like_ours_are_kept_under_another_name() -> None:
     spec, _ = resolve(
         footer("a.parquet", ("text", pa.string()), *((name, pa.int64()) for name in names))
     )
-    assert list(kept(spec)) == ["input_labels", "input_Row", "input_score_x", "score_y", "input_STATUS"]
+    assert list(kept(spec)) == [
+        "input_labels",
+        "input_Row",
+        "input_score_x",
+        "score_y",
+        "input_STATUS",
+    ]
     assert [column.name for column in spec.kept] == list(names)
 
 
@@ -187,7 +191,9 @@ def test_a_text_column_of_the_wrong_type_is_refused_in_all_and_set_aside_in_one(
     with pytest.raises(DataError, match=r"a\.parquet: text column 'text' is list"):
         resolve(wrong)
     _, faults = resolve(wrong, footer("b.parquet", ("text", pa.string())))
-    assert faults["a.parquet"] == "schema: text column 'text' is list<item: string>, expected string"
+    assert (
+        faults["a.parquet"] == "schema: text column 'text' is list<item: string>, expected string"
+    )
     assert faults["b.parquet"] is None
 
 

@@ -62,7 +62,9 @@ def test_the_top_holds_the_best_scores_and_counts_what_k_cut(
     lists, cut_N = top_lists(scores_NL, NAMES, k=k, floor=floor)
     for scores, top, cut in zip(scores_NL, lists.to_pylist(), cut_N.tolist(), strict=True):
         above = [(name, float(score)) for name, score in zip(NAMES, scores, strict=True)]
-        above = sorted((pair for pair in above if pair[1] >= np.float32(floor)), key=lambda x: -x[1])
+        above = sorted(
+            (pair for pair in above if pair[1] >= np.float32(floor)), key=lambda x: -x[1]
+        )
         assert [(item["label"], item["score"]) for item in top] == above[:k]
         assert cut == max(0, len(above) - k)
 

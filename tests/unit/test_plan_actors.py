@@ -122,7 +122,9 @@ def test_a_cluster_without_cpus_is_refused() -> None:
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(nodes=GPU_NODES, count=st.integers(1, 12), cpus=st.just("auto") | st.sampled_from([1.0, 5.0]))
+@given(
+    nodes=GPU_NODES, count=st.integers(1, 12), cpus=st.just("auto") | st.sampled_from([1.0, 5.0])
+)
 def test_workers_fit_on_the_nodes_or_are_refused_in_one_line(
     nodes: list[NodeResources], count: int, cpus: Any
 ) -> None:

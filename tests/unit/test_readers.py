@@ -36,7 +36,7 @@ def read_with_polars(output: Path) -> Rows:
     return list(polars.scan_parquet(f"{output}/**/*.parquet").collect().to_dicts())
 
 
-def read_with_datasets(output: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+def read_with_datasets(output: Path) -> Rows:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     with warnings.catch_warnings():
@@ -53,14 +53,14 @@ def read_with_datasets(output: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
 READERS = ("duckdb", "polars", "datasets")
 
 
-def read_with(reader: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+def read_with(reader: str, output: Path) -> Rows:
     match reader:
         case "duckdb":
             return read_with_duckdb(output)
         case "polars":
             return read_with_polars(output)
         case _:
-            return read_with_datasets(output, monkeypatch)
+            return read_with_datasets(output)
 
 
 def by_key(rows: Rows) -> dict[tuple[str, int], dict[str, Any]]:
@@ -125,19 +125,20 @@ def outputs(
 ) -> dict[str, Path]:
     """A finished output of each kind that readers must take."""
     folder = tmp_path_factory.mktemp("outputs")
-    found = {"wide": tiny_run, "sparse": folder / "sparse" / "out", "odd": folder / "odd" / "out"}
+    found = {kind: folder / kind / "out" for kind in ("sparse", "dense", "odd")}
     score_locally(tiny_corpus, found["sparse"], "output.format=sparse", "output.k=4")
+    score_locally(tiny_corpus, found["dense"], "output.format=dense")
     score_locally(odd_corpus, found["odd"])
-    return found
+    return {"wide": tiny_run, **found}
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("kind", ["wide", "sparse", "odd"])
+@pytest.mark.parametrize("kind", ["wide", "sparse", "dense", "odd"])
 def test_a_reader_finds_the_rows_and_values_that_arrow_finds(
-    outputs: dict[str, Path], kind: str, reader: str, monkeypatch: pytest.MonkeyPatch
+    outputs: dict[str, Path], kind: str, reader: str
 ) -> None:
     expected = by_key(read_with_arrow(outputs[kind]))
-    found = by_key(read_with(reader, outputs[kind], monkeypatch))
+    found = by_key(read_with(reader, outputs[kind]))
     assert set(found) == set(expected)
     for key, row in expected.items():
         assert_same(row, {name: found[key][name] for name in row})
@@ -146,7 +147,8 @@ def test_a_reader_finds_the_rows_and_values_that_arrow_finds(
 def test_arrow_finds_every_row_that_was_given(
     outputs: dict[str, Path], tiny_corpus: Path, odd_corpus: Path
 ) -> None:
-    for kind, corpus in (("wide", tiny_corpus), ("sparse", tiny_corpus), ("odd", odd_corpus)):
+    corpora = {"wide": tiny_corpus, "sparse": tiny_corpus, "dense": tiny_corpus, "odd": odd_corpus}
+    for kind, corpus in corpora.items():
         given = {
             (str(path.relative_to(corpus)), row)
             for path in corpus.glob("**/*.parquet")

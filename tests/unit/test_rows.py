@@ -182,9 +182,7 @@ def test_units_of_any_size_give_the_rows_in_order(tmp_path: Path, max_rows: int)
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=4)
     block = read(tmp_path, max_rows=max_rows)
     assert block.num_rows == 34
-    keys = list(
-        zip(block["source"].to_pylist(), block["row"].to_pylist(), strict=True)
-    )
+    keys = list(zip(block["source"].to_pylist(), block["row"].to_pylist(), strict=True))
     assert block[BLOCK_TEXT].to_pylist() == [f"{source[0]}{row}" for source, row in keys]
     assert keys == sorted(keys)
     ends = [

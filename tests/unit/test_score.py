@@ -260,8 +260,8 @@ def test_half_a_surrogate_pair_is_a_decode_error(tmp_path: Path, tokenizer: Toke
 
 
 def test_a_text_of_ten_megabytes_is_cut_and_scored(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    huge = ("word " + "x" * 2000 + " ") * 5000
-    assert len(huge) > 10**7
+    huge = ("word " + "🙂" * 500 + " ") * 5000
+    assert len(huge.encode()) > 10**7
     block = block_of(tmp_path, ["before", huge, "after"])
     row = run(block, tokenizer).to_pylist()[1]
     assert (row["status"], row["truncated"]) == ("ok", True)

@@ -1,0 +1,159 @@
+"""The same model on CUDA: scores within the stated tolerance of float32 on the CPU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from ray_mlc import synthetic
+from ray_mlc.config import BatchingConfig, EngineConfig
+from ray_mlc.model.canaries import TOLERANCE, check_canaries, record_canaries
+from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.engines.choose import load_classifier, resolve
+from ray_mlc.model.engines.torch_engine import TorchEngine
+from ray_mlc.model.folder import CANARIES_FILE, open_model
+from ray_mlc.model.tokenization import Tokenizer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device"),
+]
+
+TEXTS = [*synthetic.documents(300, seed=5)["text"].to_pylist(), "", "a"]
+DTYPES = ("float32", "bfloat16", "float16")
+CUDA_FLOAT32 = 1e-5
+"""Largest difference of a float32 score between kernels: the limit of the canaries."""
+
+
+@pytest.fixture(scope="module")
+def calm_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with logits of the size that training makes: rounding grows with them."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("calm") / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] /= 40
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    canaries = record_canaries(classifier_on("cpu", "float32", folder))
+    (folder / CANARIES_FILE).write_text(canaries.model_dump_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exact_NL(calm_model: Path) -> NDArray[np.float32]:
+    """Float32 scores on the CPU: what every other way is measured against."""
+    return classifier_on("cpu", "float32", calm_model).predict_proba(TEXTS)
+
+
+def classifier_on(device: str, dtype: str, folder: Path, budget: int = 2048) -> Classifier:
+    tokenizer = Tokenizer.load(folder)
+    engine = TorchEngine.load(folder, pad_id=tokenizer.pad_id, device=device, dtype=dtype)
+    return Classifier(open_model(str(folder)).label_set, tokenizer, engine, budget)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_are_near_those_of_the_cpu(
+    dtype: str, calm_model: Path, exact_NL: NDArray[np.float32]
+) -> None:
+    scores_NL = classifier_on("cuda", dtype, calm_model).predict_proba(TEXTS)
+    assert exact_NL.std(axis=0).max() > 0.05  # else constants would be compared
+    limit = CUDA_FLOAT32 if dtype == "float32" else TOLERANCE[dtype]
+    assert np.abs(scores_NL - exact_NL).max() <= limit
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_canaries_hold(dtype: str, calm_model: Path) -> None:
+    model = open_model(str(calm_model))
+    thresholds_L = model.info.decision.thresholds_L(model.label_set)
+    report = check_canaries(
+        classifier_on("cuda", dtype, calm_model), model.canaries(), thresholds_L
+    )
+    assert report.max_difference <= TOLERANCE[dtype], str(report)
+
+
+@pytest.mark.parametrize("budget", [32, 500, 20_000])
+def test_float32_scores_do_not_depend_on_the_batch(calm_model: Path, budget: int) -> None:
+    whole_NL = classifier_on("cuda", "float32", calm_model, 4096).predict_proba(TEXTS)
+    scores_NL = classifier_on("cuda", "float32", calm_model, budget).predict_proba(TEXTS)
+    np.testing.assert_allclose(scores_NL, whole_NL, rtol=0, atol=1e-6)
+
+
+def test_what_auto_resolves_to_on_cuda_is_loaded_again(calm_model: Path) -> None:
+    model = open_model(str(calm_model))
+    resolved = resolve(model, EngineConfig(), BatchingConfig(), cuda=True, max_tokens=None)
+    assert resolved.device == "cuda"
+    classifier = load_classifier(model, resolved)
+    assert classifier.engine.dtype == resolved.dtype
+    assert np.isfinite(classifier.predict_proba(TEXTS)).all()
+
+
+def test_a_block_is_scored_on_cuda_as_on_the_cpu(calm_model: Path) -> None:
+    from ray_mlc.corpus.rows import (
+        BLOCK_FAULT,
+        BLOCK_STATUS,
+        BLOCK_TEXT,
+        BLOCK_UNIT_FIRST,
+        BLOCK_UNIT_ROWS,
+        SOURCE_TYPE,
+    )
+    from ray_mlc.scoring.parts import OutputSpec
+    from ray_mlc.scoring.score import score_block, tokenize_block
+
+    count = len(TEXTS)
+    block = pa.table(
+        {
+            "source": pa.array(["x.parquet"] * count).cast(SOURCE_TYPE),
+            "row": pa.array(range(count), pa.int64()),
+            BLOCK_TEXT: pa.array(TEXTS),
+            BLOCK_STATUS: pa.array(np.zeros(count, np.int8)),
+            BLOCK_UNIT_FIRST: pa.array(np.zeros(count, np.int64)),
+            BLOCK_UNIT_ROWS: pa.array(np.full(count, count, np.int64)),
+            BLOCK_FAULT: pa.nulls(count, pa.string()),
+        }
+    )
+    model = open_model(str(calm_model))
+    output = OutputSpec(pa.schema([]), model.label_set, "wide", 1, 0.0)
+    thresholds_L = model.info.decision.thresholds_L(model.label_set)
+    tables = []
+    for device in ("cpu", "cuda"):
+        classifier = classifier_on(device, "float32", calm_model)
+        tokenized = tokenize_block(block, classifier.tokenizer, policy="truncate")
+        tables.append(score_block(tokenized, classifier, thresholds_L, output))
+    one, other = tables
+    assert one["status"].to_pylist() == other["status"].to_pylist() == ["ok"] * count
+    for name in [name for name in one.column_names if name.startswith("score_")]:
+        np.testing.assert_allclose(
+            one[name].to_numpy(), other[name].to_numpy(), rtol=0, atol=CUDA_FLOAT32
+        )
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    calm_model: Path, exact_NL: NDArray[np.float32], cap_memory: Callable[[int], None]
+) -> None:
+    classifier = classifier_on("cuda", "float32", calm_model, 2**20)
+    copies = 400
+    classifier.predict_proba(TEXTS[:2])  # kernels and the first pools come into memory
+    cap_memory(64 * 2**20)
+    scores_NL = classifier.predict_proba(TEXTS * copies)
+    assert classifier.max_batch_tokens < 2**20
+    np.testing.assert_allclose(scores_NL, np.tile(exact_NL, (copies, 1)), rtol=0, atol=CUDA_FLOAT32)
+
+
+@pytest.fixture
+def cap_memory() -> Iterator[Callable[[int], None]]:
+    """Lets this process take only so many bytes more than it has; other tests get all again."""
+
+    def cap(extra_bytes: int) -> None:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        share = (torch.cuda.memory_reserved() + extra_bytes) / total
+        torch.cuda.set_per_process_memory_fraction(share)
+
+    yield cap
+    torch.cuda.set_per_process_memory_fraction(1.0)
