@@ -391,7 +391,8 @@ def load_job(
         if not equals or not key.strip():
             raise ConfigError(f"--set {override}: expected section.key=value")
         try:
-            _assign(tree, key.strip(), parse_yaml(text))
+            # a bare * would be a YAML alias
+            _assign(tree, key.strip(), "*" if text.strip() == "*" else parse_yaml(text))
         except yaml.YAMLError:
             raise ConfigError(f"--set {override}: the value is not valid YAML") from None
     try:

@@ -276,6 +276,7 @@ def write_encoder(
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers.trainers import WordPieceTrainer
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    from transformers.utils import logging as hf_logging
 
     special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     tokenizer = Tokenizer(models.WordPiece(unk_token=special["unk"]))
@@ -316,7 +317,11 @@ def write_encoder(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        shown = hf_logging.is_progress_bar_enabled()
+        hf_logging.disable_progress_bar()
         BertForSequenceClassification(config).save_pretrained(folder)
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _blanks(rows: int, *, seed: int) -> dict[int, str | None]:

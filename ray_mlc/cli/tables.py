@@ -31,14 +31,14 @@ def _say(text: str) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(
             column,
             justify="left" if index == 0 else "right",
             overflow="fold",
             no_wrap=index > 0,
-            min_width=4 if index else 12,
+            min_width=6 if index else 16,
         )
     return table
 
@@ -64,7 +64,7 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     of_all = "" if len(shown) == len(labels) else f", {len(shown)} most frequent of {len(labels)}"
     table = _table(
         f"per label, at the decision{of_all}",
-        *("label", "precision", "recall", "f1", "support", "predicted", "avg. precision"),
+        *("label", "precision", "recall", "f1", "support", "predicted", "AP"),
     )
     for row in shown:
         table.add_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,12 +141,26 @@ def new_classifier_model(
             )
     except _loading_errors() as error:
         raise ModelError(f"{encoder}: the encoder cannot be loaded ({_line(error)})") from None
-    if head_bias is not None:
-        layer = output_layer(model, len(label_set))
-        if layer is not None and layer.bias is not None:
-            with torch.no_grad():
+    layer = output_layer(model, len(label_set))
+    if layer is not None:
+        with torch.no_grad():
+            if labels_of(encoder) != list(label_set.names):
+                # a checkpoint with as many outputs for other labels would keep its head
+                layer.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
+                if layer.bias is not None:
+                    layer.bias.zero_()
+            if head_bias is not None and layer.bias is not None:
                 layer.bias.copy_(torch.from_numpy(head_bias))
     return model
+
+
+def labels_of(folder: Path) -> list[str] | None:
+    """Labels that a checkpoint's configuration names, in column order; None if it has none."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label")
+    except (OSError, ValueError):
+        return None
+    return [named[key] for key in sorted(named, key=int)] if named else None
 
 
 def output_layer(model: Any, label_count: int) -> Any:

@@ -29,7 +29,14 @@ from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.lease import Lease, hold_lease
-from ray_mlc.scoring.ledger import Run, Tally, finish_run, open_run, refuse_output_in_input
+from ray_mlc.scoring.ledger import (
+    SUCCESS_FILE,
+    Run,
+    Tally,
+    finish_run,
+    open_run,
+    refuse_output_in_input,
+)
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.score import score_block, tokenize_block
 from ray_mlc.storage import open_storage
@@ -213,6 +220,7 @@ def _work_off(
         display.say(f"continuing: {before:,} rows are done already")
     if not len(pending):
         return tally
+    run.storage.delete(SUCCESS_FILE)  # of a finished run from which parts were deleted
     reads = plan_reads(run, pending, job, actors=backend.actors(job))
     with display.stage("score", total, "rows", done=before) as stage:
         try:

@@ -243,6 +243,11 @@ def read_run(storage: Storage, recorded: bytes | None = None) -> Run:
         data = storage.read(f"{PLAN_FOLDER}/{name}")
         if data is None:
             raise UsageError(f"{join(storage.uri, PLAN_FOLDER, name)}: missing: the run is damaged")
+        if hashlib.sha256(data).hexdigest() != record["plan"][name]:
+            raise UsageError(
+                f"{join(storage.uri, PLAN_FOLDER, name)}: is not the plan that the run was started "
+                "with: the run is damaged"
+            )
         return data
 
     return Run(storage, record, load_plan(read))
@@ -268,7 +273,8 @@ def _start(
     plan = plan_corpus(
         listing, job, reserved=reserved_columns(format_, model.label_set), progress=step
     )
-    for name, data in dump_plan(plan).items():
+    dumped = dump_plan(plan)
+    for name, data in dumped.items():
         storage.put(f"{PLAN_FOLDER}/{name}", data)
     storage.put(JOB_FILE, dump_job(job).encode())
     identity = {
@@ -291,6 +297,7 @@ def _start(
         "labels": list(model.label_set.names),
         "engine": resolved.model_dump(),
         "identity": identity,
+        "plan": {name: hashlib.sha256(data).hexdigest() for name, data in dumped.items()},
         "hidden": list(listing.hidden),
         "versions": versions(),
     }

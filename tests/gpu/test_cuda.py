@@ -110,10 +110,10 @@ def test_a_block_is_scored_on_cuda_as_on_the_cpu(calm_model: Path) -> None:
         {
             "source": pa.array(["x.parquet"] * count).cast(SOURCE_TYPE),
             "row": pa.array(range(count), pa.int64()),
-            BLOCK_TEXT: pa.array(TEXTS),
+            BLOCK_TEXT: pa.array(TEXTS, pa.large_string()),
             BLOCK_STATUS: pa.array(np.zeros(count, np.int8)),
             BLOCK_UNIT_FIRST: pa.array(np.zeros(count, np.int64)),
-            BLOCK_UNIT_ROWS: pa.array(np.full(count, count, np.int64)),
+            BLOCK_UNIT_ROWS: pa.array(np.full(count, count, np.int32)),
             BLOCK_FAULT: pa.nulls(count, pa.string()),
         }
     )

@@ -540,3 +540,10 @@ def test_long_texts_are_skipped_where_the_job_says_so(
     for status, tokens in zip(out["status"].to_pylist(), out["n_tokens"].to_pylist(), strict=True):
         if tokens is not None:
             assert status == ("too_long" if tokens > 16 else "ok")
+
+
+def test_a_plan_that_is_not_the_runs_own_is_noticed(run_copy: Path) -> None:
+    units = run_copy / "_ray_mlc/runs/1/units.arrow"
+    units.write_bytes(units.read_bytes() + b"\0")
+    with pytest.raises(UsageError, match="is not the plan that the run was started with"):
+        verify(str(run_copy))
