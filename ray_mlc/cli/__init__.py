@@ -18,7 +18,12 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
+        # the parser turns Ctrl-C and exits into a number that it returns
+        result = app(standalone_mode=False)
+        if result == 130:
+            raise KeyboardInterrupt
+        if isinstance(result, int) and result:
+            sys.exit(result)
     except RayMlcError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -59,6 +61,7 @@ def ray_session(
     if ray.is_initialized():
         yield ray
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     level = logging.ERROR if quiet else logging.INFO
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": not quiet}
     try:
@@ -71,6 +74,9 @@ def ray_session(
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ResourceError(f"{where} does not answer: {line}") from None
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts a handler of its own there, which ends the driver without a word
+        signal.signal(signal.SIGTERM, on_sigterm)
     if quiet:
         _silence()
     try:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import load_file, save_file
 
-from ray_mlc.model.canaries import record_canaries
-from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.engines.torch_engine import TorchEngine
-from ray_mlc.model.folder import CANARIES_FILE, open_model
-from ray_mlc.model.tokenization import Tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -37,20 +29,6 @@ def ray_local() -> Iterator[Any]:
 
         with ray_session(num_cpus=4) as ray:
             yield ray
-
-
-@pytest.fixture(scope="session")
-def calm_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with logits of the size that training makes: rounding grows with them."""
-    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("calm") / "model"))
-    weights = load_file(folder / "model.safetensors")
-    weights["classifier.weight"] /= 8
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer = Tokenizer.load(folder)
-    engine = TorchEngine.load(folder, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
-    classifier = Classifier(open_model(str(folder)).label_set, tokenizer, engine, 2048)
-    (folder / CANARIES_FILE).write_text(record_canaries(classifier).model_dump_json())
-    return folder
 
 
 @dataclass

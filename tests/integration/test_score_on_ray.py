@@ -53,12 +53,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make_job(calm_model: Path, score_job: Callable[..., ScoreJob]) -> Callable[..., ScoreJob]:
+def make_job(score_job: Callable[..., ScoreJob]) -> Callable[..., ScoreJob]:
     """A job over a corpus: `make_job(corpus, output, "actors.count=2")`."""
 
     def make(corpus: Path, output: Path, *overrides: str) -> ScoreJob:
         keep = "output.keep=[id, number]"
-        return score_job(corpus, output, *UNITS, keep, *overrides, model=calm_model)
+        return score_job(corpus, output, *UNITS, keep, *overrides)
 
     return make
 

@@ -61,9 +61,9 @@ def toy(engine: Any, budget: int) -> Classifier:
     return Classifier(LABELS, LongDocuments(), engine, budget)  # type: ignore[arg-type]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
-    picked=st.lists(st.integers(0, len(TEXTS) - 1), min_size=1, max_size=30),
+    picked=st.lists(st.integers(0, len(TEXTS) - 1), min_size=1, max_size=20),
     max_batch_tokens=st.integers(32, 4096),
 )
 def test_float32_scores_are_the_same_alone_and_in_any_batch(
@@ -78,13 +78,13 @@ def test_float32_scores_are_the_same_alone_and_in_any_batch(
 def classifier(tiny_model: Path) -> Classifier:
     """The tiny model with logits of the size that training makes: up to about ten.
 
-    Rounding of a logit grows with its summands, and the head of the tiny model is very large.
+    Rounding of a logit grows with its summands: small logits would hide it.
     """
     tokenizer = Tokenizer.load(tiny_model)
     model = load_classifier_model(tiny_model)
     with torch.no_grad():
         layer = output_layer(model, len(synthetic.LABELS))
-        layer.weight.div_(8)
+        layer.weight.mul_(5 / layer.weight.std())
     engine = TorchEngine(model, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
     return Classifier(synthetic.LABELS, tokenizer, engine, 512)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -164,3 +165,42 @@ def test_every_job_in_the_repository_loads(
 ) -> None:
     assert run(monkeypatch, "config", "render", str(path)) == 0
     assert "kind:" in capsys.readouterr().out
+
+
+def test_an_interrupted_command_exits_130_and_says_how_to_continue(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ray_mlc.scoring.verify.progress_of", interrupted)
+    assert run(monkeypatch, "status", str(tmp_path)) == 130
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("error: interrupted")
+    assert said[1] == f"continue with: ray-mlc status {tmp_path}"
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    texts = [f"text number {row}" for row in range(6_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in/a.parquet")
+    options = ["--model", str(tiny_model), "--input", str(tmp_path / "in")]
+    options += ["--output", str(tmp_path / "out"), "--local", "--set", "units.rows=100"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray_mlc", "score", *options], stderr=subprocess.PIPE, text=True
+    )
+    first = tmp_path / "out/a/000000000000.parquet"
+    while not first.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "continue with: ray-mlc score" in said
+    assert not (tmp_path / "out/_ray_mlc/lease.json").exists()
+    done = subprocess.run([sys.executable, "-m", "ray_mlc", "score", *options], check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "out/_SUCCESS").exists()

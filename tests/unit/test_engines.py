@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from ray_mlc import synthetic
 from ray_mlc.config import BatchingConfig, EngineConfig
 from ray_mlc.errors import ModelError
-from ray_mlc.model.canaries import TOLERANCE
+from ray_mlc.model.canaries import TOLERANCE, record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.encoder import load_classifier_model, output_layer
 from ray_mlc.model.engines import choose
@@ -33,12 +33,21 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    """A plain folder of the tiny model whose scores bfloat16 keeps: its head is not so large."""
-    path = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("calm") / "model"))
-    scale_head(path, 1 / 40)
+def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """The tiny model as another program would have saved it: without our files."""
+    path = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("plain") / "model"))
     for file in (INFO_FILE, CANARIES_FILE):
         (path / file).unlink()
+    return open_model(str(path))
+
+
+@pytest.fixture(scope="module")
+def steep(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """A model whose scores bfloat16 moves: logits of a hundred, rounded to a half."""
+    path = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("steep") / "model"))
+    scale_head(path, 40)
+    canaries = record_canaries(classifier_of(open_model(str(path)), "float32"))
+    (path / CANARIES_FILE).write_text(canaries.model_dump_json())
     return open_model(str(path))
 
 
@@ -67,17 +76,17 @@ def classifier_of(model: ModelFolder, dtype: str) -> Classifier:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_coarser_precision_is_near_float32_but_not_equal(calm: ModelFolder, dtype: str) -> None:
-    exact_NL = classifier_of(calm, "float32").predict_proba(TEXTS)
-    scores_NL = classifier_of(calm, dtype).predict_proba(TEXTS)
+def test_a_coarser_precision_is_near_float32_but_not_equal(plain: ModelFolder, dtype: str) -> None:
+    exact_NL = classifier_of(plain, "float32").predict_proba(TEXTS)
+    scores_NL = classifier_of(plain, dtype).predict_proba(TEXTS)
     assert scores_NL.dtype == np.float32
     difference = np.abs(scores_NL - exact_NL).max()
     assert 0 < difference <= TOLERANCE[dtype]
 
 
-def test_logits_are_float32_at_every_precision(calm: ModelFolder) -> None:
+def test_logits_are_float32_at_every_precision(plain: ModelFolder) -> None:
     for dtype in ("float32", "bfloat16"):
-        logits_BL = classifier_of(calm, dtype).engine.logits([np.array([2, 9, 3], np.int32)])
+        logits_BL = classifier_of(plain, dtype).engine.logits([np.array([2, 9, 3], np.int32)])
         assert (logits_BL.dtype, logits_BL.shape) == (np.float32, (1, 12))
 
 
@@ -89,31 +98,31 @@ def test_padding_is_masked() -> None:
 
 
 def test_auto_takes_bfloat16_where_the_hardware_has_it_and_the_canaries_hold(
-    calm: ModelFolder, monkeypatch: pytest.MonkeyPatch
+    plain: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for has, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(
             "ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda has=has: has
         )
-        resolved = resolve(calm, *AUTO, cuda=False, max_tokens=None)
+        resolved = resolve(plain, *AUTO, cuda=False, max_tokens=None)
         assert (resolved.dtype, resolved.device) == (expected, "cpu")
         assert resolved.max_batch_tokens == choose.CPU_BATCH_TOKENS
         assert "largest score difference" in resolved.canaries
 
 
 def test_auto_falls_back_to_float32_where_bfloat16_moves_scores(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    steep: ModelFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda: True)
-    resolved = resolve(open_model(str(tiny_model)), *AUTO, cuda=False, max_tokens=None)
+    resolved = resolve(steep, *AUTO, cuda=False, max_tokens=None)
     assert resolved.dtype == "float32"
     assert "bfloat16 does not hold on the canaries" in caplog.text
 
 
-def test_a_named_precision_that_does_not_hold_is_refused_with_a_remedy(tiny_model: Path) -> None:
-    model, engine = open_model(str(tiny_model)), EngineConfig(dtype="bfloat16")
+def test_a_named_precision_that_does_not_hold_is_refused_with_a_remedy(steep: ModelFolder) -> None:
+    engine = EngineConfig(dtype="bfloat16")
     with pytest.raises(ModelError, match=r"set engine.dtype=float32") as caught:
-        resolve(model, engine, BatchingConfig(), cuda=False, max_tokens=None)
+        resolve(steep, engine, BatchingConfig(), cuda=False, max_tokens=None)
     assert "\n" not in str(caught.value)
 
 
@@ -123,7 +132,7 @@ def test_other_weights_are_refused_by_resolve_and_by_every_actor(folder: Path) -
         model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None
     )
     assert load_classifier(model, chosen).predict_proba(["a"]).shape == (1, 12)
-    scale_head(folder, 1.01)
+    scale_head(folder, 1.05)
     with pytest.raises(ModelError, match="does not reproduce the canaries"):
         resolve(model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None)
     with pytest.raises(ModelError, match="does not reproduce the canaries here"):
@@ -131,9 +140,9 @@ def test_other_weights_are_refused_by_resolve_and_by_every_actor(folder: Path) -
 
 
 def test_a_run_with_fewer_tokens_than_the_model_takes_still_proves_itself(
-    tiny_model: Path, calm: ModelFolder
+    tiny_model: Path, plain: ModelFolder
 ) -> None:
-    for model in (open_model(str(tiny_model)), calm):
+    for model in (open_model(str(tiny_model)), plain):
         resolved = resolve(
             model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=8
         )
@@ -144,9 +153,9 @@ def test_a_run_with_fewer_tokens_than_the_model_takes_still_proves_itself(
 
 
 def test_a_plain_folder_without_a_limit_of_its_own_takes_the_jobs(
-    calm: ModelFolder, tmp_path: Path
+    plain: ModelFolder, tmp_path: Path
 ) -> None:
-    path = Path(shutil.copytree(calm.path, tmp_path / "model"))
+    path = Path(shutil.copytree(plain.path, tmp_path / "model"))
     file = path / "tokenizer_config.json"
     content = json.loads(file.read_text())
     del content["model_max_length"]
