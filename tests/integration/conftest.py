@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 
-
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[Any]:
     """A Ray of four logical CPUs: starting it costs more than most tests that use it."""

@@ -196,7 +196,7 @@ def test_an_engine_that_cannot_be_resolved_is_an_error_of_one_line(
     ray_local: Any, corpus: Path, make_job: Callable[..., ScoreJob], tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=r"max_batch_tokens is 8, expected") as caught:
-        on_ray(make_job(corpus, tmp_path / "out", "batching.max_batch_tokens=8"))
+        on_ray(make_job(corpus, tmp_path / "out", "actors.count=1", "batching.max_batch_tokens=8"))
     assert "\n" not in str(caught.value)
     assert not parts_of(tmp_path / "out")
 

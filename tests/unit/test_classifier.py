@@ -84,7 +84,7 @@ def classifier(tiny_model: Path) -> Classifier:
     model = load_classifier_model(tiny_model)
     with torch.no_grad():
         layer = output_layer(model, len(synthetic.LABELS))
-        layer.weight.mul_(5 / layer.weight.std())
+        layer.weight.mul_(2 / layer.weight.std())
     engine = TorchEngine(model, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
     return Classifier(synthetic.LABELS, tokenizer, engine, 512)
 
