@@ -289,7 +289,7 @@ class TrainingConfig(Section):
     """Validation metric that chooses the epoch to keep; a name of `evaluate --json`."""
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better `best_metric` after which training stops; null: never."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the data order, the new weights and dropout."""
 
 

@@ -6,6 +6,8 @@ was fitted on float32 scores then decides each of them the same way again.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -19,7 +21,7 @@ class Decision(Section):
 
     threshold: float = Field(default=0.5, ge=0, le=1)
     """Threshold of every label that `per_label` does not name."""
-    per_label: dict[str, float] = Field(default_factory=dict)
+    per_label: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """Thresholds of single labels."""
     objective: str | None = None
     """What the thresholds were fitted for, such as `f1_micro`; null: not fitted."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ IO_CPUS = 0.25
 ACTORS_PER_NODE = 8
 """Model copies per node that `auto` goes up to; more cores become more threads of each."""
 RECEIPT_COLUMN = "receipt"
+SETTLE_S = 5.0
+"""Seconds that resources of work that has just ended may take to come free."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,10 @@ def plan_actors(
             raise ResourceError(f"actors.gpus is {gpus:g}, but no node has more than {most:g} GPUs")
     else:
         others = 2 * IO_CPUS
-        smallest = min(node.cpus for node in workers)
-        per_node = max(1, min(int(smallest), ACTORS_PER_NODE))
-        share = (smallest - 2 * IO_CPUS) / per_node if smallest > 2 * IO_CPUS else smallest / 2
+        # sized for the largest nodes: they do most of the work, smaller ones hold fewer actors
+        largest = max(node.cpus for node in workers)
+        per_node = max(1, min(int(largest), ACTORS_PER_NODE))
+        share = (largest - 2 * IO_CPUS) / per_node if largest > 2 * IO_CPUS else largest / 2
         # Ray counts in ten-thousandths
         cpus = math.floor(share * 10_000) / 10_000 if config.cpus == "auto" else config.cpus
         threads = max(1, round(cpus + IO_CPUS))
@@ -198,12 +202,24 @@ class RayBackend:
         Raises:
             ResourceError: If the cluster is too small for what the job asks.
         """
-        self.plan = plan_actors(
-            job.actors,
-            cluster_nodes(),
-            free_resources(),
-            tokenizer_cpus=job.tokenizers.cpus,
-        )
+        self.plan = self._plan(job)
+
+    @staticmethod
+    def _plan(job: ScoreJob) -> ActorPlan:
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            try:
+                return plan_actors(
+                    job.actors,
+                    cluster_nodes(),
+                    free_resources(),
+                    tokenizer_cpus=job.tokenizers.cpus,
+                )
+            except ResourceError:
+                # what ran before in this Ray, such as training, may still be giving back CPUs
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
         """See `Backend.resolve`: a task with an actor's resources does it."""

@@ -80,6 +80,8 @@ from ray_mlc.training.loop import (
 VALIDATION_SCORES = "validation.npy"
 WITHIN_EPOCH = -1e9
 """Score of a checkpoint within an epoch: never the best one."""
+WRAPPED = ("cause", "controller_failure", "_base_exc")
+"""Attributes under which Ray Train keeps the error that it wraps."""
 REPORT_EVERY_S = 0.5
 """Seconds between two progress reports of a worker."""
 
@@ -381,14 +383,15 @@ def _training_error(error: BaseException) -> RayMlcError:
     """An error of ours inside what Ray Train raised, or the innermost cause in one line."""
     seen, innermost = error, error
     while seen is not None:
-        failures = getattr(seen, "worker_failures", None)
-        inner = getattr(seen, "cause", None)
-        if isinstance(failures, Mapping) and failures:
-            inner = next(iter(failures.values()))
         if isinstance(seen, RayMlcError):
             return type(seen)(str(seen))
+        failures = getattr(seen, "worker_failures", None)
+        wrapped = [getattr(seen, name, None) for name in WRAPPED]
+        if isinstance(failures, Mapping):
+            wrapped += list(failures.values())
         innermost = seen
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__  # type: ignore[assignment]
+        inner = next((item for item in wrapped if isinstance(item, BaseException)), None)
+        seen = inner or seen.__cause__  # type: ignore[assignment]
     lines = [line for line in str(innermost).strip().splitlines() if line.strip()]
     shown = lines[-1].strip() if lines else type(innermost).__name__
     return RayMlcError(

@@ -455,7 +455,10 @@ def finish_run(run: Run, tally: Tally, limits: LimitsConfig, *, seconds: float) 
     problem = _beyond_limits(summary, limits)
     if problem is not None:
         run.storage.delete(SUCCESS_FILE)  # of an earlier command with wider limits
-        raise LimitError(f"{run.storage.uri}: {problem}; see {FAILURES_FILE} and {SUMMARY_FILE}")
+        first = f" ({failures[0]['source']}: {failures[0]['reason']})" if failures else ""
+        raise LimitError(
+            f"{run.storage.uri}: {problem}{first}; see {FAILURES_FILE} and {SUMMARY_FILE}"
+        )
     run.storage.put(SUCCESS_FILE, b"")
     return summary
 
