@@ -467,7 +467,7 @@ def describe(error: ValidationError, kind: type[BaseModel]) -> str:
             hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(siblings)}"
             text = f"unknown key {dotted}: {hint}"
         case "missing":
-            text = f"{dotted} is missing"
+            text = f"{dotted} is missing: name it in a job file, or as an option"
         case _:
             branches = [item for item in problems if _same_value(item, problem)]
             # of a union's branches, those that the value was shaped for say what is wrong with it

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_mlc.errors import ConfigError, GateError, ResourceError
+from ray_mlc.errors import ConfigError, GateError, LimitError, ResourceError
 
 if TYPE_CHECKING:
     from ray_mlc.config import ScoreJob
@@ -181,7 +181,7 @@ def train(
     from ray_mlc.cli.tables import print_metrics
     from ray_mlc.config import TrainJob, load_job
     from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.session import ray_session
+    from ray_mlc.runtime.ray_train import train as run_train
 
     options = {
         "data.train": train_data,
@@ -193,11 +193,7 @@ def train(
         "ray.address": address,
     }
     spec = load_job(TrainJob, job, options=options, overrides=set_ or ())
-    display = Display(quiet=quiet)
-    with ray_session(spec.ray.address):
-        from ray_mlc.runtime.ray_train import train as run_train
-
-        summary = run_train(spec, display)
+    summary = run_train(spec, Display(quiet=quiet))
     if json:
         _print_json(summary)
         return
@@ -303,7 +299,15 @@ def score(
         "ray.address": address,
     }
     spec = load_job(ScoreJob, job, options=options, overrides=set_ or ())
-    summary = _score(spec, local=local, take_over=take_over, quiet=quiet)
+    try:
+        summary = _score(spec, local=local, take_over=take_over, quiet=quiet)
+    except LimitError:
+        if json:
+            from ray_mlc.scoring.ledger import read_run
+            from ray_mlc.storage import open_storage
+
+            _print_json(read_run(open_storage(spec.output.path)).summary)
+        raise
     if json:
         _print_json(summary)
         return
@@ -312,18 +316,20 @@ def score(
 
 def _score(spec: ScoreJob, *, local: bool, take_over: bool, quiet: bool) -> dict[str, Any]:
     from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.score import find_inputs
     from ray_mlc.runtime.score import score as run_score
     from ray_mlc.runtime.session import ray_session
 
     display = Display(quiet=quiet)
+    inputs = find_inputs(spec)  # a typo should not cost a start of Ray
     if local:
         from ray_mlc.runtime.local import LocalBackend
 
-        return run_score(spec, LocalBackend(), display, take_over=take_over)
+        return run_score(spec, LocalBackend(), display, inputs=inputs, take_over=take_over)
     with ray_session(spec.ray.address):
         from ray_mlc.runtime.ray_data import RayBackend
 
-        return run_score(spec, RayBackend(spec), display, take_over=take_over)
+        return run_score(spec, RayBackend(spec), display, inputs=inputs, take_over=take_over)
 
 
 @app.command()

@@ -80,6 +80,9 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
 def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None:
     """Each text with its best scores; a mark where the decision gives the label."""
     for result in results:
+        if result["status"] != "ok":
+            _say(f"{result['text']!r}  {result['status']}: not scored")
+            continue
         cut = ", cut" if result["truncated"] else ""
         text = result["text"] if len(result["text"]) <= 70 else result["text"][:69] + "…"
         _say(f"{text!r}  {result['latency_ms']:.1f} ms, {result['n_tokens']} tokens{cut}")
@@ -120,6 +123,11 @@ def print_verdict(verdict: Verdict) -> None:
     table.add_section()
     table.add_row("all", *(f"{verdict.total(name):,}" for name in counts))
     _console().print(table)
+    for item in verdict.set_aside[:10]:
+        rows = "an unknown number of" if item["rows"] is None else f"{item['rows']:,}"
+        _say(f"set aside: {item['source']}, {rows} rows: {item['reason']}")
+    if len(verdict.set_aside) > 10:
+        _say(f"… and {len(verdict.set_aside) - 10:,} more set aside")
     for problem in verdict.problems[:10]:
         _say(f"wrong: {problem}")
     if len(verdict.problems) > 10:

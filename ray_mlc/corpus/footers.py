@@ -39,7 +39,7 @@ class Footer:
     group_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Rows of each row group."""
     group_bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Decoded bytes of each row group over the columns that are read."""
+    """Uncompressed bytes of each row group over the columns that are read, as the footer says."""
     fault: str | None = None
     """Why the file is set aside: `footer` or `schema`, and a sentence."""
 

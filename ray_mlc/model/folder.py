@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +26,8 @@ from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.encoder import fetch, quiet_transformers
 from ray_mlc.storage import local_path, open_storage
+
+log = logging.getLogger(__name__)
 
 INFO_FILE = "ray_mlc.json"
 CANARIES_FILE = "canaries.json"
@@ -154,8 +158,28 @@ def open_model(model: str) -> ModelFolder:
         if info.labels != labels:
             raise ModelError(f"{model}: labels of {INFO_FILE} and config.json differ")
     else:
+        for name in (CANARIES_FILE, HISTORY_FILE, "_checkpoints"):
+            if (path / name).exists():
+                raise ModelError(
+                    f"{model}: {INFO_FILE} is missing beside {name}: the folder is not finished or "
+                    "was copied in part: train or copy it again"
+                )
+        log.warning("%s: no %s: labels are given from a score of 0.5 on", model, INFO_FILE)
         info = ModelInfo(labels=labels)
     return ModelFolder(model, path, info)
+
+
+def read_info(folder: Path) -> ModelInfo | None:
+    """Content of a folder's `ray_mlc.json`; None if there is none.
+
+    Raises:
+        ModelError: If it is malformed.
+    """
+    file = folder / INFO_FILE
+    if not file.is_file():
+        return None
+    info: ModelInfo = _parse(ModelInfo, file, str(folder))
+    return info
 
 
 def write_model_folder(
@@ -189,7 +213,7 @@ def write_model_folder(
     storage.put(HISTORY_FILE, lines.encode())
     storage.put(CARD_FILE, model_card(info).encode())
     storage.put(INFO_FILE, info.model_dump_json(indent=2).encode())
-    (output / "_tmp").rmdir()
+    shutil.rmtree(output / "_tmp", ignore_errors=True)
 
 
 def model_card(info: ModelInfo) -> str:
@@ -199,7 +223,7 @@ def model_card(info: ModelInfo) -> str:
     body = [
         "# Multi-label text classifier",
         "",
-        f"Fine-tuned with ray_mlc {origin.get('versions', {}).get('ray_mlc', '')} from "
+        f"Fine-tuned with ray_mlc {origin.get('versions', {}).get('ray-mlc', '')} from "
         f"`{origin.get('encoder', 'an encoder')}` on {origin.get('train_rows', '?')} examples; "
         f"epoch {origin.get('best_epoch', '?')} of {origin.get('epochs', '?')} was kept.",
         "",

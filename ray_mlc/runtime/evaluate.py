@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ray_mlc.model.decisions import decide
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.progress import Display
+from ray_mlc.storage import Storage, open_storage
 from ray_mlc.training.examples import Examples, read_examples
 
 
@@ -64,6 +67,7 @@ def evaluate_model(
     """
     folder = open_model(model)
     label_set = folder.label_set
+    storage, name = _place(output or folder.path / "evaluation", examples[0], output)
     data = read_examples(list(examples), text=text, labels=labels, label_set=label_set)
     data = _annotated(data)
     unknown = data.label_set.names[len(label_set) :]
@@ -99,11 +103,27 @@ def evaluate_model(
         "tokens": int(classifier.stats.real_tokens),
         "padding": round(classifier.stats.padding, 4),
     }
-    if output is None:
-        output = folder.path / "evaluation" / f"{Path(examples[0].rstrip('/')).stem}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-    return result, output
+    storage.put(name, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    return result, Path(storage.uri) / name
+
+
+def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, str]:
+    """Where the figures go, tried before the work: the folder, and the name in it.
+
+    Raises:
+        StorageError: If nothing can be written there.
+    """
+    folder, name = (output.parent, output.name) if output is not None else (where, "")
+    if not name:
+        # two files of one name in different folders are different examples
+        digest = hashlib.sha256(str(Path(examples).absolute()).encode()).hexdigest()[:8]
+        name = f"{Path(examples.rstrip('/')).stem}-{digest}.json"
+    storage = open_storage(str(folder), scratch=".tmp")
+    storage.put(".writable", b"")
+    storage.delete(".writable")
+    with suppress(OSError):
+        (folder / ".tmp").rmdir()
+    return storage, name
 
 
 def _annotated(examples: Examples) -> Examples:
@@ -118,9 +138,12 @@ def predict_texts(
 ) -> list[dict[str, Any]]:
     """Labels, scores and latency of single texts.
 
+    A text that is empty or white space only is not scored, as in `score`.
+
     Returns:
-        Per text: `text`, `labels` (best first), `scores` by label, `latency_ms` (tokenizing, one
-        forward pass and decision, after a warm-up), `n_tokens`, `truncated`.
+        Per text: `text`, `status` (`ok` or `empty`), `labels` (best first), `scores` by label,
+        `latency_ms` (tokenizing, one forward pass and decision, after a warm-up), `n_tokens`,
+        `truncated`.
     """
     folder = open_model(model)
     classifier = load_here(folder, dtype=dtype, device=device)
@@ -128,6 +151,19 @@ def predict_texts(
     classifier.predict_proba(list(texts[:1]))  # the first pass pays for allocations
     results = []
     for text in texts:
+        if not text.strip():
+            results.append(
+                {
+                    "text": text,
+                    "status": "empty",
+                    "labels": [],
+                    "scores": {},
+                    "latency_ms": 0.0,
+                    "n_tokens": 0,
+                    "truncated": False,
+                }
+            )
+            continue
         started = time.perf_counter()
         ragged = classifier.tokenizer.encode([text])
         scores_L = classifier.scores(ragged)[0]
@@ -138,6 +174,7 @@ def predict_texts(
         results.append(
             {
                 "text": text,
+                "status": "ok",
                 "labels": [names[column] for column in order if given[column]],
                 "scores": {name: float(score) for name, score in zip(names, scores_L, strict=True)},
                 "latency_ms": round(latency * 1000, 3),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,7 +92,7 @@ class Display:
         if not self.console.is_terminal or self.console.quiet:
             handle = StageHandle(stage, None, None, self)
             yield handle
-            if not self.console.quiet:
+            if stage.done:
                 self.say(stage.line())
             return
         bar = Progress(
@@ -109,7 +108,8 @@ class Display:
         with bar:
             task = bar.add_task(name, total=total, completed=done, detail="")
             yield StageHandle(stage, bar, task, self)
-        self.say(stage.line())
+        if stage.done:
+            self.say(stage.line())
 
 
 class StageHandle:
@@ -147,8 +147,3 @@ def _duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def is_terminal() -> bool:
-    """Whether a person watches."""
-    return sys.stderr.isatty()

@@ -58,11 +58,17 @@ from ray_mlc.model.decisions import Decision
 from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classifier_model
 from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
 from ray_mlc.model.engines.torch_engine import TorchEngine
-from ray_mlc.model.folder import INFO_FILE, ModelInfo, write_model_folder
+from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.runtime.progress import Display, StageHandle
 from ray_mlc.runtime.ray_private import check_version
-from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources, places
+from ray_mlc.runtime.session import (
+    NodeResources,
+    cluster_nodes,
+    free_resources,
+    places,
+    ray_session,
+)
 from ray_mlc.scoring.ledger import versions
 from ray_mlc.storage import join, local_path, scheme_of
 from ray_mlc.training.examples import Examples, read_examples
@@ -103,7 +109,7 @@ class Prepared:
 
 
 def train(job: TrainJob, display: Display) -> dict[str, Any]:
-    """Fine-tune an encoder on the connected Ray; see `session.ray_session`.
+    """Fine-tune an encoder, on the Ray that is connected or else on one started for it.
 
     Args:
         job: What to learn from, and how.
@@ -128,14 +134,18 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
     output = local_path(job.output)
     if output is None:
         raise ConfigError(f"output {job.output}: train writes to a local or mounted folder")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {job.output}: is a file, expected a folder to write")
     prepared = prepare(job, display)
     finished = _finished(output, prepared.fingerprint)
     if finished is not None:
         display.say(f"{job.output} is trained already: same data, encoder and settings")
         return finished
-    scaling = plan_workers(job.workers, cluster_nodes(), free_resources())
-    result = _fit(job, prepared, scaling, output, display)
-    summary = _finish(job, prepared, result, output, display)
+    # not earlier: a typo should not cost a start of Ray
+    with ray_session(job.ray.address):
+        scaling = plan_workers(job.workers, cluster_nodes(), free_resources())
+        result = _fit(job, prepared, scaling, output, display)
+        summary = _finish(job, prepared, result, output, display)
     if job.checkpoints.path is None:
         shutil.rmtree(output / "_checkpoints", ignore_errors=True)
     return summary
@@ -234,7 +244,9 @@ def _fingerprint(
     digest = hashlib.sha256()
     settings = job.training.model_dump(mode="json")
     digest.update(json.dumps([settings, label_set.names], sort_keys=True).encode())
-    for file in sorted([*encoder.glob("*.safetensors"), encoder / "config.json"]):
+    for file in sorted(
+        [*encoder.glob("*.safetensors"), *encoder.glob("*.bin"), *encoder.glob("*.json")]
+    ):
         if file.is_file():
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -257,10 +269,9 @@ def _finished(output: Path, fingerprint: str) -> dict[str, Any] | None:
     Raises:
         ModelError: If it is another one.
     """
-    info_file = output / INFO_FILE
-    if not info_file.is_file():
+    info = read_info(output)
+    if info is None:
         return None
-    info = ModelInfo.model_validate_json(info_file.read_bytes())
     if info.training.get("fingerprint") != fingerprint:
         raise ModelError(
             f"{output}: holds a model that was trained from other data, encoder or settings: "

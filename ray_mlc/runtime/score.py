@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.footers import ReadSpec
-from ray_mlc.corpus.listing import list_corpus
+from ray_mlc.corpus.listing import Listing, list_corpus
 from ray_mlc.corpus.rows import read_block
 from ray_mlc.corpus.units import Unit, group_reads
 from ray_mlc.errors import InterruptedRunError, RayMlcError
@@ -33,6 +33,7 @@ from ray_mlc.scoring.ledger import (
     SUCCESS_FILE,
     Run,
     Tally,
+    check_limits,
     finish_run,
     open_run,
     refuse_output_in_input,
@@ -153,8 +154,34 @@ class Backend(Protocol):
         """Read, score and commit; yields receipts as units are done."""
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a job names, found and checked before anything costs time."""
+
+    folder: ModelFolder
+    listing: Listing
+
+
+def find_inputs(job: ScoreJob) -> Inputs:
+    """Find model and corpus.
+
+    Raises:
+        ModelError: If the model is missing, incomplete or not multi-label.
+        DataError: If there is nothing to read, or the output lies where it would be read.
+    """
+    folder = open_model(job.model)
+    listing = list_corpus(job.input.path)
+    refuse_output_in_input(job, listing)
+    return Inputs(folder, listing)
+
+
 def score(
-    job: ScoreJob, backend: Backend, display: Display, *, take_over: bool = False
+    job: ScoreJob,
+    backend: Backend,
+    display: Display,
+    *,
+    inputs: Inputs | None = None,
+    take_over: bool = False,
 ) -> dict[str, Any]:
     """Tag a corpus, or continue doing so.
 
@@ -162,6 +189,7 @@ def score(
         job: What to score, and how.
         backend: Where.
         display: Told about progress.
+        inputs: What `find_inputs` found; None: it is called here.
         take_over: Replace another command that holds the output's lease, at once.
 
     Returns:
@@ -173,9 +201,8 @@ def score(
         RayMlcError: As `open_run` and `finish_run` say.
     """
     started = time.monotonic()
-    folder = open_model(job.model)
-    listing = list_corpus(job.input.path)
-    refuse_output_in_input(job, listing)
+    inputs = inputs or find_inputs(job)
+    folder = inputs.folder
     storage = open_storage(job.output.path)
     with hold_lease(
         storage, expiry_s=job.lease.expiry, take_over=take_over, say=display.say
@@ -184,7 +211,7 @@ def score(
             run, notes = open_run(
                 job,
                 folder,
-                listing,
+                inputs.listing,
                 lambda model: backend.resolve(model, job),
                 progress=lambda *_: stage.advance(1),
             )
@@ -192,6 +219,7 @@ def score(
             display.say(f"note: {note}")
         pending = run.pending()
         if run.succeeded and not len(pending):
+            check_limits(run, run.summary, job.limits)
             display.say("complete already: nothing to do")
             return run.summary
         tally = _work_off(run, folder, pending, job, backend, display, lease)

@@ -70,7 +70,7 @@ def ray_session(
                 ray.init(address=address, **options)
             else:
                 ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones, such as for a node that starts too slowly
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ResourceError(f"{where} does not answer: {line}") from None

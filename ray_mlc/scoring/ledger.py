@@ -452,15 +452,24 @@ def finish_run(run: Run, tally: Tally, limits: LimitsConfig, *, seconds: float) 
     summary = _summarize(run, tally, failures, seconds=seconds, earlier=len(earlier))
     _put_json(run.storage, FAILURES_FILE, failures)
     _put_json(run.storage, SUMMARY_FILE, summary)
-    problem = _beyond_limits(summary, limits)
-    if problem is not None:
-        run.storage.delete(SUCCESS_FILE)  # of an earlier command with wider limits
-        first = f" ({failures[0]['source']}: {failures[0]['reason']})" if failures else ""
-        raise LimitError(
-            f"{run.storage.uri}: {problem}{first}; see {FAILURES_FILE} and {SUMMARY_FILE}"
-        )
+    check_limits(run, summary, limits)
     run.storage.put(SUCCESS_FILE, b"")
     return summary
+
+
+def check_limits(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> None:
+    """Refuse a run of which more was set aside than `limits` allow; it is no success then.
+
+    Raises:
+        LimitError: Naming the limit and the first file or unit that was set aside.
+    """
+    problem = _beyond_limits(summary, limits)
+    if problem is None:
+        return
+    run.storage.delete(SUCCESS_FILE)  # of an earlier command with wider limits
+    failures = json.loads(run.storage.read(FAILURES_FILE) or b"[]")
+    first = f" ({failures[0]['source']}: {failures[0]['reason']})" if failures else ""
+    raise LimitError(f"{run.storage.uri}: {problem}{first}; see {FAILURES_FILE} and {SUMMARY_FILE}")
 
 
 def _earlier_receipts(run: Run, parts: Sequence[str]) -> list[Receipt]:

@@ -23,7 +23,6 @@ from ray_mlc.corpus.rows import (
     BLOCK_UNIT_FIRST,
     BLOCK_UNIT_ROWS,
     SOURCE_TYPE,
-    STATUSES,
 )
 from ray_mlc.labels import LabelSet
 from ray_mlc.storage import Storage
@@ -285,8 +284,3 @@ def read_footer_key(metadata: pq.FileMetaData) -> dict[str, Any] | None:
     """Content of a part's footer key; None if the file is not a part of ours."""
     raw = (metadata.metadata or {}).get(FOOTER_KEY)
     return None if raw is None else dict(json.loads(raw))
-
-
-def empty_statuses() -> dict[str, int]:
-    """A count of zero for each status."""
-    return dict.fromkeys(STATUSES, 0)

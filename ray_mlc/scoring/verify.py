@@ -52,6 +52,8 @@ class Verdict:
     files: list[FileAccount] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Sentences that name a part and what is wrong with it."""
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    """Files and units that were set aside: source, first row, rows (null if unknown), reason."""
 
     @property
     def holds(self) -> bool:
@@ -72,6 +74,7 @@ class Verdict:
             "deep": self.deep,
             "rows": {name: self.total(name) for name in counts},
             "files": [asdict(file) for file in self.files],
+            "set_aside": self.set_aside,
             "problems": self.problems,
         }
 
@@ -122,6 +125,21 @@ def verify(output: str, *, deep: bool = False) -> Verdict:
                 verdict.problems.append(f"{part}: {problem}")
     for account in accounts.values():
         account.missing = max(0, account.planned - account.written - account.set_aside)
+    written = {(unit.source, unit.first_row) for unit in units.values()}
+    verdict.set_aside = [
+        item for item in failures if (item["source"], item["first_row"]) not in written
+    ]
+    if not failures:
+        verdict.set_aside = [
+            {
+                "source": row["source"],
+                "first_row": None,
+                "rows": row["rows"],
+                "reason": row["fault"],
+            }
+            for row in run.plan.files.to_pylist()
+            if row["fault"] is not None
+        ]
     verdict.files = sorted(accounts.values(), key=lambda account: account.source)
     return verdict
 

@@ -343,7 +343,7 @@ class _Writer:
             with self._temporary.open("rb") as file:
                 os.fsync(file.fileno())
             if self._target.exists() and not overwrite:  # made meanwhile
-                raise DataError(f"{self._target}: the file exists: name another, or overwrite it")
+                raise DataError(f"{self._target}: the file exists: name another, or give --overwrite")
             self._temporary.replace(self._target)
             self._temporary = None
             self._made_folders = []
@@ -414,7 +414,7 @@ def _target(output: str, *, overwrite: bool) -> Path:
     if path.is_dir():
         raise DataError(f"{output}: this is a folder: name a file in it")
     if path.exists() and not overwrite:
-        raise DataError(f"{output}: the file exists: name another, or overwrite it")
+        raise DataError(f"{output}: the file exists: name another, or give --overwrite")
     return path
 
 

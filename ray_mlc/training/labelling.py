@@ -119,13 +119,13 @@ def _label_remedy(piece: Piece, name: str) -> str:
     found = piece.columns[name].type
     if piece.format == "CSV":
         return (
-            "of a CSV file is text, not a list: `ray-mlc data convert` with a delimiter makes "
+            "of a CSV file is text, not a list: `ray-mlc data convert --delimiter` makes "
             "examples of it, or list the 0/1 columns as labels"
         )
     if is_list(found) and pa.types.is_integer(found.value_type):
         return f"is {found}: `ray-mlc data convert` with the names of the labels makes examples"
     if is_text(found):
-        return f"is {found}: `ray-mlc data convert` with a delimiter splits text into labels"
+        return f"is {found}: `ray-mlc data convert --delimiter` splits text into labels"
     if pa.types.is_integer(found) or pa.types.is_boolean(found) or pa.types.is_floating(found):
         return f"is {found}, expected list<string>: give 0/1 columns as a list of names"
     return f"is {found}, expected list<string>"

@@ -310,8 +310,10 @@ def _csv_pieces(file: SourceFile, columns: Columns) -> Iterator[Piece]:
     bad: list[Any] = []
 
     def note(row: Any) -> str:
+        # "error" would leave Arrow's read-ahead thread with this function in hand, and the
+        # interpreter aborts now and then when it ends
         bad.append(row)
-        return "error"
+        return "skip"
 
     with file.open() as stream:
         start = 0
@@ -328,25 +330,28 @@ def _csv_pieces(file: SourceFile, columns: Columns) -> Iterator[Piece]:
                     include_columns=names, column_types=dict.fromkeys(names, pa.binary())
                 ),
             )
-            for block in reader:
-                for first in range(0, block.num_rows, PIECE_ROWS):
-                    batch = block.slice(first, PIECE_ROWS)
-                    arrays = {name: batch.column(name) for name in names}
-                    yield Piece(file.name, file.format, start, arrays)
-                    start += batch.num_rows
+            with reader:
+                for block in reader:
+                    if bad:
+                        continue  # to the end: see `note`
+                    for first in range(0, block.num_rows, PIECE_ROWS):
+                        batch = block.slice(first, PIECE_ROWS)
+                        arrays = {name: batch.column(name) for name in names}
+                        yield Piece(file.name, file.format, start, arrays)
+                        start += batch.num_rows
         except pa.ArrowInvalid as error:
-            if bad:
-                raise DataError(
-                    f"{file.name}: row {bad[0].number - 1} has {bad[0].actual_columns} fields, "
-                    f"expected {bad[0].expected_columns}: quote fields that hold {delimiter!r}, "
-                    "quotes or line breaks"
-                ) from None
             if "straddling" in str(error) or "block" in str(error):
                 raise DataError(
                     f"{file.name}: a row after row {start} is longer than {_BLOCK_BYTES >> 20} "
                     "MiB: look for a quote that is never closed, or write such texts as JSONL"
                 ) from None
             raise
+    if bad:
+        raise DataError(
+            f"{file.name}: row {bad[0].number - 1} has {bad[0].actual_columns} fields, "
+            f"expected {bad[0].expected_columns}: quote fields that hold {delimiter!r}, "
+            "quotes or line breaks"
+        )
 
 
 def _csv_header(head: bytes) -> tuple[list[str], str]:

@@ -204,3 +204,86 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(tiny_model: Path, tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-m", "ray_mlc", "score", *options], check=False)
     assert done.returncode == 0
     assert (tmp_path / "out/_SUCCESS").exists()
+
+
+def test_a_bad_csv_row_ends_the_command_cleanly_every_time(tmp_path: Path) -> None:
+    rows = "".join(f"{row},text {row},0,1\n" for row in range(5_000))
+    (tmp_path / "bad.csv").write_text("id,text,a,b\n1,x,0\n" + rows, encoding="utf-8")
+    code = "import sys; sys.argv = ['ray-mlc', 'data', 'convert', 'bad.csv', 'out.parquet', "
+    code += "'--labels', 'a,b']; from ray_mlc.cli import main; main()"
+    for _ in range(5):  # it aborted in one run of five
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            "error: bad.csv: row 1 has 3 fields, expected 4: quote fields that hold "
+            "',', quotes or line breaks"
+        ]
+
+
+@pytest.fixture
+def model_copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model folder to damage."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def test_a_model_folder_without_its_decision_is_refused(
+    model_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model_copy / "ray_mlc.json").unlink()
+    assert run(monkeypatch, "predict", str(model_copy), "a text") == 2
+    assert "ray_mlc.json is missing beside canaries.json" in capsys.readouterr().err
+
+
+def test_evaluate_finds_out_before_the_work_that_it_cannot_save(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    arguments = ["evaluate", str(tiny_model), "none.parquet", "--output", str(tmp_path / "file/x")]
+    assert run(monkeypatch, *arguments) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_blank_text_is_empty_for_predict_as_for_score(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "predict", str(tiny_model), " \n", "x", "--json") == 0
+    blank, other = json.loads(capsys.readouterr().out)
+    assert (blank["status"], blank["scores"]) == ("empty", {})
+    assert (other["status"], len(other["scores"])) == ("ok", 12)
+
+
+def test_set_aside_files_are_named_and_narrower_limits_undo_success(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "in/a.parquet")
+    (tmp_path / "in/b.parquet").write_bytes(b"")
+    arguments = ["score", "--model", str(tiny_model), "--input", str(tmp_path / "in"), "--local"]
+    arguments += ["--quiet", "--output", str(tmp_path / "out")]
+    assert run(monkeypatch, *arguments, "--set", "limits.bad_files=1") == 0
+    assert run(monkeypatch, "verify", str(tmp_path / "out")) == 0
+    assert "set aside: b.parquet" in capsys.readouterr().out
+    assert (tmp_path / "out/_SUCCESS").exists()
+
+    assert run(monkeypatch, *arguments, "--json") == 3
+    captured = capsys.readouterr()
+    assert "b.parquet: footer" in captured.err
+    assert json.loads(captured.out)["bad_files"] == 1
+    assert not (tmp_path / "out/_SUCCESS").exists()
+
+
+def test_train_says_in_one_line_that_the_output_is_no_finished_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    options = ["--train", "a.parquet", "--validation", "b.parquet", "--encoder", "e"]
+    assert run(monkeypatch, "train", *options, "--output", str(tmp_path / "file")) == 2
+    assert "is a file, expected a folder" in capsys.readouterr().err

@@ -139,7 +139,7 @@ def test_integers_become_names_that_are_given_or_in_the_file(tmp_path: Path) -> 
         ({"labels": ["a", "a"]}, "names column 'a' twice"),
         ({"labels": ["a"], "delimiter": "|"}, "delimiter splits one text column"),
         ({"delimiter": ""}, "delimiter splits one text column"),
-        ({"labels": "tags"}, "`ray-mlc data convert` with a delimiter"),
+        ({"labels": "tags"}, "`ray-mlc data convert --delimiter`"),
         ({"labels": "tags", "names": ["p"]}, "names are for lists of integers"),
         ({"labels": ["tags"]}, "row 1: column 'tags' is 'a|b', expected 0 or 1"),
         ({"labels": "nope"}, "no column 'nope' (labels): it has text, a, tags"),

@@ -308,7 +308,7 @@ def test_columns_of_the_wrong_type_are_refused_with_a_remedy(tmp_path: Path) -> 
     assert "column 'n' is int64, expected strings" in message(path, text="n", labels="ids")
     assert "give 0/1 columns as a list" in message(path, labels="n")
     assert "with the names of the labels" in message(path, labels="ids")
-    assert "with a delimiter splits" in message(path, labels="joined")
+    assert "--delimiter` splits" in message(path, labels="joined")
     assert "expected list<string>" in message(path, labels="pairs")
     assert "expected 0 and 1: name a list column alone" in message(path, labels=["ids"])
     assert "id column 'pairs' is struct" in message(path, labels=["n"], id="pairs")

@@ -137,7 +137,7 @@ def test_an_unknown_key_is_named(folder: Path) -> None:
 
 
 def test_a_plain_hugging_face_folder_opens_with_one_half(folder: Path) -> None:
-    for file in (INFO_FILE, CANARIES_FILE):
+    for file in (INFO_FILE, CANARIES_FILE, "history.jsonl"):
         (folder / file).unlink()
     model = open_model(str(folder))
     assert model.label_set == synthetic.LABELS
