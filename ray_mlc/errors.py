@@ -74,3 +74,8 @@ class InterruptedRunError(RayMlcError):
     """The run was interrupted; the same command continues it."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, on one line that is short enough for ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ray_mlc.errors import ConfigError, DataError, StorageError
+from ray_mlc.errors import ConfigError, DataError, StorageError, first_line
 
 if TYPE_CHECKING:
     import pyarrow.fs as pa_fs
@@ -205,7 +205,7 @@ class ObjectStorage:
         try:
             self._store = from_url(self.uri, **options)
         except Exception as error:  # obstore has no common base class of its errors
-            raise StorageError(f"{uri}: cannot be opened ({_first_line(error)})") from None
+            raise StorageError(f"{uri}: cannot be opened ({first_line(error)})") from None
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects below `prefix`, a thousand per request."""
@@ -260,7 +260,7 @@ class ObjectStorage:
             raise self._error(verb, path, error) from None
 
     def _error(self, verb: str, path: str, error: Exception) -> StorageError:
-        return StorageError(f"{self.uri}/{path}: cannot {verb} ({_first_line(error)})")
+        return StorageError(f"{self.uri}/{path}: cannot {verb} ({first_line(error)})")
 
 
 def filesystem_of(uri: str) -> tuple[pa_fs.FileSystem, str]:
@@ -287,7 +287,7 @@ def filesystem_of(uri: str) -> tuple[pa_fs.FileSystem, str]:
 
         return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(fsspec.filesystem(scheme))), rest
     except (ImportError, ValueError, OSError) as error:
-        raise DataError(f"{uri}: cannot read from {scheme}:// ({_first_line(error)})") from None
+        raise DataError(f"{uri}: cannot read from {scheme}:// ({first_line(error)})") from None
 
 
 def remove_stale(storage: Storage, prefix: str, *, older_than_s: float = 3600.0) -> int:
@@ -325,7 +325,3 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_mlc.corpus.listing import InputFile, Listing, file_path
-from ray_mlc.errors import DataError
+from ray_mlc.errors import DataError, first_line
 from ray_mlc.labels import unique_when_folded
 from ray_mlc.storage import filesystem_of
 
@@ -356,8 +356,3 @@ def _hive_types(readable: Sequence[Readable], wanted: Sequence[str]) -> dict[str
 def _near(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {near[0]!r}?" if near else ""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, short enough for a log."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

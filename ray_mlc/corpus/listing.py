@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_mlc.errors import DataError
+from ray_mlc.errors import DataError, first_line
 from ray_mlc.storage import filesystem_of, local_path, scheme_of
 
 _GLOB = re.compile(r"[*?\[]")
@@ -115,7 +115,7 @@ def _list_one(uri: str) -> tuple[str, dict[str, tuple[int, int]], set[str]]:
             return posixpath.dirname(path), {path: (info.size, info.mtime_ns or 0)}, set()
         entries = filesystem.get_file_info(pa_fs.FileSelector(base, recursive=True))
     except OSError as error:
-        raise DataError(f"{uri}: cannot be listed ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{uri}: cannot be listed ({first_line(error)})") from None
     files = {entry.path: entry for entry in entries if entry.type == pa_fs.FileType.File}
     if pattern:
         files = {name: entry for name, entry in files.items() if _matches(path, name)}

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_mlc.corpus.footers import ReadSpec, first_line
+from ray_mlc.corpus.footers import ReadSpec
 from ray_mlc.corpus.units import Unit
+from ray_mlc.errors import first_line
 from ray_mlc.storage import filesystem_of
 
 BLOCK_TEXT = "__ray_mlc_text"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.errors import ModelError
+from ray_mlc.errors import ModelError, first_line
 from ray_mlc.labels import LabelSet
 
 
@@ -83,7 +83,7 @@ def _download_uri(uri: str) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         pa_fs.copy_files(path, str(target), source_filesystem=filesystem)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{uri}: cannot be copied ({str(error).splitlines()[0]})") from None
+        raise ModelError(f"{uri}: cannot be copied ({first_line(error)})") from None
     return target
 
 
@@ -101,7 +101,7 @@ def load_classifier_model(folder: Path) -> Any:
                 folder, dtype="float32", output_loading_info=True, trust_remote_code=False
             )
     except _loading_errors() as error:
-        raise ModelError(f"{folder}: the model cannot be loaded ({_line(error)})") from None
+        raise ModelError(f"{folder}: the model cannot be loaded ({first_line(error)})") from None
     if report["missing_keys"]:
         missing = min(report["missing_keys"])
         raise ModelError(f"{folder}: the weights lack {missing!r}: is this a fine-tuned model?")
@@ -140,7 +140,7 @@ def new_classifier_model(
                 ignore_mismatched_sizes=True,
             )
     except _loading_errors() as error:
-        raise ModelError(f"{encoder}: the encoder cannot be loaded ({_line(error)})") from None
+        raise ModelError(f"{encoder}: the encoder cannot be loaded ({first_line(error)})") from None
     layer = output_layer(model, len(label_set))
     if layer is not None:
         with torch.no_grad():
@@ -186,7 +186,7 @@ def load_config(folder: str | Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: the encoder cannot be loaded ({_line(error)})") from None
+        raise ModelError(f"{folder}: the encoder cannot be loaded ({first_line(error)})") from None
 
 
 def max_positions(config: Any) -> int | None:
@@ -221,7 +221,3 @@ def _loading_errors() -> tuple[type[Exception], ...]:
     from safetensors import SafetensorError
 
     return OSError, ValueError, KeyError, RuntimeError, SafetensorError
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.errors import ModelError
+from ray_mlc.errors import ModelError, first_line
 
 CHUNK_BYTES = 8 * 2**20
 """Text tokenized in one call: the encodings take about a hundred bytes per token meanwhile."""
@@ -158,7 +158,7 @@ def load_pretrained_tokenizer(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise ModelError(f"{folder}: the tokenizer cannot be loaded ({line[:200]})") from None
 
 

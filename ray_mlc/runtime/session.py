@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from ray_mlc.errors import ResourceError
+from ray_mlc.errors import ResourceError, first_line
 
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.air")
 
@@ -72,7 +72,7 @@ def ray_session(
                 ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     except Exception as error:  # Ray raises bare ones, such as for a node that starts too slowly
         where = f"the Ray cluster at {address}" if address else "a local Ray"
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise ResourceError(f"{where} does not answer: {line}") from None
     if threading.current_thread() is threading.main_thread():
         # Ray puts a handler of its own there, which ends the driver without a word

@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 
 from ray_mlc import __version__
 from ray_mlc.config import LimitsConfig, ScoreJob, dump_job
-from ray_mlc.corpus.footers import first_line
 from ray_mlc.corpus.listing import Listing, would_list
 from ray_mlc.corpus.units import Unit, units_at
 from ray_mlc.errors import (
@@ -41,6 +40,7 @@ from ray_mlc.errors import (
     RunMismatchError,
     StorageError,
     UsageError,
+    first_line,
 )
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision

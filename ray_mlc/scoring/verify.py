@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_mlc.corpus.footers import first_line
+from ray_mlc.errors import first_line
 from ray_mlc.scoring.ledger import FAILURES_FILE, LEDGER, SUCCESS_FILE, Run, read_run
 from ray_mlc.scoring.parts import read_footer_key
 from ray_mlc.storage import filesystem_of, open_storage

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ray_mlc.errors import DataError, StorageError
+from ray_mlc.errors import DataError, StorageError, first_line
 from ray_mlc.storage import local_path
 from ray_mlc.training.labelling import (
     PieceLabels,
@@ -343,7 +343,9 @@ class _Writer:
             with self._temporary.open("rb") as file:
                 os.fsync(file.fileno())
             if self._target.exists() and not overwrite:  # made meanwhile
-                raise DataError(f"{self._target}: the file exists: name another, or give --overwrite")
+                raise DataError(
+                    f"{self._target}: the file exists: name another, or give --overwrite"
+                )
             self._temporary.replace(self._target)
             self._temporary = None
             self._made_folders = []
@@ -466,19 +468,15 @@ def _hub_pieces(
     except ConnectionError as error:
         raise DataError(
             f"{source}: no such file or folder here, and the hub cannot be reached "
-            f"({_first_line(error)}): pass a local CSV, JSONL or Parquet file"
+            f"({first_line(error)}): pass a local CSV, JSONL or Parquet file"
         ) from None
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         # RuntimeError: data sets that are scripts, which `datasets` no longer runs
         raise DataError(
-            f"{source}: cannot be read from the hub ({_first_line(error)}): "
+            f"{source}: cannot be read from the hub ({first_line(error)}): "
             "pass another id, subset or split, or a local file"
         ) from None
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

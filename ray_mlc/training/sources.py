@@ -25,7 +25,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
-from ray_mlc.errors import DataError
+from ray_mlc.errors import DataError, first_line
 from ray_mlc.storage import filesystem_of, join
 
 UNANNOTATED = "unannotated"
@@ -241,7 +241,7 @@ def _find(uri: str) -> list[SourceFile]:
         selector = pa_fs.FileSelector(base, recursive=True, allow_not_found=True)
         entries = [e.path for e in filesystem.get_file_info(selector) if e.is_file]
     except OSError as error:
-        raise DataError(f"{uri}: cannot be listed ({_first_line(error)})") from None
+        raise DataError(f"{uri}: cannot be listed ({first_line(error)})") from None
     if glob:
         from fsspec.utils import glob_translate
 
@@ -283,7 +283,7 @@ def _explained(file: SourceFile) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, EOFError) as error:
         raise DataError(
-            f"{file.name}: cannot be read as {file.format} ({_first_line(error)})"
+            f"{file.name}: cannot be read as {file.format} ({first_line(error)})"
         ) from None
 
 
@@ -457,7 +457,7 @@ def _json_column(name: str, places: Sequence[str], rows: Sequence[Mapping[str, A
             pa.array([value])
         except _NOT_ARROW as error:
             raise DataError(
-                f"{place}: {name!r} is {brief(value)}, which cannot be read ({_first_line(error)})"
+                f"{place}: {name!r} is {brief(value)}, which cannot be read ({first_line(error)})"
             ) from None
         kind = type(value).__name__
         seen = seen or (kind, place) if value is not None else seen
@@ -537,7 +537,3 @@ def brief(value: object) -> str:
     """A value as it is shown in a message."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "…"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
