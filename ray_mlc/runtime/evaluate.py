@@ -21,7 +21,7 @@ from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import Storage, open_storage
-from ray_mlc.training.examples import Examples, read_examples
+from ray_mlc.training.examples import annotated_rows, read_examples
 
 
 def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
@@ -69,7 +69,7 @@ def evaluate_model(
     label_set = folder.label_set
     storage, name = _place(output or folder.path / "evaluation", examples[0], output)
     data = read_examples(list(examples), text=text, labels=labels, label_set=label_set)
-    data = _annotated(data)
+    data = annotated_rows(data, examples[0])
     unknown = data.label_set.names[len(label_set) :]
     if unknown:
         display.say(
@@ -124,13 +124,6 @@ def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, st
     with suppress(OSError):
         (folder / ".tmp").rmdir()
     return storage, name
-
-
-def _annotated(examples: Examples) -> Examples:
-    rows = np.flatnonzero(examples.annotated)
-    if not len(rows):
-        raise DataError("no example is annotated: every label is null")
-    return examples if len(rows) == len(examples) else examples.take(rows)
 
 
 def predict_texts(

@@ -11,8 +11,6 @@ it and another one does not.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import signal
 import tempfile
@@ -42,9 +40,7 @@ from ray.train.torch import TorchTrainer
 from ray_mlc.config import Range, TrainJob, WorkersConfig
 from ray_mlc.errors import (
     ConfigError,
-    DataError,
     InterruptedRunError,
-    ModelError,
     RayMlcError,
     ResourceError,
 )
@@ -52,14 +48,7 @@ from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.metrics import METRIC_NAMES, is_better
 from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.labels import LabelSet
-from ray_mlc.model.canaries import record_canaries
-from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.decisions import Decision
-from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classifier_model
-from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
-from ray_mlc.model.engines.torch_engine import TorchEngine
-from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
-from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
+from ray_mlc.model.encoder import new_classifier_model
 from ray_mlc.runtime.progress import Display, StageHandle
 from ray_mlc.runtime.ray_private import check_version
 from ray_mlc.runtime.session import (
@@ -69,43 +58,29 @@ from ray_mlc.runtime.session import (
     places,
     ray_session,
 )
-from ray_mlc.scoring.ledger import versions
+from ray_mlc.runtime.train import (
+    VALIDATION_SCORES,
+    Prepared,
+    finished_summary,
+    prepare,
+    write_trained,
+)
 from ray_mlc.storage import join, local_path, scheme_of
-from ray_mlc.training.examples import Examples, read_examples
 from ray_mlc.training.loop import (
-    MODEL_STATE,
     Fitter,
     TokenizedExamples,
     freeze_unused,
     head_bias,
-    load_weights,
     read_progress,
     training_dtype,
 )
 
-VALIDATION_SCORES = "validation.npy"
 WITHIN_EPOCH = -1e9
 """Score of a checkpoint within an epoch: never the best one."""
 WRAPPED = ("cause", "controller_failure", "_base_exc")
 """Attributes under which Ray Train keeps the error that it wraps."""
 REPORT_EVERY_S = 0.5
 """Seconds between two progress reports of a worker."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What training starts from."""
-
-    encoder: Path
-    tokenizer: Tokenizer
-    label_set: LabelSet
-    train: TokenizedExamples
-    validation: TokenizedExamples
-    validation_targets: NDArray[np.float32]
-    rates_L: NDArray[np.float64]
-    """Share of the annotated training examples that have each label."""
-    fingerprint: str
-    """Digest of data, encoder and settings: the name of the run."""
 
 
 def train(job: TrainJob, display: Display) -> dict[str, Any]:
@@ -137,7 +112,7 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {job.output}: is a file, expected a folder to write")
     prepared = prepare(job, display)
-    finished = _finished(output, prepared.fingerprint)
+    finished = finished_summary(output, prepared.fingerprint)
     if finished is not None:
         display.say(f"{job.output} is trained already: same data, encoder and settings")
         return finished
@@ -149,141 +124,6 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
     if job.checkpoints.path is None:
         shutil.rmtree(output / "_checkpoints", ignore_errors=True)
     return summary
-
-
-def prepare(job: TrainJob, display: Display) -> Prepared:
-    """Read and tokenize the examples; find the encoder."""
-    data = job.data
-    with display.stage("read", None, "examples") as stage:
-        train_set = read_examples(data.train, text=data.text, labels=data.labels)
-        stage.advance(len(train_set))
-        validation_set = read_examples(
-            data.validation, text=data.text, labels=data.labels, label_set=train_set.label_set
-        )
-        stage.advance(len(validation_set))
-    # labels that only validation has: the model gets a column for them, and misses them
-    label_set = validation_set.label_set
-    train_set, validation_set = (
-        _annotated(train_set, "train"),
-        _annotated(validation_set, "validation"),
-    )
-    counts = np.zeros(len(label_set), np.int64)
-    counts[: len(train_set.label_set)] = train_set.label_counts()
-    if never := [name for name, count in zip(label_set.names, counts, strict=True) if not count]:
-        display.say(f"note: {len(never)} label(s) are in no training row, such as {never[0]!r}")
-    encoder = fetch(job.encoder)
-    tokenizer = Tokenizer.load(encoder, max_tokens=_token_limit(job, encoder))
-    with display.stage("tokenize", len(train_set) + len(validation_set), "examples") as stage:
-        tokenized = []
-        for examples in (train_set, validation_set):
-            tokenized.append(_tokenize(examples, tokenizer, len(label_set)))
-            stage.advance(len(examples))
-    long = float(np.mean(tokenized[0].ids.n_tokens > tokenizer.max_tokens))
-    if long > 0.01:
-        display.say(
-            f"note: {long:.1%} of the training texts are longer than {tokenizer.max_tokens} tokens "
-            "and are cut (training.max_tokens)"
-        )
-    annotated = len(train_set) - _unannotated_counts(tokenized[0])
-    rates_L = counts / np.maximum(annotated, 1)
-    fingerprint = _fingerprint(job, encoder, label_set, tokenized)
-    targets = _targets(validation_set, label_set)
-    return Prepared(
-        encoder, tokenizer, label_set, tokenized[0], tokenized[1], targets, rates_L, fingerprint
-    )
-
-
-def _annotated(examples: Examples, name: str) -> Examples:
-    rows = np.flatnonzero(examples.annotated)
-    if not len(rows):
-        raise DataError(f"data.{name}: no row is annotated: every label is null")
-    return examples if len(rows) == len(examples) else examples.take(rows)
-
-
-def _token_limit(job: TrainJob, encoder: Path) -> int:
-    """The job's `max_tokens`, or what the encoder allows if that is less."""
-    config = load_config(encoder)
-    tokenizer_limit = int(load_pretrained_tokenizer(encoder).model_max_length)
-    limits = [job.training.max_tokens, tokenizer_limit, max_positions(config) or tokenizer_limit]
-    return min(limits)
-
-
-def _tokenize(examples: Examples, tokenizer: Tokenizer, label_count: int) -> TokenizedExamples:
-    ids = tokenizer.encode(examples.texts.to_pylist())
-    positive = examples.positives
-    if examples.unannotated is None:
-        open_offsets = np.zeros(len(examples) + 1, np.int64)
-        open_columns = np.zeros(0, np.int32)
-    else:
-        open_offsets = examples.unannotated.offsets.to_numpy().astype(np.int64)
-        open_columns = examples.unannotated.values.to_numpy().astype(np.int32)
-    return TokenizedExamples(
-        ids=ids,
-        positive_offsets=positive.offsets.to_numpy().astype(np.int64),
-        positive_columns=positive.values.to_numpy().astype(np.int32),
-        unannotated_offsets=open_offsets,
-        unannotated_columns=open_columns,
-        label_count=label_count,
-    )
-
-
-def _unannotated_counts(examples: TokenizedExamples) -> NDArray[np.int64]:
-    return np.bincount(examples.unannotated_columns, minlength=examples.label_count)
-
-
-def _targets(examples: Examples, label_set: LabelSet) -> NDArray[np.float32]:
-    """Dense targets with a column for each label of `label_set`, whose first ones are ours."""
-    own = examples.targets_NL()
-    missing = len(label_set) - own.shape[1]
-    return np.pad(own, ((0, 0), (0, missing))) if missing else own
-
-
-def _fingerprint(
-    job: TrainJob, encoder: Path, label_set: LabelSet, data: Sequence[TokenizedExamples]
-) -> str:
-    digest = hashlib.sha256()
-    settings = job.training.model_dump(mode="json")
-    digest.update(json.dumps([settings, label_set.names], sort_keys=True).encode())
-    for file in sorted(
-        [*encoder.glob("*.safetensors"), *encoder.glob("*.bin"), *encoder.glob("*.json")]
-    ):
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    for examples in data:
-        for array in (
-            examples.ids.values,
-            examples.ids.offsets,
-            examples.positive_offsets,
-            examples.positive_columns,
-            examples.unannotated_offsets,
-            examples.unannotated_columns,
-        ):
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _finished(output: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The summary of a finished model in `output`, if it is this one.
-
-    Raises:
-        ModelError: If it is another one.
-    """
-    info = read_info(output)
-    if info is None:
-        return None
-    if info.training.get("fingerprint") != fingerprint:
-        raise ModelError(
-            f"{output}: holds a model that was trained from other data, encoder or settings: "
-            "choose another output, or remove it"
-        )
-    return {
-        "model": str(output),
-        "best_epoch": info.training.get("best_epoch"),
-        "threshold": info.decision.threshold,
-        "metrics": info.metrics,
-        "history": [],
-    }
 
 
 @dataclass(frozen=True)
@@ -629,58 +469,5 @@ def _finish(
         for checkpoint, state in zip(checkpoints, states, strict=True)
         if state["epoch"] == latest["best_epoch"] and state["step"] == 0
     )
-    settings = job.training
-    model = new_classifier_model(
-        prepared.encoder, prepared.label_set, head_bias=None, seed=settings.seed
-    )
     with kept.as_directory() as folder:
-        load_weights(model, Path(folder) / MODEL_STATE)
-        scores = np.load(Path(folder) / VALIDATION_SCORES, allow_pickle=False)
-    targets = prepared.validation_targets
-    threshold = fit_global_threshold(targets, scores)
-    decision = Decision(threshold=threshold, objective="f1_micro")
-    metrics = {
-        "at_half": evaluate_scores_at(targets, scores, np.float32(0.5)),
-        "decision": evaluate_scores_at(targets, scores, np.float32(threshold)),
-    }
-    info = ModelInfo(
-        labels=list(prepared.label_set.names),
-        decision=decision,
-        long={"policy": "truncate", "max_tokens": prepared.tokenizer.max_tokens},  # type: ignore[arg-type]
-        metrics=metrics,
-        training={
-            "encoder": job.encoder,
-            "fingerprint": prepared.fingerprint,
-            "train": job.data.train,
-            "validation": job.data.validation,
-            "train_rows": len(prepared.train),
-            "validation_rows": len(prepared.validation),
-            "settings": settings.model_dump(mode="json"),
-            "workers": job.workers.model_dump(mode="json"),
-            "epochs": latest["epoch"],
-            "best_epoch": latest["best_epoch"],
-            "versions": versions(),
-        },
-        label_rates=[float(rate) for rate in prepared.rates_L],
-    )
-    with display.stage("canaries", None, "texts") as stage:
-        engine = TorchEngine(model, pad_id=prepared.tokenizer.pad_id, device="cpu", dtype="float32")
-        budget = max(CPU_BATCH_TOKENS, prepared.tokenizer.max_tokens)
-        classifier = Classifier(prepared.label_set, prepared.tokenizer, engine, budget)
-        canaries = record_canaries(classifier)
-        stage.advance(len(canaries.texts))
-    write_model_folder(
-        output,
-        model=model,
-        tokenizer=load_pretrained_tokenizer(prepared.encoder),
-        info=info,
-        canaries=canaries,
-        history=latest["history"],
-    )
-    return {
-        "model": str(output),
-        "best_epoch": latest["best_epoch"],
-        "threshold": threshold,
-        "metrics": metrics,
-        "history": latest["history"],
-    }
+        return write_trained(job, prepared, Path(folder), latest, output, display)

@@ -108,6 +108,18 @@ class Examples:
         return None if self.unannotated is None else _offsets_and_columns(self.unannotated)
 
 
+def annotated_rows(examples: Examples, where: str) -> Examples:
+    """The examples without the rows of which every label is null.
+
+    Raises:
+        DataError: If nothing is left.
+    """
+    rows = np.flatnonzero(examples.annotated)
+    if not len(rows):
+        raise DataError(f"{where}: no row is annotated: every label is null")
+    return examples if len(rows) == len(examples) else examples.take(rows)
+
+
 def read_examples(
     path: str | Sequence[str],
     *,

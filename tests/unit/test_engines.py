@@ -19,7 +19,7 @@ from ray_mlc.model.encoder import load_classifier_model, output_layer
 from ray_mlc.model.engines import choose
 from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier, resolve
 from ray_mlc.model.engines.torch_engine import TorchEngine, pad
-from ray_mlc.model.folder import CANARIES_FILE, INFO_FILE, ModelFolder, open_model
+from ray_mlc.model.folder import CANARIES_FILE, HISTORY_FILE, INFO_FILE, ModelFolder, open_model
 from ray_mlc.model.tokenization import Tokenizer
 
 TEXTS = synthetic.documents(30, seed=6)["text"].to_pylist()
@@ -36,7 +36,7 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """The tiny model as another program would have saved it: without our files."""
     path = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("plain") / "model"))
-    for file in (INFO_FILE, CANARIES_FILE):
+    for file in (INFO_FILE, CANARIES_FILE, HISTORY_FILE):
         (path / file).unlink()
     return open_model(str(path))
 

@@ -313,7 +313,7 @@ def test_columns_of_the_wrong_type_are_refused_with_a_remedy(tmp_path: Path) -> 
     assert "expected 0 and 1: name a list column alone" in message(path, labels=["ids"])
     assert "id column 'pairs' is struct" in message(path, labels=["n"], id="pairs")
     table = write(tmp_path / "x.csv", "text,labels\nx,a|b\n")
-    assert "of a CSV file is text, not a list: `ray-mlc data convert`" in message(table)
+    assert "of a CSV file is text, not a list: `ray-mlc data convert --delimiter`" in message(table)
 
 
 def test_values_that_are_wrong_are_named_with_file_and_row(tmp_path: Path) -> None:
