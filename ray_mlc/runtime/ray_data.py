@@ -25,6 +25,7 @@ import ray
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.data.exceptions import ExecutionTimeoutError
 
 from ray_mlc import errors
 from ray_mlc.config import ActorsConfig, Range, ScoreJob
@@ -308,6 +309,11 @@ def own_errors() -> Iterator[None]:
     """Turn what a task or actor raised into the error of ours inside it, if there is one."""
     try:
         yield
+    except ExecutionTimeoutError as error:
+        raise RayMlcError(
+            f"limits.no_progress: {' '.join(str(error).split())[:600]}: run the same command to "
+            "continue"
+        ) from None
     except Exception as error:
         inner = own_error_in(error)
         if inner is None:
