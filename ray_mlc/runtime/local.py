@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,24 @@ class LocalBackend:
         return 1
 
     def process(
-        self, run: Run, folder: ModelFolder, reads: Sequence[NDArray[np.int64]], job: ScoreJob
+        self,
+        run: Run,
+        folder: ModelFolder,
+        reads: Sequence[NDArray[np.int64]],
+        job: ScoreJob,
+        *,
+        scored: Callable[[int], None],
     ) -> Iterator[list[Receipt]]:
         """See `Backend.process`."""
         del job
         work = Work.of(run, folder)
         step = ScoreStep(work)
+        total = 0
+
+        def progress(rows: int) -> None:
+            nonlocal total
+            total += rows
+            scored(total)
+
         for read in reads:
-            yield work.write(step.both(work.read(run.units(read))))
+            yield work.write(step.both(work.read(run.units(read)), progress))

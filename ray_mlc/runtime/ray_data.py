@@ -13,9 +13,11 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,6 @@ import ray
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
-from ray.data.exceptions import ExecutionTimeoutError
 
 from ray_mlc import errors
 from ray_mlc.config import ActorsConfig, Range, ScoreJob
@@ -44,6 +45,8 @@ IO_CPUS = 0.25
 ACTORS_PER_NODE = 8
 """Model copies per node that `auto` goes up to; more cores become more threads of each."""
 RECEIPT_COLUMN = "receipt"
+BEAT_S = 1.0
+"""Seconds between two signs of life of an actor."""
 SETTLE_S = 5.0
 """Seconds that resources of work that has just ended may take to come free."""
 
@@ -178,15 +181,90 @@ class TokenizeActor:
 class ScoreActor:
     """Holds a classifier on one device; tokenizes too where it has the CPUs for it."""
 
-    def __init__(self, work: Work, threads: int, tokenizes: bool) -> None:
+    def __init__(self, work: Work, threads: int, tokenizes: bool, pulse: Any) -> None:
         """Load and prove it on the canaries."""
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         step = ScoreStep(work, threads=threads)
         self._call = step.both if tokenizes else step
+        self._pulse = pulse
+        self._unsent = 0
+        self._sent_s = time.monotonic()
+        pulse.beat.remote(0)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score one block."""
-        return self._call(block)
+        return self._call(block, self._progress)
+
+    def _progress(self, rows: int) -> None:
+        self._unsent += rows
+        if time.monotonic() - self._sent_s >= BEAT_S:
+            self._pulse.beat.remote(self._unsent)
+            self._unsent, self._sent_s = 0, time.monotonic()
+
+
+class Pulse:
+    """An actor that counts what the others have done: signs of life between two receipts."""
+
+    def __init__(self) -> None:
+        """Nothing has happened yet."""
+        self._beats = 0
+        self._rows = 0
+
+    def beat(self, rows: int) -> None:
+        """An actor is ready, or has scored some rows."""
+        self._beats += 1
+        self._rows += rows
+
+    def state(self) -> tuple[int, int]:
+        """Beats and rows so far."""
+        return self._beats, self._rows
+
+
+class Watch:
+    """Stops a run that shows no sign of life, and passes on how far it is."""
+
+    def __init__(self, pulse: Any, timeout_s: float, scored: Callable[[int], None]) -> None:
+        """Begin to watch; the clock starts now."""
+        self._pulse, self._timeout_s, self._scored = pulse, timeout_s, scored
+        self._stop = threading.Event()
+        self._alive_s = time.monotonic()
+        self.stuck_in: str | None = None
+        """The stage that was waited for too long."""
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread.start()
+
+    def alive(self) -> None:
+        """Note a sign of life."""
+        self._alive_s = time.monotonic()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        seen = (0, 0)
+        while not self._stop.wait(1.0):
+            with suppress(ray.exceptions.RayError):
+                state = ray.get(self._pulse.state.remote(), timeout=5)
+                if state != seen:
+                    seen = state
+                    self.alive()
+                    self._scored(state[1])
+            if time.monotonic() - self._alive_s > self._timeout_s:
+                self.stuck_in = "scoring or writing" if seen[0] else "starting the actors"
+                interrupt_main_thread()
+                return
+
+
+def interrupt_main_thread() -> None:
+    """Raise KeyboardInterrupt in the main thread, even while it waits for a lock.
+
+    A real signal: the one that `_thread.interrupt_main` simulates does not end a wait. SIGTERM
+    where the command line handles it, because a process in the background may ignore SIGINT.
+    """
+    number = signal.SIGTERM if callable(signal.getsignal(signal.SIGTERM)) else signal.SIGINT
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def _write(scored: pa.Table, work: Work) -> pa.Table:
@@ -248,12 +326,23 @@ class RayBackend:
         return self.plan.max_count
 
     def process(
-        self, run: Run, folder: ModelFolder, reads: Sequence[NDArray[np.int64]], job: ScoreJob
+        self,
+        run: Run,
+        folder: ModelFolder,
+        reads: Sequence[NDArray[np.int64]],
+        job: ScoreJob,
+        *,
+        scored: Callable[[int], None],
     ) -> Iterator[list[Receipt]]:
-        """See `Backend.process`."""
+        """See `Backend.process`.
+
+        Raises:
+            RayMlcError: If nothing is heard of any actor for `limits.no_progress`.
+        """
         plan = self.plan
         work = Work.of(run, folder)
-        _set_context(job)
+        _set_context()
+        pulse = ray.remote(num_cpus=0)(Pulse).remote()
         pool = ActorPoolStrategy(min_size=plan.min_count, max_size=plan.max_count)
         actor_options: dict[str, Any] = {"num_cpus": plan.cpus}
         if job.actors.labels:
@@ -275,13 +364,25 @@ class RayBackend:
             data,
             ScoreActor,
             compute=pool,
-            fn_constructor_args=(work, plan.threads, not plan.gpus),
+            fn_constructor_args=(work, plan.threads, not plan.gpus, pulse),
             **actor_options,
         )
         data = map_whole_blocks(data, _write, fn_args=(work,), num_cpus=IO_CPUS)
-        with own_errors():
-            for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield [Receipt.from_json(line) for line in batch[RECEIPT_COLUMN].to_pylist()]
+        watch = Watch(pulse, job.limits.no_progress, scored)
+        try:
+            with own_errors():
+                for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    watch.alive()
+                    yield [Receipt.from_json(line) for line in batch[RECEIPT_COLUMN].to_pylist()]
+        except KeyboardInterrupt:
+            if watch.stuck_in is None:
+                raise
+            raise RayMlcError(
+                f"nothing was heard for {job.limits.no_progress:.0f} s (limits.no_progress) while "
+                f"{watch.stuck_in}: run the same command to continue"
+            ) from None
+        finally:
+            watch.close()
 
 
 def _tokenizer_pool(job: ScoreJob) -> ActorPoolStrategy:
@@ -294,14 +395,15 @@ def _tokenizer_pool(job: ScoreJob) -> ActorPoolStrategy:
     return ActorPoolStrategy(size=count)
 
 
-def _set_context(job: ScoreJob) -> None:
+def _set_context() -> None:
     """What a run needs of Ray Data, set in one place."""
     context = DataContext.get_current()
     context.target_max_block_size = None  # whole units stay in one block
     context.max_errored_blocks = 0  # a dropped block would be lost rows
     context.enable_progress_bars = False  # ours knows the total
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = job.limits.no_progress
+    # Ray's own guard sees whole blocks only, and would end slow models; see `Watch`
+    context.execution_no_progress_timeout_s = -1
 
 
 @contextmanager
@@ -309,11 +411,6 @@ def own_errors() -> Iterator[None]:
     """Turn what a task or actor raised into the error of ours inside it, if there is one."""
     try:
         yield
-    except ExecutionTimeoutError as error:
-        raise RayMlcError(
-            f"limits.no_progress: {' '.join(str(error).split())[:600]}: run the same command to "
-            "continue"
-        ) from None
     except Exception as error:
         inner = own_error_in(error)
         if inner is None:

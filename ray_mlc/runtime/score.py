@@ -8,7 +8,7 @@ exactly-once rests on is here and in `scoring`, the same for one process and for
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -125,18 +125,21 @@ class ScoreStep:
         self._work = work
         self.classifier: Classifier = load_classifier(folder, work.resolved, threads=threads)
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Score a tokenized block."""
-        return score_block(block, self.classifier, self._work.thresholds_L, self._work.output)
+    def __call__(self, block: pa.Table, progress: Callable[[int], None] | None = None) -> pa.Table:
+        """Score a tokenized block; `progress` is told the rows of each forward pass."""
+        work = self._work
+        return score_block(
+            block, self.classifier, work.thresholds_L, work.output, progress=progress
+        )
 
     @cached_property
     def tokenize(self) -> TokenizeStep:
         """The step before, for actors that do both."""
         return TokenizeStep(self._work)
 
-    def both(self, block: pa.Table) -> pa.Table:
+    def both(self, block: pa.Table, progress: Callable[[int], None] | None = None) -> pa.Table:
         """Tokenize and score a block."""
-        return self(self.tokenize(block))
+        return self(self.tokenize(block), progress)
 
 
 class Backend(Protocol):
@@ -149,9 +152,19 @@ class Backend(Protocol):
         """Processes that will hold the model."""
 
     def process(
-        self, run: Run, folder: ModelFolder, reads: Sequence[NDArray[np.int64]], job: ScoreJob
+        self,
+        run: Run,
+        folder: ModelFolder,
+        reads: Sequence[NDArray[np.int64]],
+        job: ScoreJob,
+        *,
+        scored: Callable[[int], None],
     ) -> Iterator[list[Receipt]]:
-        """Read, score and commit; yields receipts as units are done."""
+        """Read, score and commit; yields receipts as units are done.
+
+        `scored` is told, now and then and maybe from another thread, how many rows have been
+        through the model: a unit can take minutes, and nothing is known of it before its receipt.
+        """
 
 
 @dataclass(frozen=True)
@@ -252,7 +265,13 @@ def _work_off(
     reads = plan_reads(run, pending, job, actors=backend.actors(job))
     with display.stage("score", total, "rows", done=before) as stage:
         try:
-            for receipts in backend.process(run, folder, reads, job):
+            for receipts in backend.process(
+                run,
+                folder,
+                reads,
+                job,
+                scored=lambda rows: stage.detail(f"· {rows:,} scored {_set_aside(tally)}"),
+            ):
                 tally.add(receipts)
                 stage.advance(sum(item.rows for item in receipts), _set_aside(tally))
                 lease.check()

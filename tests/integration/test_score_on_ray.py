@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,21 @@ def test_a_corrupt_file_is_set_aside_and_the_rest_is_there(
     assert verdict.holds
     assert not verdict.complete
     assert verdict.total("set_aside") == 30
+
+
+def test_a_run_of_which_nothing_is_heard_is_stopped(
+    ray_local: Any, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    from ray_mlc.runtime.ray_data import Pulse, Watch
+
+    pulse = ray_local.remote(num_cpus=0)(Pulse).remote()
+    ray_local.get(pulse.beat.remote(7))
+    heard: list[int] = []
+    watch = Watch(pulse, 3.0, heard.append)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            threading.Event().wait(60)  # as the driver waits for receipts that do not come
+    finally:
+        watch.close()
+    assert watch.stuck_in == "scoring or writing"
+    assert heard == [7]

@@ -198,9 +198,9 @@ def test_a_unit_that_was_set_aside_is_tried_again(
     class Unplugged(LocalBackend):
         """A file is away while the corpus is read, and back afterwards."""
 
-        def process(self, *args: Any) -> Iterator[list[Receipt]]:
+        def process(self, *args: Any, **options: Any) -> Iterator[list[Receipt]]:
             (corpus / "b.parquet").rename(tmp_path / "away")
-            yield from super().process(*args)
+            yield from super().process(*args, **options)
             (tmp_path / "away").rename(corpus / "b.parquet")
 
     job = score_job(corpus, output, "limits.bad_rows=1000", "limits.bad_files=1")

@@ -212,8 +212,8 @@ def test_an_interrupted_run_keeps_its_parts_and_goes_on(
     class Interrupted(LocalBackend):
         """Ctrl-C after the second read."""
 
-        def process(self, *args: Any) -> Iterator[list[Receipt]]:
-            for number, receipts in enumerate(super().process(*args)):
+        def process(self, *args: Any, **options: Any) -> Iterator[list[Receipt]]:
+            for number, receipts in enumerate(super().process(*args, **options)):
                 yield receipts
                 if number == 1:
                     raise KeyboardInterrupt
@@ -236,8 +236,8 @@ def test_a_unit_that_no_one_wrote_is_an_error_and_no_success(
     class Forgetful(LocalBackend):
         """Drops the receipts and parts of the last read."""
 
-        def process(self, run: Any, folder: Any, reads: Any, job: Any) -> Iterator[list[Receipt]]:
-            return super().process(run, folder, reads[:-1], job)
+        def process(self, run: Any, folder: Any, reads: Any, *args: Any, **options: Any) -> Any:
+            return super().process(run, folder, reads[:-1], *args, **options)
 
     output = tmp_path / "out"
     with pytest.raises(RayMlcError, match="were not written, such as part-00002/") as caught:
@@ -254,8 +254,8 @@ def test_a_receipt_without_its_part_is_an_error(
     class Losing(LocalBackend):
         """Says that all is written, but a part is gone."""
 
-        def process(self, *args: Any) -> Iterator[list[Receipt]]:
-            yield from super().process(*args)
+        def process(self, *args: Any, **options: Any) -> Iterator[list[Receipt]]:
+            yield from super().process(*args, **options)
             (output / "part-00001/000000000025.parquet").unlink()
 
     with pytest.raises(RayMlcError, match=r"1 unit\(s\) were not written, such as part-00001/"):
@@ -518,10 +518,10 @@ def test_a_model_that_changes_between_start_and_work_is_refused(
     class Changing(LocalBackend):
         """Somebody trains into the model folder meanwhile."""
 
-        def process(self, *args: Any) -> Iterator[list[Receipt]]:
+        def process(self, *args: Any, **options: Any) -> Iterator[list[Receipt]]:
             config = model / "config.json"
             config.write_text(config.read_text() + "\n")
-            return super().process(*args)
+            return super().process(*args, **options)
 
     with pytest.raises(RayMlcError, match="differ from those that the run was"):
         score(
