@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -236,11 +237,14 @@ def test_a_run_of_which_nothing_is_heard_is_stopped(
     pulse = ray_local.remote(num_cpus=0)(Pulse).remote()
     ray_local.get(pulse.beat.remote(7))
     heard: list[int] = []
+    # a process in the background of a script ignores Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watch = Watch(pulse, 3.0, heard.append)
     try:
         with pytest.raises(KeyboardInterrupt):
             threading.Event().wait(60)  # as the driver waits for receipts that do not come
     finally:
         watch.close()
+        signal.signal(signal.SIGINT, before)
     assert watch.stuck_in == "scoring or writing"
     assert heard == [7]
