@@ -283,14 +283,21 @@ def write_encoder(
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    # naming the inner letters fixes their ids; otherwise these come in the order of a hash map, and
+    # with them which of two equally frequent pairs becomes a piece
+    letters = sorted({letter for text in texts for letter in text.lower() if letter.isalnum()})
     tokenizer.train_from_iterator(
         texts,
         WordPieceTrainer(
             vocab_size=vocab_size,
-            special_tokens=list(special.values()),
+            special_tokens=[*special.values(), *(f"##{letter}" for letter in letters)],
             show_progress=False,
         ),
     )
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
+    pieces = tokenizer.get_vocab()
+    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token=special["unk"]))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = parts
     tokenizer.post_processor = processors.BertProcessing(
         (special["sep"], list(special).index("sep")), (special["cls"], list(special).index("cls"))
     )
