@@ -139,7 +139,7 @@ class UnitSource(Datasource):  # type: ignore[misc]
         return "Units"
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Decoded bytes of everything."""
+        """Uncompressed bytes of everything, as the footers say."""
         return int(sum(self._run.plan.units["bytes"].to_pylist()))
 
     def get_read_tasks(
