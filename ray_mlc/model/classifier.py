@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_mlc.errors import RayMlcError, first_line
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.batching import padding_fraction, plan_batches
 from ray_mlc.model.engines.protocol import Engine, OutOfMemoryError
 from ray_mlc.model.tokenization import Ragged, Tokenizer
 
 log = logging.getLogger(__name__)
+
+HARMLESS = "Yes"
+"""A document that every engine can score: it is among the canaries."""
 
 
 @dataclass
@@ -54,16 +58,26 @@ class Classifier:
         return self.scores(self.tokenizer.encode(texts), progress=progress)
 
     def scores(
-        self, ragged: Ragged, *, progress: Callable[[int], None] | None = None
+        self,
+        ragged: Ragged,
+        *,
+        progress: Callable[[int], None] | None = None,
+        fault: Callable[[int, str], None] | None = None,
     ) -> NDArray[np.float32]:
         """Scores of N tokenized documents.
 
         Args:
             ragged: Token ids.
             progress: Called with the documents done after each forward pass.
+            fault: Told the position of a document over which the engine fails, and what it says; a
+                batch that fails is halved until the guilty one is found. None: failures are raised.
 
         Returns:
-            Sigmoids of the logits, shape [N, L]; NaN where a logit is not finite.
+            Sigmoids of the logits, shape [N, L]; NaN where a logit is not finite, and in the rows
+            that `fault` was told of.
+
+        Raises:
+            RayMlcError: If the engine fails over every document, or one alone exceeds the memory.
         """
         scores_NL = np.empty((len(ragged), len(self.label_set)), np.float32)
         lengths_N = ragged.lengths
@@ -79,11 +93,24 @@ class Classifier:
                 logits_BL = self.engine.logits(ragged.rows(batch))
             except OutOfMemoryError:
                 if not half:
-                    raise
+                    raise RayMlcError(
+                        f"a document of {padded} tokens alone exceeds the memory of the "
+                        f"{self.engine.device}: lower long.max_tokens"
+                    ) from None
                 todo += [batch[half:], batch[:half]]
                 # the longest document of a later block must still fit
                 self.max_batch_tokens = max(padded // 2, self.tokenizer.max_tokens)
                 log.warning("out of memory: max_batch_tokens is %d now", self.max_batch_tokens)
+                continue
+            except Exception as error:
+                if fault is None:
+                    raise
+                if half:
+                    todo += [batch[half:], batch[:half]]
+                    continue
+                self._refuse_broken_engine()
+                scores_NL[batch] = np.nan
+                fault(int(batch[0]), first_line(error))
                 continue
             scores_NL[batch] = sigmoid(logits_BL)
             self.stats.real_tokens += int(lengths_N[batch].sum())
@@ -91,6 +118,20 @@ class Classifier:
             if progress is not None:
                 progress(len(batch))
         return scores_NL
+
+    def _refuse_broken_engine(self) -> None:
+        """Tell a document that cannot be scored from an engine that scores nothing any more.
+
+        Raises:
+            RayMlcError: If a harmless document fails as well, as after an error on a GPU.
+        """
+        try:
+            self.engine.logits([self.tokenizer.encode([HARMLESS]).row(0)])
+        except Exception as error:
+            raise RayMlcError(
+                f"{self.engine.name} on {self.engine.device} fails over every document "
+                f"({first_line(error)}): run the same command again"
+            ) from None
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

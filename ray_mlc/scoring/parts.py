@@ -25,16 +25,21 @@ from ray_mlc.corpus.rows import (
     SOURCE_TYPE,
 )
 from ray_mlc.labels import LabelSet
+from ray_mlc.scoring.lease import check_holder
 from ray_mlc.storage import Storage
 
 FOOTER_KEY = b"ray_mlc"
+ERRORS_KEPT = 10
+"""Different error messages that a receipt keeps."""
 WIDE_UP_TO = 64
 """Labels up to which `format: auto` gives one column per label."""
 BLOCK_PADDED = "__ray_mlc_padded"
 """int64: padded tokens that a block cost, in its first row; 0 elsewhere."""
 BLOCK_K_CUT = "__ray_mlc_k_cut"
 """int32: scores above the floor that `k` cut from the row; in the sparse form only."""
-SCORED_BLOCK_COLUMNS = (BLOCK_UNIT_FIRST, BLOCK_UNIT_ROWS, BLOCK_FAULT, BLOCK_PADDED)
+BLOCK_ERROR = "__ray_mlc_error"
+"""string: what the tokenizer or engine raised over the row; null otherwise."""
+SCORED_BLOCK_COLUMNS = (BLOCK_UNIT_FIRST, BLOCK_UNIT_ROWS, BLOCK_FAULT, BLOCK_PADDED, BLOCK_ERROR)
 TOP_TYPE = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 
 
@@ -147,6 +152,8 @@ class Receipt:
     """Why the unit was set aside; None if the part was written."""
     statuses: dict[str, int] = field(default_factory=dict)
     """Rows per status."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """Rows per message of what the tokenizer or engine raised over them."""
     labels: int = 0
     """Labels given."""
     tokens: int = 0
@@ -184,6 +191,8 @@ class CommitSpec:
     """Content of the footer key that all parts share."""
     max_tokens: int
     """Tokens kept per document."""
+    holder: str | None = None
+    """Token of the lease that this is done under; None: without a lease."""
 
 
 def commit_parts(scored: pa.Table, spec: CommitSpec) -> list[Receipt]:
@@ -197,6 +206,7 @@ def commit_parts(scored: pa.Table, spec: CommitSpec) -> list[Receipt]:
         RuntimeError: If a piece of a unit arrives; that would be a bug of the topology, and
             writing it would lose rows.
         StorageError: If the storage refuses.
+        LeaseError: If another run has taken over.
     """
     receipts = []
     for unit in split_units(scored):
@@ -221,6 +231,8 @@ def commit_parts(scored: pa.Table, spec: CommitSpec) -> list[Receipt]:
             "receipt": asdict(receipt),
         }
         data = serialize(unit.select(spec.output.schema.names), spec.output.schema, footer)
+        if spec.holder is not None:
+            check_holder(spec.storage, spec.holder)
         spec.storage.put(part, data)
         receipts.append(Receipt(**{**asdict(receipt), "bytes": len(data)}))
     return receipts
@@ -248,6 +260,7 @@ def _summarize(
     tokens = unit["n_tokens"].to_numpy(zero_copy_only=False)
     tokens = np.nan_to_num(tokens.astype(np.float64)).astype(np.int64)
     scored = np.asarray(unit["n_windows"].to_numpy()) > 0
+    errors = unit[BLOCK_ERROR].drop_null().value_counts().to_pylist()
     cut = 0
     if spec.output.format == "sparse":
         cut = int(unit[BLOCK_K_CUT].to_numpy().sum())
@@ -257,6 +270,7 @@ def _summarize(
         rows=rows,
         part=part,
         statuses={item["values"]: item["counts"] for item in counts},
+        errors={item["values"]: item["counts"] for item in errors[:ERRORS_KEPT]},
         labels=int(pc.sum(pc.list_value_length(unit["labels"])).as_py() or 0),
         tokens=int(tokens.sum()),
         truncated=int(pc.sum(unit["truncated"]).as_py() or 0),

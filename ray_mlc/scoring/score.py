@@ -6,7 +6,7 @@ processes; on CPU they run one after the other in the same actor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +17,20 @@ from ray_mlc.corpus.rows import (
     BLOCK_FAULT,
     BLOCK_STATUS,
     BLOCK_TEXT,
+    BLOCK_UNIT_FIRST,
+    BLOCK_UNIT_ROWS,
+    DECODE_ERROR,
     NOT_FINITE,
     OK,
     STATUSES,
     TOO_LONG,
 )
+from ray_mlc.errors import first_line
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.tokenization import Ragged, Tokenizer
 from ray_mlc.scoring.parts import (
+    BLOCK_ERROR,
     BLOCK_K_CUT,
     BLOCK_PADDED,
     SCORED_BLOCK_COLUMNS,
@@ -49,13 +54,20 @@ def tokenize_block(block: pa.Table, tokenizer: Tokenizer, *, policy: str) -> pa.
         policy: `truncate`, or `skip`: longer documents get the status `too_long`.
 
     Returns:
-        The block without its text, with `BLOCK_IDS`, `n_tokens` (null for rows without a text)
-        and `truncated`.
+        The block without its text, with `BLOCK_IDS`, `n_tokens` (null for rows without a text),
+        `truncated` and `BLOCK_ERROR`. A text over which the tokenizer fails gets the status
+        `decode_error`.
     """
     count = block.num_rows
     status = block[BLOCK_STATUS].to_numpy().copy()
     todo = (status == OK) & block[BLOCK_FAULT].is_null().to_numpy()
-    ragged = tokenizer.encode(block[BLOCK_TEXT].filter(pa.array(todo)).to_pylist())
+    texts = block[BLOCK_TEXT].filter(pa.array(todo)).to_pylist()
+    ragged, faults = _encode(tokenizer, texts)
+    errors: list[str | None] = [None] * count
+    if faults:
+        for position, row in enumerate(np.flatnonzero(todo).tolist()):
+            if position in faults:
+                errors[row], status[row], todo[row] = faults[position], DECODE_ERROR, False
     n_tokens = np.zeros(count, np.int32)
     n_tokens[todo] = ragged.n_tokens
     cut = n_tokens > tokenizer.max_tokens
@@ -74,7 +86,47 @@ def tokenize_block(block: pa.Table, tokenizer: Tokenizer, *, policy: str) -> pa.
     result = result.append_column(BLOCK_STATUS, pa.array(status))
     result = result.append_column(BLOCK_IDS, ids)
     result = result.append_column("n_tokens", pa.array(n_tokens, mask=~todo))
-    return result.append_column("truncated", pa.array(cut, mask=~todo))
+    result = result.append_column("truncated", pa.array(cut, mask=~todo))
+    return result.append_column(BLOCK_ERROR, pa.array(errors, pa.string()))
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Ragged, dict[int, str]]:
+    """Tokenize; texts over which the tokenizer fails are left out and named by position."""
+    try:
+        return tokenizer.encode(texts), {}
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
+    faults = find_faults(tokenizer.encode, texts)
+    good = [text for position, text in enumerate(texts) if position not in faults]
+    return tokenizer.encode(good), faults
+
+
+def find_faults(call: Callable[[Sequence[str]], object], texts: Sequence[str]) -> dict[int, str]:
+    """Halve a batch over which `call` fails until the guilty texts are found.
+
+    Returns:
+        Position of each text over which `call` fails even alone, and what it says.
+    """
+    faults: dict[int, str] = {}
+    todo = [range(len(texts))]
+    while todo:
+        span = todo.pop()
+        try:
+            call(texts[span.start : span.stop])
+        except BaseException as error:
+            if not _is_failure(error):
+                raise
+            if len(span) == 1:
+                faults[span.start] = first_line(error)
+            else:
+                todo += [span[: len(span) // 2], span[len(span) // 2 :]]
+    return faults
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether a call failed, in contrast to Ctrl-C; a panic in Rust code is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def score_block(
@@ -105,13 +157,19 @@ def score_block(
     faultless = block[BLOCK_FAULT].is_null().to_numpy()
     before = classifier.stats.padded_tokens
     chunk_rows = max(1, MAX_CELLS // len(classifier.label_set))
+    errors = block[BLOCK_ERROR].to_pylist()
     pieces = []
     for low in range(0, block.num_rows, chunk_rows):
         high = min(low + chunk_rows, block.num_rows)
         todo = np.flatnonzero((status[low:high] == OK) & faultless[low:high])
         scores_NL = np.full((high - low, len(classifier.label_set)), np.nan, np.float32)
+        rows = low + todo
+
+        def fault(position: int, message: str, rows: NDArray[np.intp] = rows) -> None:
+            errors[rows[position]] = message
+
         scores_NL[todo] = classifier.scores(
-            _ragged(values, offsets[low : high + 1], todo), progress=progress
+            _ragged(values, offsets[low : high + 1], todo), progress=progress, fault=fault
         )
         broken = todo[~np.isfinite(scores_NL[todo]).all(axis=1)]
         status[low + broken] = NOT_FINITE
@@ -120,8 +178,9 @@ def score_block(
         scored[broken] = False
         pieces.append(_score_columns(scores_NL, scored, thresholds_L, output))
     columns = pa.concat_tables(pieces).combine_chunks()
+    columns = columns.append_column(BLOCK_ERROR, pa.array(errors, pa.string()))
     for name in block.column_names:
-        if name not in (BLOCK_IDS, BLOCK_STATUS):
+        if name not in (BLOCK_IDS, BLOCK_STATUS, BLOCK_ERROR):
             columns = columns.append_column(name, block[name])
     scored_N = (status == OK) & faultless
     columns = columns.append_column("n_windows", pa.array(scored_N.astype(np.int16)))
@@ -134,6 +193,27 @@ def score_block(
     columns = columns.append_column(BLOCK_PADDED, pa.array(padded))
     extra = [BLOCK_K_CUT] if output.format == "sparse" else []
     return columns.select([*output.schema.names, *SCORED_BLOCK_COLUMNS, *extra])
+
+
+def scored_schema(output: OutputSpec) -> pa.Schema:
+    """Schema of what `score_block` returns."""
+    own = [
+        (BLOCK_UNIT_FIRST, pa.int64()),
+        (BLOCK_UNIT_ROWS, pa.int32()),
+        (BLOCK_FAULT, pa.string()),
+        (BLOCK_PADDED, pa.int64()),
+        (BLOCK_ERROR, pa.string()),
+    ]
+    if output.format == "sparse":
+        own.append((BLOCK_K_CUT, pa.int32()))
+    return pa.schema([*output.schema, *own])
+
+
+def set_aside(unit: pa.Table, reason: str) -> pa.Table:
+    """A unit of a block as the one marker row that says why it is set aside."""
+    marker = unit.slice(0, 1)
+    position = marker.schema.get_field_index(BLOCK_FAULT)
+    return marker.set_column(position, marker.schema.field(position), pa.array([reason]))
 
 
 def _ragged(

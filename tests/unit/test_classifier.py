@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ray_mlc import synthetic
+from ray_mlc.errors import RayMlcError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.encoder import load_classifier_model, output_layer
@@ -144,9 +145,65 @@ def test_the_budget_falls_to_what_fits_and_no_lower(
         classifier.scores(ragged([40, 1]))
 
 
-def test_a_document_that_does_not_fit_alone_is_an_error() -> None:
-    with silence(), pytest.raises(OutOfMemoryError):
-        toy(ToyEngine(memory=10), 400).scores(ragged([11, 3]))
+def test_a_document_that_does_not_fit_alone_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(RayMlcError, match=r"of 40 tokens alone exceeds the memory.*max_tokens"):
+        toy(ToyEngine(memory=39), 40).scores(ragged([40]))
+
+
+class FragileEngine(ToyEngine):
+    """Fails over every batch that holds one of the `guilty` documents; `dead`: over any."""
+
+    def __init__(self, guilty: set[int], *, dead: bool = False) -> None:
+        super().__init__()
+        self.guilty, self.dead = guilty, dead
+
+    def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        if self.dead or self.guilty & {int(row[0]) for row in ids}:
+            self.failures += 1
+            raise RuntimeError("an index is out of range")
+        return super().logits(ids)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    guilty=st.sets(st.integers(0, 59)),
+    budget=st.integers(40, 500),
+)
+def test_a_failing_batch_is_halved_until_the_guilty_documents_are_found(
+    lengths: list[int], guilty: set[int], budget: int
+) -> None:
+    engine = FragileEngine(guilty)
+    classifier = toy(engine, budget)
+    classifier.tokenizer = HarmlessTokenizer()  # type: ignore[assignment]
+    told: dict[int, str] = {}
+    scores_NL = classifier.scores(ragged(lengths), fault=told.__setitem__)
+    expected = guilty & set(range(len(lengths)))
+    assert told == dict.fromkeys(expected, "an index is out of range")
+    assert set(np.flatnonzero(np.isnan(scores_NL).all(axis=1)).tolist()) == expected
+    assert np.isfinite(np.delete(scores_NL, sorted(expected), axis=0)).all()
+
+
+class HarmlessTokenizer(LongDocuments):
+    """Makes one id, of no guilty document, of every text."""
+
+    def encode(self, texts: Sequence[str]) -> Ragged:
+        ids = np.full(len(texts), 10**6, np.int32)
+        return Ragged(ids, np.arange(len(texts) + 1), np.ones(len(texts), np.int32))
+
+
+def test_an_engine_that_fails_over_everything_is_an_error_and_no_row_is_blamed() -> None:
+    classifier = toy(FragileEngine(set(), dead=True), 400)
+    classifier.tokenizer = HarmlessTokenizer()  # type: ignore[assignment]
+    told: dict[int, str] = {}
+    with pytest.raises(RayMlcError, match=r"toy on cpu fails over every document \(an index"):
+        classifier.scores(ragged([5] * 30), fault=told.__setitem__)
+    assert told == {}
+
+
+def test_where_nobody_is_told_of_faults_they_are_raised() -> None:
+    with pytest.raises(RuntimeError, match="an index is out of range"):
+        toy(FragileEngine({3}), 400).scores(ragged([5] * 30))
 
 
 def test_logits_that_are_not_finite_become_nan_and_touch_no_other_row() -> None:

@@ -15,20 +15,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ray_mlc.corpus.footers import ReadSpec
-from ray_mlc.corpus.rows import read_block
+from ray_mlc.corpus.rows import BLOCK_FAULT, BLOCK_UNIT_ROWS, read_block
 from ray_mlc.corpus.units import Unit
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.scoring import score as score_module
 from ray_mlc.scoring.parts import (
+    BLOCK_ERROR,
     BLOCK_K_CUT,
     BLOCK_PADDED,
     SCORED_BLOCK_COLUMNS,
     OutputSpec,
     resolve_format,
 )
-from ray_mlc.scoring.score import score_block, tokenize_block
+from ray_mlc.scoring.score import score_block, scored_schema, set_aside, tokenize_block
 
 MAX_TOKENS = 16
 NAMES = ("a", "b", "c", "d")
@@ -201,6 +202,98 @@ def test_a_score_that_is_not_finite_marks_its_row_only(
             assert broken[name] is None
     assert broken["n_windows"] == 0
     assert broken["n_tokens"] == int(tokenizer.encode([texts[1]]).n_tokens[0])
+
+
+class Breaking(CountingEngine):
+    """Fails over every batch with a document that holds the id `guilty`."""
+
+    def __init__(self, guilty: int) -> None:
+        super().__init__(len(NAMES))
+        self.guilty = guilty
+
+    def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        if any(self.guilty in row for row in ids):
+            raise RuntimeError("a kernel failed")
+        return super().logits(ids)
+
+
+def test_a_row_over_which_the_engine_fails_keeps_its_place_and_says_why(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_module, "MAX_CELLS", 5 * len(NAMES))  # several chunks of a block
+    texts: list[str | None] = [f"the word {number}" for number in range(20)]
+    texts[3], texts[11] = None, "the word z"
+    guilty = int(tokenizer.encode(["z"]).values[1])
+    assert sum(guilty in tokenizer.encode([text]).values for text in texts if text) == 1
+    scored = run(block_of(tmp_path, texts), tokenizer, engine=Breaking(guilty))
+    statuses = scored["status"].to_pylist()
+    assert statuses == [
+        "null_text" if i == 3 else "not_finite" if i == 11 else "ok" for i in range(20)
+    ]
+    assert scored[BLOCK_ERROR].to_pylist() == [
+        "a kernel failed" if i == 11 else None for i in range(20)
+    ]
+    assert [row is None for row in scored["labels"].to_pylist()] == [
+        i in (3, 11) for i in range(20)
+    ]
+
+
+class Panicking:
+    """A tokenizer whose Rust code panics over some texts; a panic is no Exception."""
+
+    def __init__(self, tokenizer: Tokenizer, error: type[BaseException]) -> None:
+        self.inner, self.error, self.max_tokens = tokenizer, error, tokenizer.max_tokens
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        if any("bad" in text for text in texts):
+            raise self.error("index out of bounds")
+        return self.inner.encode(texts)
+
+
+PanicException = type("PanicException", (BaseException,), {})
+
+
+@pytest.mark.parametrize("error", [ValueError, PanicException])
+@pytest.mark.parametrize("bad", [{0}, {7}, {2, 3, 9}, set(range(10))])
+def test_a_text_over_which_the_tokenizer_fails_is_a_decode_error_of_its_row(
+    tmp_path: Path, tokenizer: Tokenizer, bad: set[int], error: type[BaseException]
+) -> None:
+    texts = ["bad" if number in bad else f"word {number}" for number in range(10)]
+    block = block_of(tmp_path, texts)
+    scored = run(block, Panicking(tokenizer, error))  # type: ignore[arg-type]
+    plain = run(block, tokenizer)
+    for number in range(10):
+        if number in bad:
+            assert scored["status"][number].as_py() == "decode_error"
+            assert scored[BLOCK_ERROR][number].as_py() == "index out of bounds"
+            assert scored["n_tokens"][number].as_py() is None
+        else:
+            assert scored["score_a"][number].as_py() == plain["score_a"][number].as_py()
+            assert scored["n_tokens"][number].as_py() == plain["n_tokens"][number].as_py()
+
+
+def test_ctrl_c_in_the_tokenizer_is_not_taken_for_a_bad_text(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(block_of(tmp_path, ["bad"]), Panicking(tokenizer, KeyboardInterrupt))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format_", ["wide", "sparse", "dense"])
+def test_the_schema_of_scored_blocks_is_as_announced(
+    tmp_path: Path, tokenizer: Tokenizer, format_: str
+) -> None:
+    scored = run(block_of(tmp_path, ["a word"]), tokenizer, format_=format_)
+    assert scored.schema == scored_schema(output(format_))
+
+
+def test_a_unit_set_aside_is_one_marker_row_with_the_reason(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    marker = set_aside(block_of(tmp_path, ["a", "b", "c"]), "it kills")
+    scored = run(marker, tokenizer)
+    assert (scored.num_rows, scored[BLOCK_FAULT][0].as_py()) == (1, "it kills")
+    assert scored[BLOCK_UNIT_ROWS][0].as_py() == 3
 
 
 def test_labels_are_empty_where_none_is_given(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -63,6 +63,10 @@ class TorchEngine:
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemoryError(str(error).splitlines()[0]) from None
+        except RuntimeError as error:
+            if "allocate memory" in str(error):  # what PyTorch's CPU allocator says
+                raise OutOfMemoryError(str(error).splitlines()[0]) from None
+            raise
         return logits_BL
 
 
