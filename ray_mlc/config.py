@@ -26,7 +26,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from ray_mlc.errors import ConfigError
+from ray_mlc.errors import ConfigError, redact
+from ray_mlc.storage import refuse_credentials
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -84,6 +85,14 @@ class Range(Section):
 Count = Literal["auto"] | Annotated[int, Field(ge=1)] | Range
 
 
+def _refuse_credentials(key: str, path: str) -> None:
+    """Not a ValueError: pydantic's would carry the value, and with it the secret."""
+    try:
+        refuse_credentials(path)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
 class InputConfig(Section):
     """Where the documents are."""
 
@@ -99,6 +108,8 @@ class InputConfig(Section):
     def _some_path(cls, path: str | list[str]) -> str | list[str]:
         if not path or (isinstance(path, list) and not all(path)):
             raise ValueError("expected a path or a non-empty list of paths")
+        for item in [path] if isinstance(path, str) else path:
+            _refuse_credentials("input.path", item)
         return path
 
 
@@ -116,6 +127,12 @@ class OutputConfig(Section):
     """Most labels stored per row in the sparse form."""
     floor: float = Field(default=0.01, ge=0, lt=1)
     """Smallest score stored in the sparse form."""
+
+    @field_validator("path")
+    @classmethod
+    def _no_credentials(cls, path: str) -> str:
+        _refuse_credentials("output.path", path)
+        return path
 
 
 class UnitsConfig(Section):
@@ -185,6 +202,8 @@ class LimitsConfig(Section):
     """Files of which a part could not be read."""
     no_progress: Duration = 600.0
     """Longest time without any progress before the run stops and names the stuck stage."""
+    grace: Duration = 60.0
+    """Time that work in flight has to finish after Ctrl-C or SIGTERM; then it is dropped."""
 
 
 class LeaseConfig(Section):
@@ -476,7 +495,7 @@ def describe(error: ValidationError, kind: type[BaseModel]) -> str:
                 fitting = branches
             said = [_expectation(item) for item in fitting]
             text = f"{dotted} is {problem['input']!r}: expected {' or '.join(dict.fromkeys(said))}"
-    return text.replace("\n", " ")
+    return redact(text.replace("\n", " "))
 
 
 def _same_value(one: ErrorDetails, other: ErrorDetails) -> bool:

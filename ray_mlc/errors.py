@@ -17,6 +17,39 @@ Every message is one line: what, where, what to do. The CLI prints it and exits 
 anything that is not a `RayMlcError` is a bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import quote
+
+SECRET_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_STORAGE_CLIENT_SECRET",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_TOKEN",
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "RAY_AUTH_TOKEN",
+)
+"""Environment variables whose values no error text may show."""
+SECRET_PARAMETER = re.compile(
+    r"([?&](?:X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-(?:Signature|Credential)|sig"
+    r"|(?:aws_)?(?:access_key(?:_id)?|secret_key|secret_access_key|session_token)|account_key"
+    r"|sas_token|token)=)([^&\s\"'<>]+)",
+    re.IGNORECASE,
+)
+"""A parameter of a URL that grants access, and its value."""
+_USER_INFO = re.compile(r"(://)[^\s@/:]+:(?!\d+/)[^\s@]+(@)")
+
 
 class RayMlcError(Exception):
     """Base of all errors that `ray_mlc` raises on purpose."""
@@ -76,6 +109,16 @@ class InterruptedRunError(RayMlcError):
     exit_code = 130
 
 
+def redact(text: str) -> str:
+    """`text` with `***` in the place of secrets: of the environment, and of URLs."""
+    for name in SECRET_VARIABLES:
+        value = os.environ.get(name, "")
+        if len(value) >= 8:  # a shorter one is a stand-in, and would be found inside of words
+            text = text.replace(value, "***").replace(quote(value, safe=""), "***")
+    text = SECRET_PARAMETER.sub(r"\1***", text)
+    return _USER_INFO.sub(r"\1***\2", text)
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, on one line that is short enough for ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return redact(str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -7,7 +7,14 @@ not: `put` makes an object appear whole or not at all, and `create` makes it onl
 On a local or NFS file system `put` writes a temporary file, fsyncs it, renames it and fsyncs the
 folder, so that what was committed survives a crash of the machine. On an object store it is one
 PUT, which is atomic there; a Parquet writer on a remote stream would publish half a file when it
-is closed after an error.
+is closed after an error. It is never a multipart upload, so that none is ever left behind.
+
+Whether a request was carried out is unknown when its answer is lost: an NFS client repeats a
+rename that was made, an HTTP client repeats a PUT that was stored, and the repetition fails. After
+such an error the target is looked at before anything is said.
+
+Credentials come from the environment or the node's role, never from a location: locations are
+written into run files and error texts.
 """
 
 from __future__ import annotations
@@ -15,20 +22,37 @@ from __future__ import annotations
 import errno
 import os
 import re
-import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
-from ray_mlc.errors import ConfigError, DataError, StorageError, first_line
+from ray_mlc.errors import SECRET_PARAMETER, ConfigError, DataError, StorageError, first_line
 
 if TYPE_CHECKING:
     import pyarrow.fs as pa_fs
 
+OBJECT_STORES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+"""Schemes that `open_storage` takes beside local paths."""
+RETRY_BUDGET_S = 180.0
+"""Longest time for which a request to an object store is repeated."""
+REQUEST_TIMEOUT_S = 90.0
+"""Longest time of one request, its body included; a part must get through in it."""
+CONNECT_TIMEOUT_S = 10.0
+"""Longest time until a connection stands."""
+ARROW_ATTEMPTS = 10
+"""Attempts of one request when Arrow reads from S3."""
+
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
-_OBJECT_STORES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+_COMMIT_TRIES = 3
+_PERHAPS_DONE = (errno.ENOENT, errno.ESTALE)
+"""What a rename or link says whose first try succeeded unnoticed, or whose source was swept."""
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -41,6 +65,8 @@ class ObjectInfo:
     """Bytes."""
     modified_s: float = 0.0
     """Time of the last change, in seconds since 1970."""
+    etag: str = ""
+    """What an object store calls this version of the content; empty on file systems."""
 
 
 class Storage(Protocol):
@@ -59,6 +85,9 @@ class Storage(Protocol):
 
     def create(self, path: str, data: bytes) -> bool:
         """Make the object appear whole if it is absent; False if it was there."""
+
+    def update(self, path: str, data: bytes, *, expected: bytes) -> bool:
+        """Replace the object whole if its content still is `expected`; else False."""
 
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens if it is absent."""
@@ -82,6 +111,26 @@ def join(uri: str, *elements: str) -> str:
     return "/".join([uri.rstrip("/"), *(element.strip("/") for element in elements)])
 
 
+def refuse_credentials(uri: str) -> None:
+    """Refuse a location that carries a key, a password or a signature.
+
+    Raises:
+        ConfigError: Without the location, which would spread the secret.
+    """
+    authority = uri.split("://", 1)[1].split("/", 1)[0] if "://" in uri else ""
+    user, at, _ = authority.rpartition("@")
+    if scheme_of(uri) in ("s3", "s3a", "gs", "gcs", "az"):
+        # no bucket has these in its name; a key with a slash in it ends the authority early
+        found = bool(at) or ":" in authority
+    else:
+        found = ":" in user  # abfs://container@account is a place
+    if found or SECRET_PARAMETER.search(uri):
+        raise ConfigError(
+            f"a {scheme_of(uri)}:// location carries credentials: leave them out, and put them "
+            "into the environment (such as AWS_ACCESS_KEY_ID) or give the node a role"
+        )
+
+
 def open_storage(uri: str, *, scratch: str = "_ray_mlc/tmp") -> Storage:
     """The storage at `uri`: a local folder, `s3://`, `gs://`, `az://`.
 
@@ -90,12 +139,13 @@ def open_storage(uri: str, *, scratch: str = "_ray_mlc/tmp") -> Storage:
         scratch: Folder below it for temporary files of local storage.
 
     Raises:
-        ConfigError: If nothing here writes to that scheme.
+        ConfigError: If nothing here writes to that scheme, or the URI carries credentials.
     """
+    refuse_credentials(uri)
     path = local_path(uri)
     if path is not None:
         return LocalStorage(path, scratch=scratch)
-    if scheme_of(uri) in _OBJECT_STORES:
+    if scheme_of(uri) in OBJECT_STORES:
         return ObjectStorage(uri)
     raise ConfigError(
         f"{uri}: cannot write to {scheme_of(uri)}://; expected a local path, s3://, gs:// or az://"
@@ -114,20 +164,25 @@ class LocalStorage:
         """Objects below `prefix`; folders that vanish meanwhile are skipped."""
         stack = [self._root / prefix]
         while stack:
+            folder = stack.pop()
             try:
-                entries = list(os.scandir(stack.pop()))
+                entries = list(os.scandir(folder))
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            except OSError as error:
+                raise _storage_error(error, folder, "list") from None
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    stack.append(Path(entry.path))
-                    continue
                 relative = os.path.relpath(entry.path, self._root).replace(os.sep, "/")
                 try:
+                    if entry.is_dir(follow_symlinks=False):
+                        stack.append(Path(entry.path))
+                        continue
                     found = entry.stat()
-                    yield ObjectInfo(relative, found.st_size, found.st_mtime)
                 except FileNotFoundError:  # removed since the folder was read
                     continue
+                except OSError as error:
+                    raise _storage_error(error, Path(entry.path), "list") from None
+                yield ObjectInfo(relative, found.st_size, found.st_mtime)
 
     def read(self, path: str) -> bytes | None:
         """Content of an object; None if there is none."""
@@ -142,13 +197,7 @@ class LocalStorage:
         """Write to a temporary file, fsync, rename, fsync the folder."""
         target = self._root / path
         try:
-            temporary = self._write_temporary(data)
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            self._commit(target, data)
             _fsync_folder(target.parent)
         except OSError as error:
             raise _storage_error(error, target, "write") from None
@@ -157,17 +206,23 @@ class LocalStorage:
         """As `put`, but a hard link that fails on an existing name takes the rename's place."""
         target = self._root / path
         try:
-            temporary = self._write_temporary(data)
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(temporary, target)
-            except FileExistsError:
+            if not self._commit_new(target, data):
                 return False
-            finally:
-                temporary.unlink(missing_ok=True)
             _fsync_folder(target.parent)
         except OSError as error:
             raise _storage_error(error, target, "write") from None
+        return True
+
+    def update(self, path: str, data: bytes, *, expected: bytes) -> bool:
+        """Read, compare, put.
+
+        File systems have no conditional rename: of two writers that find the expected content at
+        the same moment both are told True, and the later one's content stays. Who needs to know
+        reads again after a while.
+        """
+        if self.read(path) != expected:
+            return False
+        self.put(path, data)
         return True
 
     def delete(self, path: str) -> None:
@@ -176,6 +231,47 @@ class LocalStorage:
             (self._root / path).unlink(missing_ok=True)
         except OSError as error:
             raise _storage_error(error, self._root / path, "delete") from None
+
+    def _commit(self, target: Path, data: bytes) -> None:
+        for left in reversed(range(_COMMIT_TRIES)):
+            temporary = self._write_temporary(data)
+            try:
+                _make_folder(target.parent)
+                temporary.replace(target)
+            except BaseException as error:
+                _discard(temporary)
+                if not isinstance(error, OSError) or error.errno not in _PERHAPS_DONE:
+                    raise
+                if _holds(target, data):  # an NFS client repeated a rename that had been made
+                    return
+                if not left:
+                    raise
+                # the temporary file or the folder was swept away: write it again
+            else:
+                return
+
+    def _commit_new(self, target: Path, data: bytes) -> bool:
+        for left in reversed(range(_COMMIT_TRIES)):
+            temporary = self._write_temporary(data)
+            try:
+                _make_folder(target.parent)
+                os.link(temporary, target)
+            except FileExistsError:
+                return _is_linked(temporary, target, data)
+            except OSError as error:
+                if error.errno in _NO_HARD_LINKS:
+                    return _write_exclusively(target, data)
+                if error.errno not in _PERHAPS_DONE:
+                    raise
+                if _holds(target, data):
+                    return True
+                if not left:
+                    raise
+            else:
+                return True
+            finally:
+                _discard(temporary)
+        raise AssertionError("the last try returns or raises")
 
     def _write_temporary(self, data: bytes) -> Path:
         self._scratch.mkdir(parents=True, exist_ok=True)
@@ -186,7 +282,7 @@ class LocalStorage:
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
             raise
         return temporary
 
@@ -198,66 +294,151 @@ class ObjectStorage:
         from obstore.store import from_url
 
         self.uri = uri.rstrip("/")
-        options: dict[str, Any] = {}
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-        if scheme_of(uri) in ("s3", "s3a") and endpoint.startswith("http://"):
-            options["client_options"] = {"allow_http": True}  # the user named a plain-HTTP server
+        options: dict[str, Any] = {
+            "client_options": {
+                "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+                "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
+            },
+            "retry_config": {
+                "max_retries": 1000,  # the time decides
+                "retry_timeout": timedelta(seconds=RETRY_BUDGET_S),
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=100),
+                    "max_backoff": timedelta(seconds=15),
+                    "base": 2,
+                },
+            },
+        }
+        if scheme_of(uri) in ("s3", "s3a"):
+            endpoint = _s3_endpoint()
+            if endpoint:
+                options["endpoint"] = endpoint
+                # the user named a plain-HTTP server
+                options["client_options"]["allow_http"] = endpoint.startswith("http://")
+            if region := _s3_region(_bucket_of(uri)):
+                options["region"] = region
         try:
-            self._store = from_url(self.uri, **options)
+            # a key is taken as it is written: a URL would end at `#`, and `%` would be decoded
+            scheme, rest = self.uri.split("://", 1)
+            self._store = from_url(f"{scheme}://{quote(rest, safe='/@:')}", **options)
         except Exception as error:  # obstore has no common base class of its errors
             raise StorageError(f"{uri}: cannot be opened ({first_line(error)})") from None
+
+    def __reduce__(self) -> tuple[type[ObjectStorage], tuple[str]]:
+        """Only the location travels: each node takes credentials from its own environment."""
+        return ObjectStorage, (self.uri,)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects below `prefix`, a thousand per request."""
         import obstore
 
-        for page in self._guard("list", prefix, obstore.list, self._store, prefix or None):
-            for meta in page:
-                yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"].timestamp())
+        try:
+            for page in obstore.list(self._store, prefix or None):
+                # the root's own marker object, as some tools make one, has no path
+                yield from (_object_info(meta) for meta in page if meta["path"])
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise self._error("list", prefix, error) from None
 
-    def read(self, path: str) -> bytes | None:
-        """Content of an object; None if there is none."""
+    def stat(self, path: str) -> ObjectInfo | None:
+        """One object's entry; None if there is none."""
         import obstore
 
         try:
-            return bytes(obstore.get(self._store, path).bytes())
+            return _object_info(obstore.head(self._store, path))
         except FileNotFoundError:
             return None
         except Exception as error:
             raise self._error("read", path, error) from None
 
+    def read(self, path: str) -> bytes | None:
+        """Content of an object; None if there is none."""
+        found = self._get(path)
+        return None if found is None else found[0]
+
     def put(self, path: str, data: bytes) -> None:
         """One PUT: an object appears whole or not at all."""
         import obstore
 
-        self._guard("write", path, obstore.put, self._store, path, data, use_multipart=False)
+        try:
+            obstore.put(self._store, path, data, use_multipart=False)
+        except Exception as error:
+            raise self._error("write", path, error) from None
 
     def create(self, path: str, data: bytes) -> bool:
         """A conditional PUT (`If-None-Match: *`)."""
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
+        return self._put_if(path, data, lambda: "create", expected=None)
 
-        try:
-            obstore.put(self._store, path, data, mode="create", use_multipart=False)
-        except AlreadyExistsError:
-            return False
-        except Exception as error:
-            raise self._error("create", path, error) from None
-        return True
+    def update(self, path: str, data: bytes, *, expected: bytes) -> bool:
+        """A conditional PUT (`If-Match` with the entity tag of the content that was compared)."""
+
+        def version() -> dict[str, str] | None:
+            found = self._get(path)
+            if found is None or found[0] != expected:
+                return None
+            return {key: found[1][key] for key in ("e_tag", "version") if found[1][key]}
+
+        return self._put_if(path, data, version, expected=expected)
 
     def delete(self, path: str) -> None:
         """Remove the object; stores do not say whether it was there."""
         import obstore
 
-        self._guard("delete", path, obstore.delete, self._store, path)
-
-    def _guard(self, verb: str, path: str, function: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            obstore.delete(self._store, path)
         except FileNotFoundError:
-            return ()
+            return
         except Exception as error:
-            raise self._error(verb, path, error) from None
+            raise self._error("delete", path, error) from None
+
+    def _get(self, path: str) -> tuple[bytes, Any] | None:
+        import obstore
+
+        try:
+            found = obstore.get(self._store, path)
+            return bytes(found.bytes()), found.meta
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._error("read", path, error) from None
+
+    def _put_if(
+        self, path: str, data: bytes, condition: Callable[[], Any], *, expected: bytes | None
+    ) -> bool:
+        """A conditional PUT; False if the condition does not hold.
+
+        obstore does not repeat these when the connection breaks, because their outcome is unknown
+        then. A look at the object tells it: our content, still the old one, or somebody else's.
+        """
+        import obstore
+        from obstore import exceptions
+
+        for left in reversed(range(_COMMIT_TRIES)):
+            mode = condition()
+            if mode is None:
+                return False
+            try:
+                obstore.put(self._store, path, data, mode=mode, use_multipart=False)
+            except (
+                exceptions.AlreadyExistsError,
+                exceptions.PreconditionError,
+                FileNotFoundError,
+            ):
+                # also the answer to a PUT that was stored and repeated because its answer was lost
+                return self.read(path) == data
+            except Exception as error:
+                with suppress(StorageError):
+                    found = self.read(path)
+                    if found == data:
+                        return True
+                    if found != expected:
+                        return False
+                    if left and not isinstance(error, exceptions.PermissionDeniedError):
+                        continue
+                raise self._error("write", path, error) from None
+            return True
+        raise AssertionError("the last try returns or raises")
 
     def _error(self, verb: str, path: str, error: Exception) -> StorageError:
         return StorageError(f"{self.uri}/{path}: cannot {verb} ({first_line(error)})")
@@ -267,22 +448,25 @@ def filesystem_of(uri: str) -> tuple[pa_fs.FileSystem, str]:
     """The Arrow file system of `uri` and the path in it, for reading.
 
     Raises:
+        ConfigError: If the URI carries credentials.
         DataError: If no library here reads that scheme.
     """
     import pyarrow.fs as pa_fs
 
+    refuse_credentials(uri)
     path = local_path(uri)
     if path is not None:
         return pa_fs.LocalFileSystem(), str(path)
     scheme = scheme_of(uri)
     rest = uri.split("://", 1)[1]
     try:
+        if scheme in ("s3", "s3a"):
+            anonymous = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
+            return _s3_filesystem(_s3_endpoint(), _s3_region(_bucket_of(uri)), anonymous), rest
         if scheme == "az":
-            account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
-            return pa_fs.AzureFileSystem(account_name=account), rest
-        if scheme in ("s3", "s3a", "gs", "gcs", "abfs", "abfss"):
-            filesystem, inner = pa_fs.FileSystem.from_uri(uri)
-            return filesystem, inner
+            return _azure_filesystem(os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")), rest
+        if scheme in ("gs", "gcs", "abfs", "abfss"):
+            return _filesystem_by_arrow(uri)
         import fsspec
 
         return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(fsspec.filesystem(scheme))), rest
@@ -290,11 +474,82 @@ def filesystem_of(uri: str) -> tuple[pa_fs.FileSystem, str]:
         raise DataError(f"{uri}: cannot read from {scheme}:// ({first_line(error)})") from None
 
 
-def remove_stale(storage: Storage, prefix: str, *, older_than_s: float = 3600.0) -> int:
-    """Delete old objects below `prefix`, such as temporary files of a killed run; how many.
+# One client per store: making one reads configuration files and opens connections.
+@lru_cache(maxsize=32)
+def _s3_filesystem(endpoint: str, region: str | None, anonymous: bool) -> pa_fs.FileSystem:
+    import pyarrow.fs as pa_fs
 
-    Young ones are left alone: they may belong to a writer that is at work.
+    scheme, _, host = endpoint.rpartition("://")
+    options: dict[str, Any] = {"region": region} if region else {}
+    if host:
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
+    return pa_fs.S3FileSystem(
+        anonymous=anonymous,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=REQUEST_TIMEOUT_S,
+        retry_strategy=pa_fs.AwsStandardS3RetryStrategy(max_attempts=ARROW_ATTEMPTS),
+        **options,
+    )
+
+
+@lru_cache(maxsize=32)
+def _azure_filesystem(account: str) -> pa_fs.FileSystem:
+    import pyarrow.fs as pa_fs
+
+    return pa_fs.AzureFileSystem(account_name=account)
+
+
+@lru_cache(maxsize=32)
+def _filesystem_by_arrow(uri: str) -> tuple[pa_fs.FileSystem, str]:
+    import pyarrow.fs as pa_fs
+
+    filesystem, path = pa_fs.FileSystem.from_uri(uri)
+    return filesystem, path
+
+
+def _s3_endpoint() -> str:
+    """URL of an S3 server other than Amazon's; empty for Amazon."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+
+
+def _s3_region(bucket: str) -> str | None:
+    """Region of the requests: the environment's, else the bucket's own."""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region or _s3_endpoint():
+        return region or None  # other servers than Amazon's do not mind
+    return _region_of_bucket(bucket)
+
+
+@lru_cache(maxsize=256)
+def _region_of_bucket(bucket: str) -> str | None:
+    import pyarrow.fs as pa_fs
+
+    try:
+        return str(pa_fs.resolve_s3_region(bucket))
+    except OSError:
+        return None  # the first request will say what is wrong
+
+
+def _bucket_of(uri: str) -> str:
+    return uri.split("://", 1)[1].split("/", 1)[0]
+
+
+def sweep(storage: Storage, prefix: str) -> int:
+    """Delete every object below `prefix`, such as temporary files of a killed run; how many.
+
+    Only for who holds the lease. A writer of a run that lost it finds its temporary file gone,
+    and writes it again.
     """
+    paths = [info.path for info in storage.list(prefix)]
+    for path in paths:
+        storage.delete(path)
+    return len(paths)
+
+
+def remove_stale(storage: Storage, prefix: str, *, older_than_s: float = 3600.0) -> int:
+    """As `sweep`, but only what is older: on its way out."""
+    import time
+
     limit = time.time() - older_than_s
     stale = [info.path for info in storage.list(prefix) if info.modified_s < limit]
     for path in stale:
@@ -318,10 +573,75 @@ def _storage_error(error: OSError, path: Path, verb: str) -> StorageError:
     return StorageError(f"{path}: cannot {verb}: {remedy}")
 
 
+def _object_info(meta: Any) -> ObjectInfo:
+    return ObjectInfo(
+        meta["path"], meta["size"], meta["last_modified"].timestamp(), meta["e_tag"] or ""
+    )
+
+
+def _discard(temporary: Path) -> None:
+    """Remove a temporary file if that can be done; the error before matters more."""
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _holds(target: Path, data: bytes) -> bool:
+    try:
+        return target.read_bytes() == data
+    except OSError:
+        return False
+
+
+def _is_linked(temporary: Path, target: Path, data: bytes) -> bool:
+    """Whether a hard link that failed with EEXIST was made: its answer may have been lost.
+
+    open(2) recommends to look at the link count; a temporary file that was swept has none.
+    """
+    try:
+        return temporary.stat().st_nlink == 2
+    except FileNotFoundError:
+        return _holds(target, data)
+
+
+def _write_exclusively(target: Path, data: bytes) -> bool:
+    """Make a file on a file system without hard links (exFAT, some FUSE); False if it is there.
+
+    One thing is lost against a link: a reader may see the file before it is whole, and a crash in
+    between leaves it so.
+    """
+    try:
+        descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        _discard(target)
+        raise
+    return True
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, so that they survive a crash of the machine too."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        _fsync_folder(made.parent)
+
+
 def _fsync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # folders cannot be synced there
+            raise
     finally:
         os.close(descriptor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import string
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pa_fs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_mlc.corpus.listing import InputFile, Listing, file_path
+from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import DataError, first_line
 from ray_mlc.labels import unique_when_folded
 from ray_mlc.storage import filesystem_of
@@ -131,17 +132,26 @@ def read_footers(
 
     Returns:
         One footer per file in the listing's order; unreadable ones carry a `fault`.
+
+    Raises:
+        StorageError: If a remote store fails for longer than reads are repeated.
     """
     filesystem, _ = filesystem_of(listing.root)
+    cancelled = threading.Event()
 
     def read(file: InputFile) -> Footer:
-        footer = _read_footer(filesystem, file_path(listing.root, file.source), file, columns)
+        path = file_path(listing.root, file.source)
+        footer = _read_footer(filesystem, path, file, columns, cancelled)
         if progress is not None:
             progress(1)
         return footer
 
     with ThreadPoolExecutor(max_workers=min(FOOTER_THREADS, len(listing.files) or 1)) as pool:
-        return list(pool.map(read, listing.files))
+        try:
+            return list(pool.map(read, listing.files))
+        except BaseException:
+            cancelled.set()  # leaving the block waits for reads that go on
+            raise
 
 
 def _read_footer(
@@ -149,9 +159,11 @@ def _read_footer(
     path: str,
     file: InputFile,
     columns: Callable[[Sequence[str]], Iterable[str]],
+    cancelled: threading.Event,
 ) -> Footer:
     try:
-        metadata = pq.read_metadata(path, filesystem=filesystem)
+        with open_parquet(filesystem, path, cancelled=cancelled) as opened:
+            metadata = opened.metadata
         schema = metadata.schema.to_arrow_schema().remove_metadata()
     except (OSError, pa.ArrowException, ValueError) as error:
         if file.size == 0:
@@ -225,7 +237,7 @@ def resolve_columns(
         # 100,000 files share a few schemas: judge each schema once
         key = tuple(f"{item.name}:{item.type}" for item in footer.schema)
         if key not in verdicts:
-            verdicts[key] = _fit(footer.schema, text, wanted, types)
+            verdicts[key] = judge_schema(footer.schema, text, wanted, types)
         verdict = verdicts[key]
         result.append(
             footer
@@ -283,7 +295,7 @@ def is_text(type_: pa.DataType) -> bool:
     )
 
 
-def _fit(
+def judge_schema(
     schema: pa.Schema,
     text: str,
     wanted: Sequence[str],

@@ -1,8 +1,10 @@
 """Which files a corpus has, and where the part files of each go.
 
-The root is the folder that was named, or the longest common folder of a glob or list; `source` is
-a file's path below it. Hidden paths (an element that starts with `_` or `.`) are skipped and
-counted, as Spark and Hive do: they hold ledgers and half-written files.
+The root is the folder that was named, the longest folder of a glob without a wildcard, or the
+longest common folder of a list; `source` is a file's path below it. It follows from what was
+written, not from the files that match today: the same glob has the same root tomorrow. Hidden
+paths (an element that starts with `_` or `.`) are skipped and counted, as Spark and Hive do: they
+hold ledgers and half-written files.
 """
 
 from __future__ import annotations
@@ -11,11 +13,16 @@ import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ray_mlc.errors import DataError, first_line
-from ray_mlc.storage import filesystem_of, local_path, scheme_of
+from ray_mlc.errors import DataError, StorageError, first_line
+from ray_mlc.storage import ObjectStorage, filesystem_of, local_path, scheme_of
 
 _GLOB = re.compile(r"[*?\[]")
+_LISTED_BY_STORE = ("s3", "s3a", "gs", "az")
+
+Facts = tuple[int, int, str]
+"""Size, `mtime_ns` and `etag` of a file."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class InputFile:
     """Bytes."""
     mtime_ns: int
     """Time of the last change as the store reports it, in nanoseconds; 0 where it does not."""
+    etag: str = ""
+    """What the store says identifies the content; empty where it says nothing."""
 
     @property
     def part_folder(self) -> str:
@@ -59,11 +68,12 @@ def list_corpus(path: str | Sequence[str]) -> Listing:
     Raises:
         DataError: If a path is missing, nothing in it ends in `.parquet`, the paths lie on
             different stores, or two files would share a part folder.
+        StorageError: If the storage fails.
     """
     paths = [path] if isinstance(path, str) else list(path)
     if len({scheme_of(item) for item in paths}) > 1:
         raise DataError(f"input.path: {paths[0]} and the others lie on different stores")
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, Facts] = {}
     hidden: set[str] = set()
     roots: list[str] = []
     for item in paths:
@@ -71,11 +81,12 @@ def list_corpus(path: str | Sequence[str]) -> Listing:
         roots.append(root)
         found.update(files)
         hidden |= skipped
-    root = roots[0] if len(roots) == 1 else posixpath.commonpath(roots)
+    root = posixpath.commonpath(roots)
+    if not root:
+        raise DataError(f"input.path: {paths[0]} and the others lie in different buckets")
     prefix = root.rstrip("/") + "/"
     listed = tuple(
-        InputFile(name.removeprefix(prefix), size, mtime_ns)
-        for name, (size, mtime_ns) in sorted(found.items())
+        InputFile(name.removeprefix(prefix), *facts) for name, facts in sorted(found.items())
     )
     _refuse_shared_folders(listed)
     shown = tuple(sorted(name.removeprefix(prefix) for name in hidden))
@@ -99,40 +110,67 @@ def file_path(root: str, source: str) -> str:
     return posixpath.join(base, source)
 
 
-def _list_one(uri: str) -> tuple[str, dict[str, tuple[int, int]], set[str]]:
-    """Root, files with size and mtime, and hidden files of one path."""
-    import pyarrow.fs as pa_fs
-
+def _list_one(uri: str) -> tuple[str, dict[str, Facts], set[str]]:
+    """Root, files and hidden files of one path."""
     filesystem, path = filesystem_of(uri)
     path = path.rstrip("/") or "/"
     base = _base(path)
     pattern = base != path
+    if scheme_of(uri) in _LISTED_BY_STORE:
+        files = _list_store(scheme_of(uri), base)
+    else:
+        files = _list_filesystem(filesystem, uri, base)
+    if not files.keys() - {base} and not pattern and base in files:
+        return posixpath.dirname(base), files, set()
+    if pattern:
+        files = {name: facts for name, facts in files.items() if _matches(path, name)}
+    else:
+        files = {name: facts for name, facts in files.items() if name.endswith(".parquet")}
+    hidden = {name for name in files if _is_hidden(name[len(base) :])}
+    kept = {name: facts for name, facts in files.items() if name not in hidden}
+    if not kept:
+        what = "no file matches" if pattern else "no file in it ends in .parquet"
+        more = f"; {len(hidden)} hidden file(s) were skipped" if hidden else ""
+        raise DataError(f"{uri}: {what}{more}")
+    return base, kept, hidden
+
+
+def _list_filesystem(filesystem: Any, uri: str, base: str) -> dict[str, Facts]:
+    """All files below a folder, or the one file that `base` is."""
+    import pyarrow.fs as pa_fs
+
     try:
         info = filesystem.get_file_info(base)
         if info.type == pa_fs.FileType.NotFound:
             raise DataError(f"{uri}: there is no such file or folder")
         if info.type == pa_fs.FileType.File:
-            return posixpath.dirname(path), {path: (info.size, info.mtime_ns or 0)}, set()
+            return {base: (info.size, info.mtime_ns or 0, "")}
         entries = filesystem.get_file_info(pa_fs.FileSelector(base, recursive=True))
     except OSError as error:
-        raise DataError(f"{uri}: cannot be listed ({first_line(error)})") from None
-    files = {entry.path: entry for entry in entries if entry.type == pa_fs.FileType.File}
-    if pattern:
-        files = {name: entry for name, entry in files.items() if _matches(path, name)}
-    else:
-        files = {name: entry for name, entry in files.items() if name.endswith(".parquet")}
-    hidden = {name for name in files if _is_hidden(name[len(base) :])}
-    kept = {
-        name: (entry.size, entry.mtime_ns or 0)
-        for name, entry in files.items()
-        if name not in hidden
+        raise StorageError(f"{uri}: cannot be listed ({first_line(error)})") from None
+    return {
+        entry.path: (entry.size, entry.mtime_ns or 0, "")
+        for entry in entries
+        if entry.type == pa_fs.FileType.File
     }
-    if not kept:
-        what = "no file matches" if pattern else "no file in it ends in .parquet"
-        more = f"; {len(hidden)} hidden file(s) were skipped" if hidden else ""
-        raise DataError(f"{uri}: {what}{more}")
-    root = posixpath.commonpath([posixpath.dirname(name) for name in kept]) if pattern else base
-    return root, kept, hidden
+
+
+def _list_store(scheme: str, base: str) -> dict[str, Facts]:
+    """As `_list_filesystem`, in one listing that has entity tags."""
+    found = {f"{base}/{info.path}": info for info in ObjectStorage(f"{scheme}://{base}").list()}
+    folder, _, name = base.rpartition("/")
+    if not found and folder and (info := ObjectStorage(f"{scheme}://{folder}").stat(name)):
+        found = {base: info}
+    if not found:
+        raise DataError(f"{scheme}://{base}: there is no such file or folder")
+    empty = [name for name, info in found.items() if not info.size]
+    if empty:  # `x.parquet/` without content: some tools mark a folder so
+        folders = {name.rpartition("/")[0] for name in found}
+        found = {name: info for name, info in found.items() if info.size or name not in folders}
+    # whole seconds: a listing and a single look differ in what comes after
+    return {
+        name: (info.size, int(info.modified_s) * 10**9, info.etag) for name, info in found.items()
+    }
 
 
 def _base(path: str) -> str:

@@ -4,8 +4,9 @@ Correctness never rests on it: two writers give their parts the same names and t
 Without a lease they would pay twice, and each would wonder about the other's progress.
 
 `OUT/_ray_mlc/lease.json` names the owner and holds a counter that the owner raises every few
-seconds. No clock is compared with another machine's: a newcomer watches the counter by its own
-monotonic clock. An owner that is a dead process of this host is replaced at once.
+seconds. No clock is compared with another machine's, nor may setting it matter: a newcomer watches
+the counter by its own monotonic clock. An owner that is a dead process of this host is replaced at
+once. Writers look at the lease before each commit and stop when it is not theirs any more.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from pathlib import Path
 
 import psutil
 
-from ray_mlc.errors import LeaseError, StorageError
-from ray_mlc.storage import Storage, join
+from ray_mlc.errors import LeaseError, ResourceError, StorageError
+from ray_mlc.storage import Storage
 
 LEASE_FILE = "_ray_mlc/lease.json"
 HEARTBEAT_S = 5.0
@@ -43,9 +44,11 @@ class Owner:
     host: str
     boot_id: str
     """Changes when the host starts again; empty where the system has none."""
+    pid_namespace: str
+    """Containers of one host may share its name, but not its pids."""
     pid: int
     started: float
-    """Start time of the process: a pid alone is used again."""
+    """Start time of the process, see `_start_time`: a pid alone is used again."""
     since: str
     """When the lease was taken, for people."""
     counter: int = 0
@@ -58,18 +61,20 @@ class Owner:
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
             boot_id=_boot_id(),
+            pid_namespace=_pid_namespace(),
             pid=os.getpid(),
-            started=psutil.Process().create_time(),
+            started=_start_time(os.getpid()),
             since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
 
     @property
     def is_dead(self) -> bool:
         """Whether it is certain that the process is gone: it was one of this host."""
-        if self.host != socket.gethostname() or self.boot_id != _boot_id():
+        here = (socket.gethostname(), _boot_id(), _pid_namespace())
+        if (self.host, self.boot_id, self.pid_namespace) != here:
             return False
         try:
-            return bool(abs(psutil.Process(self.pid).create_time() - self.started) > 1.0)
+            return _start_time(self.pid) != self.started
         except psutil.NoSuchProcess:
             return True
 
@@ -92,6 +97,11 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
 
+    @property
+    def token(self) -> str:
+        """What the lease file names while it is ours."""
+        return self._owner.token
+
     def check(self) -> None:
         """Stop a run that lost its lease.
 
@@ -99,9 +109,7 @@ class Lease:
             LeaseError: Naming the new owner.
         """
         if self._taken_by is not None:
-            raise LeaseError(
-                f"{self._storage.uri}: the lease was taken over by {self._taken_by}: this run stops"
-            )
+            raise _lost(self._storage, self._taken_by)
 
     def release(self) -> None:
         """Let others in at once."""
@@ -115,12 +123,33 @@ class Lease:
         while not self._stop.wait(self._heartbeat_s):
             # a store that does not answer for a while costs the lease only if somebody takes it
             with suppress(StorageError):
-                found = read_owner(self._storage)
-                if found is not None and found.token != self._owner.token:
-                    self._taken_by = found
+                raised = replace(self._owner, counter=self._owner.counter + 1)
+                found = self._storage.read(LEASE_FILE)
+                owner = None if found is None else _decode(found)
+                if owner is not None and owner.token != self._owner.token:
+                    self._taken_by = owner
                     return
-                self._owner = replace(self._owner, counter=self._owner.counter + 1)
-                self._storage.put(LEASE_FILE, self._owner.to_bytes())
+                if found is None:  # somebody cleaned up
+                    self._storage.create(LEASE_FILE, raised.to_bytes())
+                elif self._storage.update(LEASE_FILE, raised.to_bytes(), expected=found):
+                    self._owner = raised
+
+
+def check_holder(storage: Storage, token: str) -> None:
+    """Refuse to commit under a lease that is gone: for writers in other processes.
+
+    Raises:
+        LeaseError: If the lease is another's, or was released.
+    """
+    owner = read_owner(storage)
+    if owner is None or owner.token != token:
+        raise _lost(storage, owner)
+
+
+def _lost(storage: Storage, owner: Owner | None) -> LeaseError:
+    if owner is None:
+        return LeaseError(f"{storage.uri}: the lease was released: this writer stops")
+    return LeaseError(f"{storage.uri}: the lease was taken over by {owner}: this run stops")
 
 
 @contextmanager
@@ -143,16 +172,29 @@ def hold_lease(
 
     Raises:
         LeaseError: If another command is at work there.
+        ResourceError: If the store overwrites where it is told to create only.
     """
     owner = Owner.this_process()
     while not storage.create(LEASE_FILE, owner.to_bytes()):
-        found = read_owner(storage)
-        if found is None:
+        data = storage.read(LEASE_FILE)
+        if data is None:
             continue  # released in between
+        found = _decode(data)
         if not (take_over or found.is_dead):
-            _wait_until_silent(storage, found, expiry_s, say)
-        if _replace(storage, owner):
+            silent = _wait_until_silent(storage, data, expiry_s, say)
+            if silent is None:
+                continue
+            data = silent
+        if _replace(storage, owner, data):
             break
+    else:
+        # of two creators at least one must learn that it was not the first
+        if storage.create(LEASE_FILE, owner.to_bytes()):
+            storage.delete(LEASE_FILE)
+            raise ResourceError(
+                f"{storage.uri}: the store ignores conditional writes, so two runs would not see "
+                "each other: make sure that only one runs, and give --no-lease"
+            )
     lease = Lease(storage, owner, heartbeat_s=heartbeat_s)
     try:
         yield lease
@@ -161,49 +203,83 @@ def hold_lease(
 
 
 def read_owner(storage: Storage) -> Owner | None:
-    """Who holds the lease; None if nobody, or nobody who can be told."""
+    """Who holds the lease; None if nobody."""
     data = storage.read(LEASE_FILE)
-    if data is None:
-        return None
+    return None if data is None else _decode(data)
+
+
+def _decode(data: bytes) -> Owner:
     try:
         return Owner(**json.loads(data))
     except (ValueError, TypeError):
         # not written by us; treated as an owner that never raises its counter
-        return Owner("", "an unknown host", "", 0, 0.0, "an unknown time")
+        return Owner("", "an unknown host", "", "", 0, 0.0, "an unknown time")
 
 
 def _wait_until_silent(
-    storage: Storage, found: Owner, expiry_s: float, say: Callable[[str], None]
-) -> None:
-    """Return when the counter has stood still for `expiry_s`, or the lease is free.
+    storage: Storage, data: bytes, expiry_s: float, say: Callable[[str], None]
+) -> bytes | None:
+    """The lease file's content when it has stood still for `expiry_s`; None if it is gone.
 
     Raises:
         LeaseError: As soon as the counter moves.
     """
+    found = _decode(data)
     say(f"the output is leased by {found}; waiting up to {expiry_s:.0f} s for a sign of life")
     deadline = time.monotonic() + expiry_s
     while time.monotonic() < deadline:
         time.sleep(min(1.0, expiry_s / 10))
-        now = read_owner(storage)
-        if now is None:
-            return
+        read = storage.read(LEASE_FILE)
+        if read is None:
+            return None
+        now = _decode(read)
         if (now.token, now.counter) != (found.token, found.counter):
             raise LeaseError(
-                f"{join(storage.uri)}: another command is writing there: {now}: wait for it, stop "
-                "it, or give --take-over"
+                f"{storage.uri}: another command is writing there: {now}: wait for it, stop it, "
+                "or give --take-over"
             )
+        if now.is_dead:
+            break
+    return data
 
 
-def _replace(storage: Storage, owner: Owner) -> bool:
-    """Put ourselves in; False if another newcomer did so after us."""
-    storage.put(LEASE_FILE, owner.to_bytes())
+def _replace(storage: Storage, owner: Owner, data: bytes) -> bool:
+    """Put ourselves in the place of `data`'s owner; False if another newcomer was faster."""
+    if not storage.update(LEASE_FILE, owner.to_bytes(), expected=data):
+        return False
+    # where reading, comparing and writing are not one step, look whether somebody came in between
     time.sleep(SETTLE_S * (1 + random.random()))
     found = read_owner(storage)
     return found is not None and found.token == owner.token
 
 
+def _start_time(pid: int) -> float:
+    """When a process started, on a scale that does not move when the clock is set.
+
+    Raises:
+        psutil.NoSuchProcess: If there is none.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # the name may hold spaces and brackets; field 22 is in clock ticks since the host started
+        state, ticks = stat.rpartition(")")[2].split()[0], stat.rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        # no such process, or no /proc: psutil knows which
+        return float(psutil.Process(pid).create_time())
+    if state in "ZX":  # killed, but its parent has not asked for its exit code yet
+        raise psutil.NoSuchProcess(pid)
+    return float(ticks)
+
+
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a name, not a path
     except OSError:
         return ""

@@ -1,11 +1,12 @@
-"""The run's ledger: what an output folder promises, what is done, what was set aside.
+"""The run's ledger: what an output folder promises, and what was planned in which night.
 
     OUT/_ray_mlc/run.json          what the run is; created once, never rewritten
     OUT/_ray_mlc/job.yaml          the job that started it
-    OUT/_ray_mlc/runs/1/           its plan: files.arrow, units.arrow, columns.json
+    OUT/_ray_mlc/runs/<n>/         a night: files.arrow, units.arrow; night.json is created last
+    OUT/_ray_mlc/lease.json        who is writing
     OUT/_ray_mlc/failures.json     files and units that were set aside
     OUT/_ray_mlc/summary.json      counts, tokens, speed
-    OUT/_SUCCESS                   comes last
+    OUT/_SUCCESS                   comes last; goes first when a night is added
 
 Which units are done is never written down: it is the listing of the output. A part's name follows
 from its unit, so that a run that is killed and started again redoes only what was in flight.
@@ -16,53 +17,46 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_mlc import __version__
-from ray_mlc.config import LimitsConfig, ScoreJob, dump_job
+from ray_mlc.config import ScoreJob, dump_job
+from ray_mlc.corpus.footers import ReadSpec
 from ray_mlc.corpus.listing import Listing, would_list
 from ray_mlc.corpus.units import Unit, units_at
-from ray_mlc.errors import (
-    DataError,
-    LimitError,
-    RayMlcError,
-    RunMismatchError,
-    StorageError,
-    UsageError,
-    first_line,
-)
+from ray_mlc.errors import DataError, RunMismatchError, StorageError, UsageError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder
-from ray_mlc.scoring.parts import (
-    CommitSpec,
-    OutputSpec,
-    Receipt,
-    read_footer_key,
-    reserved_columns,
-    resolve_format,
+from ray_mlc.scoring.changes import compare_inputs
+from ray_mlc.scoring.parts import CommitSpec, OutputSpec, reserved_columns, resolve_format
+from ray_mlc.scoring.plan import (
+    CorpusPlan,
+    combine,
+    dump_columns,
+    dump_table,
+    load_columns,
+    load_table,
+    plan_corpus,
 )
-from ray_mlc.scoring.plan import CorpusPlan, dump_plan, load_plan, plan_corpus
 from ray_mlc.storage import (
     Storage,
     existing_paths,
     filesystem_of,
     join,
     open_storage,
-    remove_stale,
     scheme_of,
+    sweep,
 )
 
 LEDGER = "_ray_mlc"
@@ -71,13 +65,28 @@ JOB_FILE = f"{LEDGER}/job.yaml"
 FAILURES_FILE = f"{LEDGER}/failures.json"
 SUMMARY_FILE = f"{LEDGER}/summary.json"
 SUCCESS_FILE = "_SUCCESS"
-PLAN_FOLDER = f"{LEDGER}/runs/1"
+NIGHT_FILE, FILES_FILE, UNITS_FILE = "night.json", "files.arrow", "units.arrow"
+NIGHTS_FOLDER = f"{LEDGER}/runs"
 SCRATCH = f"{LEDGER}/tmp"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _VERSIONED = ("ray-mlc", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, what is done and the total."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """One plan executed in a run."""
+
+    number: int
+    """1 for the first."""
+    record: Mapping[str, Any]
+    """Content of `night.json`."""
+    files: pa.Table
+    """`scoring.plan.FILES_SCHEMA`."""
+    units: pa.Table
+    """`corpus.units.UNITS_SCHEMA`."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,14 @@ class Run:
     """The output folder."""
     record: Mapping[str, Any]
     """Content of `run.json`."""
-    plan: CorpusPlan
-    """Files, units and columns."""
+    nights: tuple[Night, ...]
+    """What was planned, in order."""
+
+    @cached_property
+    def plan(self) -> CorpusPlan:
+        """Files, units and columns of all nights."""
+        spec = load_columns(self.record["columns"])
+        return combine(spec, [(night.files, night.units) for night in self.nights])
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -128,9 +143,12 @@ class Run:
             identity["output.floor"],
         )
 
-    @property
-    def commit_spec(self) -> CommitSpec:
-        """What a writing process needs."""
+    def commit_spec(self, *, holder: str | None) -> CommitSpec:
+        """What a writing process needs.
+
+        Args:
+            holder: Token of the lease that the writer works under; None: without one.
+        """
         identity = self.identity
         columns = zip(self.label_set.names, self.output.label_set.column_names, strict=True)
         footer = {
@@ -145,31 +163,31 @@ class Run:
             "engine": self.resolved.model_dump(),
             "versions": versions(),
         }
-        return CommitSpec(self.storage, self.output, footer, self.resolved.max_tokens)
+        return CommitSpec(self.storage, self.output, footer, self.resolved.max_tokens, holder)
 
-    @cached_property
+    @property
     def part_paths(self) -> list[str]:
         """Path of each unit's part, in unit order."""
-        return self.plan.parts()
+        return self.plan.parts
 
-    def pending(self) -> NDArray[np.int64]:
-        """Positions of the units that have no part: one listing of the output."""
-        there = existing_paths(self.storage.list())
+    def listing(self) -> set[str]:
+        """Paths of all that is in the output now."""
+        return existing_paths(self.storage.list())
+
+    def pending(self, there: set[str] | None = None) -> NDArray[np.int64]:
+        """Positions of the units that have no part.
+
+        Args:
+            there: A listing of the output; None: it is listed here.
+        """
+        there = self.listing() if there is None else there
         return np.array(
             [index for index, part in enumerate(self.part_paths) if part not in there], np.int64
         )
 
     def units(self, positions: NDArray[np.int64]) -> list[Unit]:
         """The units at some positions of the plan."""
-        return units_at(self.plan.units, positions, self._sources, self._folders)
-
-    @cached_property
-    def _sources(self) -> list[str]:
-        return self.plan.sources
-
-    @cached_property
-    def _folders(self) -> list[str]:
-        return self.plan.part_folders
+        return units_at(self.plan.units, positions, self.plan.sources, self.plan.part_folders)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -188,9 +206,13 @@ def open_run(
     listing: Listing,
     resolve: Callable[[ModelFolder], ResolvedEngine],
     *,
+    add_new: bool = False,
     progress: Progress | None = None,
-) -> tuple[Run, list[str]]:
+) -> tuple[Run, NDArray[np.int64], list[str]]:
     """Start a run in an empty output folder, or continue the one that is there.
+
+    Files that could not be read when they were planned are looked at again: those that can be read
+    now are planned as another night.
 
     Args:
         job: What the command asks for.
@@ -198,10 +220,11 @@ def open_run(
         listing: The input's files as they are now.
         resolve: Turns every `auto` of the engine into a fact, where the actors will run; called
             only for a new run.
+        add_new: Plan files that the run does not know as its next night.
         progress: Told about footers read.
 
     Returns:
-        The run, and sentences that the user should see.
+        The run, the positions of the units to do, and sentences that the user should see.
 
     Raises:
         RunMismatchError: If the folder holds another run, or an input file has changed since.
@@ -209,99 +232,212 @@ def open_run(
     """
     storage = open_storage(job.output.path)
     recorded = storage.read(RUN_FILE)
+    planner = _Planner(job, model, storage, progress)
     if recorded is None:
         _refuse_foreign(storage)
-        _start(job, model, resolve(model), listing, storage, progress)
+        planner.start(listing, resolve(model))
         recorded = storage.read(RUN_FILE)
         if recorded is None:
             raise StorageError(f"{join(storage.uri, RUN_FILE)}: written, but it cannot be read")
-    run = read_run(storage, recorded)
-    _refuse_difference(run, job, model)
-    notes = _compare_inputs(run, listing)
-    remove_stale(storage, SCRATCH)
-    return run, notes
+    record = _decode(storage, recorded)
+    _refuse_difference(record, storage, job, model)
+    nights = _read_nights(storage)
+    notes: list[str] = []
+    if not nights:  # killed between run.json and its first night
+        notes += planner.add(1, load_columns(record["columns"]), listing, {})
+        nights = _read_nights(storage)
+    run = Run(storage, record, nights)
+    sweep(storage, SCRATCH)  # temporary files of killed writers; a living one writes its again
+    there = run.listing()
+    pending = run.pending(there)
+    changes = compare_inputs(run.plan, pending, listing, uri=storage.uri, add_new=add_new)
+    notes += changes.notes
+    if changes.to_plan:
+        if SUCCESS_FILE in there:
+            storage.delete(SUCCESS_FILE)
+        wanted = Listing(listing.root, changes.to_plan, listing.hidden)
+        notes += planner.add(len(nights) + 1, run.plan.spec, wanted, changes.record)
+        run = Run(storage, record, _read_nights(storage))
+        pending = run.pending(there)
+    if hidden := run.nights[0].record.get("hidden"):
+        notes.append(f"{len(hidden)} hidden file(s) were skipped, such as {hidden[0]}")
+    return run, pending, notes
 
 
-def read_run(storage: Storage, recorded: bytes | None = None) -> Run:
+def read_run(storage: Storage) -> Run:
     """The run of an output folder.
 
     Raises:
         UsageError: If there is none.
     """
-    recorded = recorded if recorded is not None else storage.read(RUN_FILE)
+    recorded = storage.read(RUN_FILE)
     if recorded is None:
         raise UsageError(
             f"{storage.uri}: there is no run here ({RUN_FILE} is missing): name the output folder "
             "of `ray-mlc score`"
         )
+    record = _decode(storage, recorded)
+    nights = _read_nights(storage)
+    if not nights:
+        raise UsageError(
+            f"{storage.uri}: the run was stopped before its plan was written: run the same "
+            "`ray-mlc score` command again"
+        )
+    return Run(storage, record, nights)
+
+
+def _decode(storage: Storage, recorded: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(recorded)
+        record = dict(json.loads(recorded))
     except ValueError:
         raise UsageError(f"{join(storage.uri, RUN_FILE)}: not valid JSON") from None
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise UsageError(
+            f"{join(storage.uri, RUN_FILE)}: has schema version {record.get('schema_version')}, "
+            f"expected {SCHEMA_VERSION}: continue it with the ray-mlc that started it "
+            f"({record.get('versions', {}).get('ray-mlc', 'unknown')})"
+        )
+    return record
+
+
+def _read_nights(storage: Storage) -> tuple[Night, ...]:
+    """Every night whose `night.json` is there; the plan files of others were never valid."""
+    paths = existing_paths(storage.list(NIGHTS_FOLDER))
+    numbers = sorted(
+        int(name) for _, name, file in _night_files(paths) if file == NIGHT_FILE and name.isdigit()
+    )
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise UsageError(f"{join(storage.uri, NIGHTS_FOLDER)}: nights {numbers}: one is missing")
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return tuple(pool.map(lambda number: _read_night(storage, number), numbers))
+
+
+def _night_files(paths: set[str]) -> Iterator[tuple[str, str, str]]:
+    """Folder, number and file name of everything below the folder of nights."""
+    for path in paths:
+        elements = path.removeprefix(f"{NIGHTS_FOLDER}/").split("/")
+        if len(elements) == 2:
+            yield path, elements[0], elements[1]
+
+
+def _read_night(storage: Storage, number: int) -> Night:
+    folder = f"{NIGHTS_FOLDER}/{number}"
 
     def read(name: str) -> bytes:
-        data = storage.read(f"{PLAN_FOLDER}/{name}")
+        data = storage.read(f"{folder}/{name}")
         if data is None:
-            raise UsageError(f"{join(storage.uri, PLAN_FOLDER, name)}: missing: the run is damaged")
-        if hashlib.sha256(data).hexdigest() != record["plan"][name]:
-            raise UsageError(
-                f"{join(storage.uri, PLAN_FOLDER, name)}: is not the plan that the run was started "
-                "with: the run is damaged"
-            )
+            raise UsageError(f"{join(storage.uri, folder, name)}: missing: the run is damaged")
         return data
 
-    return Run(storage, record, load_plan(read))
+    record = json.loads(read(NIGHT_FILE))
+    tables = []
+    for name in (FILES_FILE, UNITS_FILE):
+        data = read(name)
+        if hashlib.sha256(data).hexdigest() != record["plan"][name]:
+            raise UsageError(
+                f"{join(storage.uri, folder, name)}: is not the plan that the night was started "
+                "with: the run is damaged"
+            )
+        tables.append(load_table(data))
+    return Night(number, record, *tables)
 
 
-def _start(
-    job: ScoreJob,
-    model: ModelFolder,
-    resolved: ResolvedEngine,
-    listing: Listing,
-    storage: Storage,
-    progress: Progress | None,
-) -> None:
-    """Plan, and create `run.json` last and exclusively: of two starters one wins."""
-    format_ = resolve_format(job.output.format, model.label_set)
-    total = len(listing.files)
-    done = iter(range(1, total + 1))
+@dataclass(frozen=True)
+class _Planner:
+    """Writes runs and nights; what is planned becomes valid with the last file."""
 
-    def step(_: int) -> None:
-        if progress is not None:
-            progress("footers", next(done), total)
+    job: ScoreJob
+    model: ModelFolder
+    storage: Storage
+    progress: Progress | None
 
-    plan = plan_corpus(
-        listing, job, reserved=reserved_columns(format_, model.label_set), progress=step
-    )
-    dumped = dump_plan(plan)
-    for name, data in dumped.items():
-        storage.put(f"{PLAN_FOLDER}/{name}", data)
-    storage.put(JOB_FILE, dump_job(job).encode())
-    identity = {
-        **_asked(job, model),
-        "output.format": format_,
-        "long.policy": _long_policy(job, model),
-        "long.max_tokens": resolved.max_tokens,
-        "engine.name": resolved.name,
-        "engine.device": resolved.device,
-        "engine.dtype": resolved.dtype,
-        "batching.max_batch_tokens": resolved.max_batch_tokens,
-        "columns": [f"{item.name} → {item.output}: {item.type}" for item in plan.spec.kept],
-    }
-    canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "digest": hashlib.sha256(canonical.encode()).hexdigest(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "model": model.name,
-        "labels": list(model.label_set.names),
-        "engine": resolved.model_dump(),
-        "identity": identity,
-        "plan": {name: hashlib.sha256(data).hexdigest() for name, data in dumped.items()},
-        "hidden": list(listing.hidden),
-        "versions": versions(),
-    }
-    storage.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    def start(self, listing: Listing, resolved: ResolvedEngine) -> None:
+        """Plan the first night, then create `run.json` exclusively: of two starters one wins."""
+        job, model = self.job, self.model
+        format_ = resolve_format(job.output.format, model.label_set)
+        plan, _ = self._plan(listing, format_, None)
+        identity = {
+            **_asked(job, model),
+            "output.format": format_,
+            "long.policy": _long_policy(job, model),
+            "long.max_tokens": resolved.max_tokens,
+            "engine.name": resolved.name,
+            "engine.device": resolved.device,
+            "engine.dtype": resolved.dtype,
+            "batching.max_batch_tokens": resolved.max_batch_tokens,
+            "columns": [f"{item.name} → {item.output}: {item.type}" for item in plan.spec.kept],
+        }
+        canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "digest": hashlib.sha256(canonical.encode()).hexdigest(),
+            "created": _now(),
+            "model": model.name,
+            "model_location": model.location,
+            "labels": list(model.label_set.names),
+            "engine": resolved.model_dump(),
+            "identity": identity,
+            "columns": dump_columns(plan.spec),
+            "versions": versions(),
+        }
+        self.storage.put(JOB_FILE, dump_job(job).encode())
+        if self.storage.create(RUN_FILE, _to_json(record)):
+            self._write_night(1, plan, listing, {})
+
+    def add(
+        self, number: int, spec: ReadSpec, listing: Listing, more: Mapping[str, Any]
+    ) -> list[str]:
+        """Plan some files as a night of their own; what the user should know."""
+        format_ = resolve_format(self.job.output.format, self.model.label_set)
+        plan, left_out = self._plan(listing, format_, spec)
+        self._write_night(number, plan, listing, {**more, "left_out": left_out})
+        if not left_out:
+            return []
+        return [f"the run has no column {', '.join(left_out)}: left out of the new files' parts"]
+
+    def _plan(
+        self, listing: Listing, format_: str, spec: ReadSpec | None
+    ) -> tuple[CorpusPlan, list[str]]:
+        total = len(listing.files)
+        done = iter(range(1, total + 1))
+
+        def step(_: int) -> None:
+            if self.progress is not None:
+                self.progress("footers", next(done), total)
+
+        reserved = reserved_columns(format_, self.model.label_set)
+        return plan_corpus(listing, self.job, reserved=reserved, spec=spec, progress=step)
+
+    def _write_night(
+        self, number: int, plan: CorpusPlan, listing: Listing, more: Mapping[str, Any]
+    ) -> None:
+        folder = f"{NIGHTS_FOLDER}/{number}"
+        dumped = {FILES_FILE: dump_table(plan.files), UNITS_FILE: dump_table(plan.units)}
+        for name, data in dumped.items():
+            self.storage.put(f"{folder}/{name}", data)
+        record = {
+            "number": number,
+            "created": _now(),
+            "files": len(plan.files),
+            "units": len(plan.units),
+            "rows": plan.rows,
+            "hidden": list(listing.hidden),
+            **more,
+            "plan": {name: hashlib.sha256(data).hexdigest() for name, data in dumped.items()},
+        }
+        if not self.storage.create(f"{folder}/{NIGHT_FILE}", _to_json(record)):
+            raise RunMismatchError(
+                f"{join(self.storage.uri, folder)}: another command has planned this night: "
+                "run the same command again"
+            )
+
+
+def _to_json(value: object) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _asked(job: ScoreJob, model: ModelFolder) -> dict[str, Any]:
@@ -369,15 +505,17 @@ def _refuse_foreign(storage: Storage) -> None:
             )
 
 
-def _refuse_difference(run: Run, job: ScoreJob, model: ModelFolder) -> None:
-    recorded = run.identity
+def _refuse_difference(
+    record: Mapping[str, Any], storage: Storage, job: ScoreJob, model: ModelFolder
+) -> None:
+    recorded = record["identity"]
     for key, value in _asked(job, model).items():
         if recorded[key] != value:
             shown = (recorded[key], value)
             if key == "model":
-                shown = (f"{run.record['model']} ({shown[0][:12]})", f"{model.name} ({value[:12]})")
+                shown = (f"{record['model']} ({shown[0][:12]})", f"{model.name} ({value[:12]})")
             raise RunMismatchError(
-                f"{run.storage.uri}: holds a run with {key} {_short(shown[0])}, the command has "
+                f"{storage.uri}: holds a run with {key} {_short(shown[0])}, the command has "
                 f"{_short(shown[1])}: repeat the first command, or choose another output"
             )
 
@@ -385,188 +523,6 @@ def _refuse_difference(run: Run, job: ScoreJob, model: ModelFolder) -> None:
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
     return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _compare_inputs(run: Run, listing: Listing) -> list[str]:
-    """Refuse changed files; notes about new and vanished ones."""
-    planned = {row["source"]: (row["size"], row["mtime_ns"]) for row in run.plan.files.to_pylist()}
-    now = {file.source: (file.size, file.mtime_ns) for file in listing.files}
-    changed = sorted(name for name in planned if name in now and now[name] != planned[name])
-    if changed:
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise RunMismatchError(
-            f"{changed[0]}{more}: changed since the run in {run.storage.uri} was planned: score "
-            "the changed files into another output"
-        )
-    notes = []
-    if new := sorted(set(now) - set(planned)):
-        notes.append(f"{len(new)} new file(s) are not part of this run, such as {new[0]}")
-    if gone := sorted(set(planned) - set(now)):
-        notes.append(f"{len(gone)} planned file(s) are gone, such as {gone[0]}")
-    if hidden := run.record.get("hidden"):
-        notes.append(f"{len(hidden)} hidden file(s) were skipped, such as {hidden[0]}")
-    return notes
-
-
-@dataclass
-class Tally:
-    """Counts over the receipts of a run; holds no rows."""
-
-    done: dict[str, Receipt] = field(default_factory=dict)
-    """Receipt of each unit by part path; of a unit that was done twice, the last."""
-
-    def add(self, receipts: Iterable[Receipt]) -> None:
-        """Take note of units done or set aside."""
-        for receipt in receipts:
-            self.done[receipt.part] = receipt
-
-
-def finish_run(run: Run, tally: Tally, limits: LimitsConfig, *, seconds: float) -> dict[str, Any]:
-    """Account for every unit, write failures and summary, and `_SUCCESS` if the limits hold.
-
-    Args:
-        run: The run.
-        tally: Receipts of this process; parts of earlier ones are read from their footers.
-        limits: How much may be set aside.
-        seconds: Time that this process took.
-
-    Returns:
-        The summary.
-
-    Raises:
-        RayMlcError: If a unit is neither written nor set aside; safe to run again.
-        LimitError: If more was set aside than the limits allow.
-    """
-    there = existing_paths(run.storage.list())
-    earlier = [part for part in run.part_paths if part in there and part not in tally.done]
-    tally.add(_earlier_receipts(run, earlier))
-    missing = [part for part in run.part_paths if part not in tally.done]
-    lost = [part for part, item in tally.done.items() if item.fault is None and part not in there]
-    if missing or lost:
-        first = (missing or lost)[0]
-        raise RayMlcError(
-            f"{run.storage.uri}: {len(missing) + len(lost)} unit(s) were not written, such as "
-            f"{first}: run the same command again"
-        )
-    failures = _failures(run, tally)
-    summary = _summarize(run, tally, failures, seconds=seconds, earlier=len(earlier))
-    _put_json(run.storage, FAILURES_FILE, failures)
-    _put_json(run.storage, SUMMARY_FILE, summary)
-    check_limits(run, summary, limits)
-    run.storage.put(SUCCESS_FILE, b"")
-    return summary
-
-
-def check_limits(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> None:
-    """Refuse a run of which more was set aside than `limits` allow; it is no success then.
-
-    Raises:
-        LimitError: Naming the limit and the first file or unit that was set aside.
-    """
-    problem = _beyond_limits(summary, limits)
-    if problem is None:
-        return
-    run.storage.delete(SUCCESS_FILE)  # of an earlier command with wider limits
-    failures = json.loads(run.storage.read(FAILURES_FILE) or b"[]")
-    first = f" ({failures[0]['source']}: {failures[0]['reason']})" if failures else ""
-    raise LimitError(f"{run.storage.uri}: {problem}{first}; see {FAILURES_FILE} and {SUMMARY_FILE}")
-
-
-def _earlier_receipts(run: Run, parts: Sequence[str]) -> list[Receipt]:
-    """Receipts of parts that an earlier process committed, from their footers."""
-    filesystem, base = filesystem_of(run.storage.uri)
-
-    def read(part: str) -> Receipt:
-        try:
-            metadata = pq.read_metadata(f"{base}/{part}", filesystem=filesystem)
-        except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"{part}: cannot be read back ({first_line(error)})") from None
-        footer = read_footer_key(metadata)
-        if footer is None or footer["run"] != run.digest:
-            raise RunMismatchError(f"{run.storage.uri}: {part} belongs to another run")
-        return Receipt(**footer["receipt"])
-
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        return list(pool.map(read, parts))
-
-
-def _failures(run: Run, tally: Tally) -> list[dict[str, Any]]:
-    """Files and units that were set aside."""
-    files = [
-        {"source": row["source"], "first_row": None, "rows": row["rows"], "reason": row["fault"]}
-        for row in run.plan.files.to_pylist()
-        if row["fault"] is not None
-    ]
-    units = [
-        {
-            "source": item.source,
-            "first_row": item.first_row,
-            "rows": item.rows,
-            "reason": item.fault,
-        }
-        for item in tally.done.values()
-        if item.fault is not None
-    ]
-    return files + sorted(units, key=lambda item: (item["source"], item["first_row"]))
-
-
-def _summarize(
-    run: Run, tally: Tally, failures: Sequence[Mapping[str, Any]], *, seconds: float, earlier: int
-) -> dict[str, Any]:
-    written = [item for item in tally.done.values() if item.fault is None]
-    statuses: Counter[str] = Counter()
-    for item in written:
-        statuses.update(item.statuses)
-    here = written[: len(written) - earlier] if earlier else written
-    real = sum(item.real_tokens for item in here)
-    padded = sum(item.padded_tokens for item in here)
-    rows_here = sum(item.rows for item in here)
-    set_aside = sum(item["rows"] or 0 for item in failures)
-    return {
-        "rows": {
-            "planned": run.plan.rows + sum(_file_level_rows(failures)),
-            "written": sum(item.rows for item in written),
-            "set_aside": set_aside,
-        },
-        "statuses": dict(sorted(statuses.items())),
-        "bad_rows": sum(statuses[name] for name in ("decode_error", "not_finite", "too_long"))
-        + set_aside,
-        "files": len(run.plan.files),
-        "bad_files": len({item["source"] for item in failures}),
-        "parts": len(written),
-        "labels_per_row": sum(item.labels for item in written) / max(1, statuses["ok"]),
-        "tokens": sum(item.tokens for item in written),
-        "truncated": sum(item.truncated for item in written),
-        "k_cut": sum(item.k_cut for item in written),
-        "this_process": {
-            "rows": rows_here,
-            "seconds": round(seconds, 3),
-            "rows_per_s": round(rows_here / seconds, 2) if seconds else None,
-            "tokens_per_s": round(real / seconds, 1) if seconds else None,
-            "real_tokens": real,
-            "padding": round(1 - real / padded, 4) if padded else 0.0,
-        },
-        "engine": run.resolved.model_dump(),
-    }
-
-
-def _file_level_rows(failures: Sequence[Mapping[str, Any]]) -> list[int]:
-    return [item["rows"] or 0 for item in failures if item["first_row"] is None]
-
-
-def _beyond_limits(summary: Mapping[str, Any], limits: LimitsConfig) -> str | None:
-    """The limit that does not hold, as a sentence."""
-    for name, total in (("bad_rows", summary["rows"]["planned"]), ("bad_files", summary["files"])):
-        limit, count = getattr(limits, name), summary[name]
-        allowed = limit * total if limit < 1 else limit
-        if count > allowed:
-            shown = f"{limit:.2%} of {total:,}" if limit < 1 else f"{limit:,.0f}"
-            return f"{count:,} {name.replace('_', ' ')}, limits.{name} allows {shown}"
-    return None
-
-
-def _put_json(storage: Storage, path: str, value: object) -> None:
-    storage.put(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
 
 
 def versions() -> dict[str, str]:

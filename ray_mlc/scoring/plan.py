@@ -1,20 +1,25 @@
-"""Plan a run: what there is to read, which columns come out, and which units it is cut into.
+"""Plan a night: what there is to read, which columns come out, and which units it is cut into.
 
-The plan is made once, from one listing and one look at each footer. It is written beside the
-results and rules every resume: the driver then holds units and counts, never rows.
+A plan is made once, from one listing and one look at each footer. It is written beside the results
+and rules every resume: the driver then holds units and counts, never rows. The first night fixes
+the columns of the whole run; the plans of later nights are added to it, and a file that is planned
+again replaces its earlier entry.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as pa_ipc
 
 from ray_mlc.config import ScoreJob
+from ray_mlc.corpus.columns import fit_columns
 from ray_mlc.corpus.footers import (
     Footer,
     KeptColumn,
@@ -24,13 +29,14 @@ from ray_mlc.corpus.footers import (
     text_columns,
 )
 from ray_mlc.corpus.listing import InputFile, Listing
-from ray_mlc.corpus.units import plan_units
+from ray_mlc.corpus.units import UNITS_SCHEMA, plan_units
 
 FILES_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
+        ("etag", pa.string()),
         ("rows", pa.int64()),
         ("fault", pa.string()),
     ]
@@ -48,21 +54,17 @@ class CorpusPlan:
     units: pa.Table
     """`corpus.units.UNITS_SCHEMA`."""
 
-    @property
+    @cached_property
     def sources(self) -> list[str]:
         """Source of each file."""
         return list(self.files["source"].to_pylist())
 
-    @property
+    @cached_property
     def part_folders(self) -> list[str]:
         """Part folder of each file."""
         return [InputFile(source, 0, 0).part_folder for source in self.sources]
 
-    @property
-    def rows(self) -> int:
-        """Planned rows."""
-        return int(sum(self.units["rows"].to_pylist()))
-
+    @cached_property
     def parts(self) -> list[str]:
         """Path of each unit's part below the output, in unit order."""
         folders = self.part_folders
@@ -72,39 +74,92 @@ class CorpusPlan:
             for file, first in zip(files, firsts, strict=True)
         ]
 
+    @cached_property
+    def rows(self) -> int:
+        """Planned rows."""
+        return int(self.units["rows"].to_numpy().sum(dtype=np.int64))
+
+    def faulty_files(self) -> list[dict[str, Any]]:
+        """Files that were set aside when they were planned, as rows of `FILES_SCHEMA`."""
+        return list(self.files.filter(self.files["fault"].is_valid()).to_pylist())
+
 
 def plan_corpus(
     listing: Listing,
     job: ScoreJob,
     *,
     reserved: Sequence[str],
+    spec: ReadSpec | None = None,
     progress: Callable[[int], None] | None = None,
-) -> CorpusPlan:
+) -> tuple[CorpusPlan, list[str]]:
     """Read every footer and cut the files into units.
 
     Args:
-        listing: The input's files.
+        listing: The files to plan.
         job: Its `input`, `output` and `units` sections.
         reserved: Output columns of ours.
+        spec: Columns that an earlier night has fixed; None: they are fixed here.
         progress: Called with 1 after each footer.
+
+    Returns:
+        The plan, and the names of columns that these files have and the run has not: they are left
+        out. None are when the columns are fixed here.
 
     Raises:
         DataError: If nothing in the input can be scored as asked.
+        StorageError: If the storage does not answer.
     """
     keep = job.output.keep
     needed = text_columns(job.input.text)
 
     def columns_read(names: Sequence[str]) -> list[str]:
+        if spec is not None:
+            return [*needed, *(column.name for column in spec.kept)]
         if isinstance(keep, list):
             return [*needed, *keep]
         return list(names)
 
     footers = read_footers(listing, columns=columns_read, progress=progress)
-    spec, footers = resolve_columns(
-        footers, root=listing.root, text=job.input.text, keep=keep, reserved=reserved
-    )
+    left_out: list[str] = []
+    if spec is None:
+        spec, footers = resolve_columns(
+            footers, root=listing.root, text=job.input.text, keep=keep, reserved=reserved
+        )
+    else:
+        footers, unknown = fit_columns(footers, spec)
+        left_out = [] if isinstance(keep, list) else [n for n in unknown if n not in needed]
     units = plan_units(footers, max_rows=job.units.rows, max_bytes=job.units.bytes)
-    return CorpusPlan(spec, _files_table(footers), units)
+    return CorpusPlan(spec, _files_table(footers), units), left_out
+
+
+def combine(spec: ReadSpec, nights: Sequence[tuple[pa.Table, pa.Table]]) -> CorpusPlan:
+    """One plan of all nights: of a file that was planned more than once, the last entry counts.
+
+    Args:
+        spec: Columns of the run.
+        nights: Files and units of each night, in order.
+    """
+    if len(nights) == 1:
+        return CorpusPlan(spec, *nights[0])
+    files = pa.concat_tables([night[0] for night in nights])
+    sources = files["source"].to_pylist()
+    last = {source: index for index, source in enumerate(sources)}
+    kept_F = np.array([last[source] == index for index, source in enumerate(sources)], np.bool_)
+    number_F = np.cumsum(kept_F) - 1  # position among the kept ones
+    tables, offset = [], 0
+    for night_files, units in nights:
+        file_U = units["file"].to_numpy() + offset
+        mask_U = kept_F[file_U]
+        renumbered = pa.array(number_F[file_U[mask_U]], pa.int32())
+        tables.append(
+            units.filter(pa.array(mask_U)).set_column(0, UNITS_SCHEMA.field(0), renumbered)
+        )
+        offset += len(night_files)
+    return CorpusPlan(
+        spec,
+        files.filter(pa.array(kept_F)).combine_chunks(),
+        pa.concat_tables(tables).combine_chunks(),
+    )
 
 
 def _files_table(footers: Sequence[Footer]) -> pa.Table:
@@ -114,6 +169,7 @@ def _files_table(footers: Sequence[Footer]) -> pa.Table:
             "source": [item.file.source for item in footers],
             "size": [item.file.size for item in footers],
             "mtime_ns": [item.file.mtime_ns for item in footers],
+            "etag": [item.file.etag for item in footers],
             "rows": [
                 None if lost else item.rows for item, lost in zip(footers, unreadable, strict=True)
             ],
@@ -123,38 +179,30 @@ def _files_table(footers: Sequence[Footer]) -> pa.Table:
     )
 
 
-def dump_plan(plan: CorpusPlan) -> dict[str, bytes]:
-    """The plan as files: `files.arrow`, `units.arrow`, `columns.json`."""
-    columns = {
-        "root": plan.spec.root,
-        "text": plan.spec.text,
-        "kept": [
-            {"name": item.name, "output": item.output, "type": str(item.type)}
-            for item in plan.spec.kept
-        ],
-        # the types above are for people; this is the schema itself
-        "schema": base64.b64encode(plan.spec.kept_schema.serialize().to_pybytes()).decode(),
-    }
+def dump_columns(spec: ReadSpec) -> dict[str, Any]:
+    """The columns of a run as JSON: for people, and the schema itself."""
     return {
-        "files.arrow": _dump_table(plan.files),
-        "units.arrow": _dump_table(plan.units),
-        "columns.json": json.dumps(columns, indent=1, ensure_ascii=False).encode(),
+        "root": spec.root,
+        "text": spec.text,
+        "kept": [
+            {"name": item.name, "output": item.output, "type": str(item.type)} for item in spec.kept
+        ],
+        "schema": base64.b64encode(spec.kept_schema.serialize().to_pybytes()).decode(),
     }
 
 
-def load_plan(read: Callable[[str], bytes]) -> CorpusPlan:
-    """The plan that `dump_plan` wrote."""
-    columns = json.loads(read("columns.json"))
+def load_columns(columns: Mapping[str, Any]) -> ReadSpec:
+    """The columns that `dump_columns` wrote."""
     schema = pa_ipc.read_schema(pa.py_buffer(base64.b64decode(columns["schema"])))
     kept = tuple(
         KeptColumn(item["name"], item["output"], field.type)
         for item, field in zip(columns["kept"], schema, strict=True)
     )
-    spec = ReadSpec(columns["root"], columns["text"], kept)
-    return CorpusPlan(spec, _load_table(read("files.arrow")), _load_table(read("units.arrow")))
+    return ReadSpec(columns["root"], columns["text"], kept)
 
 
-def _dump_table(table: pa.Table) -> bytes:
+def dump_table(table: pa.Table) -> bytes:
+    """A table as an Arrow IPC file."""
     sink = pa.BufferOutputStream()
     options = pa_ipc.IpcWriteOptions(compression="zstd")
     with pa_ipc.new_file(sink, table.schema, options=options) as writer:
@@ -162,6 +210,7 @@ def _dump_table(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _load_table(data: bytes) -> pa.Table:
+def load_table(data: bytes) -> pa.Table:
+    """The table that `dump_table` wrote."""
     with pa_ipc.open_file(pa.py_buffer(data)) as reader:
         return reader.read_all()

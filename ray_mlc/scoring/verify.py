@@ -7,7 +7,7 @@ come from Parquet's own metadata, not from what the writer claims.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_mlc.errors import first_line
+from ray_mlc.scoring.accounts import FOOTERS_AT_ONCE
 from ray_mlc.scoring.ledger import FAILURES_FILE, LEDGER, SUCCESS_FILE, Run, read_run
 from ray_mlc.scoring.parts import read_footer_key
+from ray_mlc.scoring.rescore import Rescored, rescore
 from ray_mlc.storage import filesystem_of, open_storage
 
 
@@ -48,12 +50,14 @@ class Verdict:
     complete: bool
     """Whether `_SUCCESS` is there."""
     deep: bool
-    """Whether row keys were read."""
+    """Whether row keys were read and a sample was scored again."""
     files: list[FileAccount] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Sentences that name a part and what is wrong with it."""
     set_aside: list[dict[str, Any]] = field(default_factory=list)
     """Files and units that were set aside: source, first row, rows (null if unknown), reason."""
+    rescored: Rescored | None = None
+    """The sample that was scored again; None unless `deep`."""
 
     @property
     def holds(self) -> bool:
@@ -76,120 +80,170 @@ class Verdict:
             "files": [asdict(file) for file in self.files],
             "set_aside": self.set_aside,
             "problems": self.problems,
+            "rescored": None if self.rescored is None else asdict(self.rescored),
         }
 
 
-def verify(output: str, *, deep: bool = False) -> Verdict:
+@dataclass(frozen=True)
+class _Expected:
+    """What the plan says of each part, by its path."""
+
+    run: Run
+    position: dict[str, int]
+    """Unit of each part."""
+    file_U: np.ndarray[Any, np.dtype[np.int32]]
+    first_U: np.ndarray[Any, np.dtype[np.int64]]
+    rows_U: np.ndarray[Any, np.dtype[np.int32]]
+
+    @classmethod
+    def of(cls, run: Run) -> _Expected:
+        units = run.plan.units
+        position = {part: index for index, part in enumerate(run.part_paths)}
+        columns = (units[name].to_numpy() for name in ("file", "first_row", "rows"))
+        return cls(run, position, *columns)
+
+    def source(self, part: str) -> str:
+        return self.run.plan.sources[int(self.file_U[self.position[part]])]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a part says of itself."""
+
+    part: str
+    rows: int = 0
+    footer: dict[str, Any] | None = None
+    problem: str | None = None
+
+
+def verify(
+    output: str, *, deep: bool = False, model: str | None = None, sample: int = 200, seed: int = 0
+) -> Verdict:
     """Account for every row of a run.
 
     Args:
         output: Output folder of `score`.
-        deep: Also read `source` and `row` of every part and compare them with the unit.
+        deep: Also read `source` and `row` of every part and compare them with the unit, and score
+            a sample again.
+        model: Where the model is now; None: where it was when the run started.
+        sample: Rows to score again.
+        seed: Seed of the sample.
 
     Raises:
-        UsageError: If there is no run.
+        UsageError: If there is no run, or the model is not the one of the run.
     """
     storage = open_storage(output)
     run = read_run(storage)
-    listed = {info.path for info in storage.list()}
+    listed = run.listing()
     parts = sorted(path for path in listed if path.endswith(".parquet"))
-    failures = json.loads(storage.read(FAILURES_FILE) or b"[]")
+    expected = _Expected.of(run)
+    accounts = _plan_accounts(expected)
     verdict = Verdict(output, SUCCESS_FILE in listed, deep)
-    accounts = _accounts(run, failures, set(parts))
-    expected = dict(zip(run.part_paths, range(len(run.part_paths)), strict=True))
-    positions = np.array([expected[part] for part in parts if part in expected], np.int64)
-    units = {unit.part: unit for unit in run.units(positions)}
-    filesystem, base = filesystem_of(output)
-
-    def check(part: str) -> tuple[str, int, dict[str, Any] | None, str | None]:
-        try:
-            with pq.ParquetFile(f"{base.rstrip('/')}/{part}", filesystem=filesystem) as file:
-                footer = read_footer_key(file.metadata)
-                problem = None
-                if deep and part in units:
-                    problem = _compare_keys(file, units[part].source, units[part].first_row)
-                return part, file.metadata.num_rows, footer, problem
-        except (OSError, pa.ArrowException, ValueError) as error:
-            return part, 0, None, f"cannot be read ({first_line(error)})"
-
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        for part, rows, footer, problem in pool.map(check, parts):
-            if problem is None:
-                problem = _judge(part, rows, footer, run, units)
-            if part in units:
-                account = accounts[units[part].source]
-                account.written += rows if footer is not None else 0
-            elif footer is not None and footer["unit"]["source"] in accounts:
-                accounts[footer["unit"]["source"]].duplicated += rows
-            if problem is not None:
-                verdict.problems.append(f"{part}: {problem}")
+    good = set()
+    for found in _look_at(parts, expected, output, deep=deep):
+        problem = found.problem or _judge(found, expected)
+        if found.footer is None:
+            pass  # its rows count as missing
+        elif found.part in expected.position:
+            accounts[expected.source(found.part)].written += found.rows
+        elif found.footer["unit"]["source"] in accounts:
+            accounts[found.footer["unit"]["source"]].duplicated += found.rows
+        if problem is not None:
+            verdict.problems.append(f"{found.part}: {problem}")
+        else:
+            good.add(found.part)
+    for item in _set_aside(expected, listed, json.loads(storage.read(FAILURES_FILE) or b"[]")):
+        verdict.set_aside.append(item)
+        accounts[item["source"]].set_aside += item["rows"] or 0
     for account in accounts.values():
         account.missing = max(0, account.planned - account.written - account.set_aside)
-    written = {(unit.source, unit.first_row) for unit in units.values()}
-    verdict.set_aside = [
-        item for item in failures if (item["source"], item["first_row"]) not in written
-    ]
-    if not failures:
-        verdict.set_aside = [
-            {
-                "source": row["source"],
-                "first_row": None,
-                "rows": row["rows"],
-                "reason": row["fault"],
-            }
-            for row in run.plan.files.to_pylist()
-            if row["fault"] is not None
-        ]
     verdict.files = sorted(accounts.values(), key=lambda account: account.source)
+    if deep:
+        verdict.rescored = rescore(run, good, model=model, sample=sample, seed=seed)
+        verdict.problems += verdict.rescored.problems
     return verdict
 
 
-def _accounts(run: Run, failures: list[dict[str, Any]], parts: set[str]) -> dict[str, FileAccount]:
-    """Planned and set-aside rows of every file."""
-    accounts = {source: FileAccount(source) for source in run.plan.sources}
-    sources = run.plan.sources
-    planned: dict[int, int] = defaultdict(int)
-    files, rows = run.plan.units["file"].to_pylist(), run.plan.units["rows"].to_pylist()
-    for file, count in zip(files, rows, strict=True):
-        planned[file] += count
-    for file, count in planned.items():
-        accounts[sources[file]].planned = count
-    for row in run.plan.files.to_pylist():
-        if row["fault"] is not None:
-            accounts[row["source"]].planned = row["rows"] or 0
-            accounts[row["source"]].set_aside = row["rows"] or 0
-    by_key = (
-        {
-            (sources[file], first): part
-            for file, first, part in zip(
-                files, run.plan.units["first_row"].to_pylist(), run.part_paths, strict=True
-            )
-        }
-        if failures
-        else {}
-    )
-    for item in failures:
-        # a unit that was set aside and written by a later attempt is written
-        if item["first_row"] is not None:
-            part = by_key.get((item["source"], item["first_row"]))
-            if part is not None and part not in parts:
-                accounts[item["source"]].set_aside += item["rows"]
+def _plan_accounts(expected: _Expected) -> dict[str, FileAccount]:
+    """Planned rows of every file."""
+    plan = expected.run.plan
+    planned_F = np.bincount(
+        expected.file_U, weights=expected.rows_U, minlength=len(plan.sources)
+    ).astype(np.int64)
+    accounts = {
+        source: FileAccount(source, planned)
+        for source, planned in zip(plan.sources, planned_F.tolist(), strict=True)
+    }
+    for row in plan.faulty_files():
+        accounts[row["source"]].planned = row["rows"] or 0
     return accounts
 
 
-def _judge(
-    part: str, rows: int, footer: dict[str, Any] | None, run: Run, units: dict[str, Any]
-) -> str | None:
+def _look_at(
+    parts: Sequence[str], expected: _Expected, output: str, *, deep: bool
+) -> Iterator[_Found]:
+    """Read the footer of every part, and its keys if `deep`."""
+    filesystem, base = filesystem_of(output)
+
+    def look(part: str) -> _Found:
+        try:
+            with pq.ParquetFile(f"{base.rstrip('/')}/{part}", filesystem=filesystem) as file:
+                footer, problem = read_footer_key(file.metadata), None
+                if deep and part in expected.position:
+                    first = int(expected.first_U[expected.position[part]])
+                    problem = _compare_keys(file, expected.source(part), first)
+                return _Found(part, file.metadata.num_rows, footer, problem)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            return _Found(part, problem=f"cannot be read ({first_line(error)})")
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for low in range(0, len(parts), FOOTERS_AT_ONCE):
+            yield from pool.map(look, parts[low : low + FOOTERS_AT_ONCE])
+
+
+def _set_aside(
+    expected: _Expected, listed: set[str], failures: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Files that could not be planned, and failed units that no later attempt has written."""
+    plan = expected.run.plan
+    for row in plan.faulty_files():
+        yield {
+            "source": row["source"],
+            "first_row": None,
+            "rows": row["rows"],
+            "reason": row["fault"],
+        }
+    units = [item for item in failures if item["first_row"] is not None]
+    if not units:
+        return
+    keys = zip(expected.file_U.tolist(), expected.first_U.tolist(), strict=True)
+    part_of = {
+        (plan.sources[file], first): part
+        for (file, first), part in zip(keys, plan.parts, strict=True)
+    }
+    for item in units:
+        part = part_of.get((item["source"], item["first_row"]))
+        if part is not None and part not in listed:
+            yield item
+
+
+def _judge(found: _Found, expected: _Expected) -> str | None:
+    """What is wrong with a part; None if nothing is."""
+    footer, run = found.footer, expected.run
     if footer is None:
         return "is not a part of ray-mlc"
     if footer["run"] != run.digest:
         return f"belongs to another run ({footer['run'][:12]}, this one is {run.digest[:12]})"
-    if part not in units:
+    if found.part not in expected.position:
         return "is in no plan"
-    unit = units[part]
-    if rows != unit.rows:
-        return f"has {rows} rows, {unit.rows} were planned"
-    planned = {"source": unit.source, "first_row": unit.first_row, "rows": unit.rows}
+    position = expected.position[found.part]
+    planned = {
+        "source": expected.source(found.part),
+        "first_row": int(expected.first_U[position]),
+        "rows": int(expected.rows_U[position]),
+    }
+    if found.rows != planned["rows"]:
+        return f"has {found.rows} rows, {planned['rows']} were planned"
     if footer["unit"] != planned:
         return f"is the part of {footer['unit']['source']} from row {footer['unit']['first_row']}"
     return None
@@ -221,6 +275,7 @@ def progress_of(output: str) -> dict[str, Any]:
             "planned": sum(rows),
             "written": sum(count for count, yes in zip(rows, done, strict=True) if yes),
         },
+        "nights": len(run.nights),
         "set_aside": len(failures),
         "bytes": sum(size for path, size in there.items() if not path.startswith(LEDGER)),
         "model": run.record["model"],

@@ -12,8 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ray_mlc.errors import LeaseError
-from ray_mlc.scoring.lease import LEASE_FILE, Owner, hold_lease, read_owner
+from ray_mlc.errors import LeaseError, ResourceError
+from ray_mlc.scoring.lease import (
+    LEASE_FILE,
+    Owner,
+    _start_time,
+    check_holder,
+    hold_lease,
+    read_owner,
+)
 from ray_mlc.storage import Storage, open_storage
 
 
@@ -55,13 +62,12 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(storage: Storage) 
 def test_a_killed_owner_of_this_host_is_replaced_at_once(storage: Storage) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     owner = replace(
-        Owner.this_process(),
-        pid=process.pid,
-        started=psutil.Process(process.pid).create_time(),
-        token="killed",
+        Owner.this_process(), pid=process.pid, started=_start_time(process.pid), token="killed"
     )
     assert not owner.is_dead
     process.kill()
+    while not owner.is_dead:  # even before anybody has asked for its exit code
+        time.sleep(0.01)
     process.communicate()
     assert owner.is_dead
     storage.put(LEASE_FILE, owner.to_bytes())
@@ -154,3 +160,66 @@ def test_of_many_newcomers_one_gets_a_dead_owners_lease(storage: Storage) -> Non
         thread.join(timeout=30)
     assert len(winners) == 1
     assert len(refused) == 4
+
+
+def test_a_clock_that_is_set_does_not_make_a_living_owner_dead(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Owner.this_process()
+    day = 24 * 3600
+    real = time.time
+    # psutil derives start times from the time of boot, which moves with the clock
+    monkeypatch.setattr(time, "time", lambda: real() + day)
+    monkeypatch.setattr(psutil, "boot_time", lambda: real() - 10 * day)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: real() + day)
+    assert not owner.is_dead
+    with (
+        hold_lease(storage, expiry_s=30, heartbeat_s=0.05) as lease,
+        pytest.raises(LeaseError, match="another command is writing"),
+        hold_lease(storage, expiry_s=30),
+    ):
+        pytest.fail("two writers held the lease")
+    lease.check()
+
+
+def test_a_process_of_another_container_on_the_same_host_is_not_taken_for_dead() -> None:
+    owner = replace(Owner.this_process(), pid=2**22 + 1)
+    assert owner.is_dead
+    assert not replace(owner, pid_namespace="pid:[1]").is_dead
+
+
+def test_a_writer_that_lost_its_lease_is_refused_before_it_commits(storage: Storage) -> None:
+    with hold_lease(storage, expiry_s=3600, heartbeat_s=3600) as first:
+        check_holder(storage, first.token)
+        with hold_lease(storage, expiry_s=3600, take_over=True, heartbeat_s=3600) as second:
+            check_holder(storage, second.token)
+            with pytest.raises(LeaseError, match="taken over by process"):
+                check_holder(storage, first.token)
+    with pytest.raises(LeaseError, match="was released"):
+        check_holder(storage, first.token)
+
+
+def test_a_lease_that_somebody_cleaned_away_is_made_again(storage: Storage) -> None:
+    with hold_lease(storage, expiry_s=3600, heartbeat_s=0.02) as lease:
+        storage.delete(LEASE_FILE)
+        deadline = time.monotonic() + 10
+        while read_owner(storage) is None:
+            assert time.monotonic() < deadline
+        check_holder(storage, lease.token)
+        lease.check()
+
+
+def test_a_store_that_ignores_conditions_is_refused(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(path: str, data: bytes) -> bool:
+        storage.put(path, data)
+        return True
+
+    monkeypatch.setattr(storage, "create", create)
+    with (
+        pytest.raises(ResourceError, match=r"ignores conditional writes.*--no-lease"),
+        hold_lease(storage, expiry_s=1),
+    ):
+        pytest.fail("a lease without conditional writes was held")
+    assert read_owner(storage) is None

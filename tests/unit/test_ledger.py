@@ -60,7 +60,7 @@ def never(_: Any) -> Any:
 
 def reopen(job: ScoreJob) -> list[str]:
     """The notes with which a command continues a run."""
-    return open_run(job, open_model(job.model), list_corpus(job.input.path), never)[1]
+    return open_run(job, open_model(job.model), list_corpus(job.input.path), never)[2]
 
 
 def test_every_row_of_the_corpus_is_in_the_output_once_and_in_order(
@@ -117,7 +117,7 @@ def test_the_output_holds_parts_a_ledger_and_a_success_and_nothing_else(tiny_run
         "_ray_mlc/summary.json",
         "_ray_mlc/runs/1/files.arrow",
         "_ray_mlc/runs/1/units.arrow",
-        "_ray_mlc/runs/1/columns.json",
+        "_ray_mlc/runs/1/night.json",
     }
 
 
@@ -186,7 +186,6 @@ def test_a_run_that_lost_parts_makes_exactly_those_again(
     leftover = run_copy / "_ray_mlc/tmp/half.tmp"
     leftover.parent.mkdir(exist_ok=True)
     leftover.write_bytes(b"half a part")
-    os.utime(leftover, (0, 0))
     summary = score_locally(tiny_corpus, run_copy)
     after = parts_of(run_copy)
     assert {part for part in after if after[part] != before[part]} == set(lost)
@@ -247,8 +246,9 @@ def test_a_unit_that_no_one_wrote_is_an_error_and_no_success(
 
 
 def test_a_receipt_without_its_part_is_an_error(
-    tiny_corpus: Path, tmp_path: Path, score_job: MakeJob
+    tiny_corpus: Path, tmp_path: Path, score_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ray_mlc.scoring.accounts.LAG_S", 0.1)
     output = tmp_path / "out"
 
     class Losing(LocalBackend):
@@ -371,7 +371,8 @@ def test_new_vanished_and_hidden_files_are_noted(
     shutil.copy(corpus / "part-00000.parquet", corpus / "part-00009.parquet")
     (corpus / "part-00002.parquet").unlink()
     assert reopen(score_job(corpus, tmp_path / "out")) == [
-        "1 new file(s) are not part of this run, such as part-00009.parquet",
+        "1 new file(s) are not part of this run, such as part-00009.parquet: --add-new scores "
+        "them too",
         "1 planned file(s) are gone, such as part-00002.parquet",
         "1 hidden file(s) were skipped, such as _staged.parquet",
     ]
@@ -495,6 +496,14 @@ def test_a_folder_without_a_run_or_with_a_damaged_one_is_refused(
         progress_of(str(run_copy))
 
 
+def test_a_run_of_another_schema_is_refused_with_the_version_that_made_it(run_copy: Path) -> None:
+    path = run_copy / "_ray_mlc/run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "schema_version": 1, "versions": {"ray-mlc": "0.0.9"}}))
+    with pytest.raises(UsageError, match=r"schema version 1, expected 2: .* \(0\.0\.9\)"):
+        verify(str(run_copy))
+
+
 def test_a_part_of_another_run_stops_the_run_that_finds_it(
     tiny_corpus: Path,
     run_copy: Path,
@@ -545,5 +554,5 @@ def test_long_texts_are_skipped_where_the_job_says_so(
 def test_a_plan_that_is_not_the_runs_own_is_noticed(run_copy: Path) -> None:
     units = run_copy / "_ray_mlc/runs/1/units.arrow"
     units.write_bytes(units.read_bytes() + b"\0")
-    with pytest.raises(UsageError, match="is not the plan that the run was started with"):
+    with pytest.raises(UsageError, match="is not the plan that the night was started with"):
         verify(str(run_copy))

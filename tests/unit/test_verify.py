@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_mlc import synthetic
+from ray_mlc.errors import UsageError
 from ray_mlc.scoring.verify import FileAccount, Verdict, verify
 
 PART = "part-00001/000000000025.parquet"
@@ -148,6 +151,68 @@ def test_a_row_that_is_there_twice_is_found_by_a_deep_look(run_copy: Path) -> No
     order = pa.array([0, 0, *range(2, 25)])
     rewrite(run_copy / PART, lambda table: table.take(order))
     assert not judge(run_copy, deep=True).holds
+
+
+def test_a_good_runs_sample_scores_as_it_did(tiny_run: Path) -> None:
+    again = judge(tiny_run, deep=True).rescored
+    assert again is not None
+    assert again.rows >= 200
+    assert (again.cells, again.flips) == (again.rows * len(synthetic.LABELS), 0)
+    assert again.engine == "torch float32 on cpu"
+    assert again.max_difference <= 1e-6
+    assert judge(tiny_run).rescored is None
+
+
+def change_column(name: str, change: Callable[[list[Any]], list[Any]]) -> Any:
+    def apply(table: pa.Table) -> pa.Table:
+        index, field = table.schema.get_field_index(name), table.schema.field(name)
+        return table.set_column(index, field, pa.array(change(table[name].to_pylist()), field.type))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "problem"),
+    [
+        ("score_law", lambda v: [x and x + 1e-3 for x in v], r"scores differ by 0\.001 from"),
+        ("labels", lambda v: [x and [] for x in v], "labels are not those that its scores give"),
+        ("id", lambda v: v[::-1], "its column 'id' is not what the input gives"),
+        ("n_tokens", lambda v: [x and x + 1 for x in v], "its column 'n_tokens' is not what"),
+        ("status", lambda v: ["empty"] * len(v), "its column 'status' is not what the input gives"),
+    ],
+)
+def test_rows_that_the_model_would_not_give_are_found_by_scoring_again(
+    run_copy: Path, column: str, change: Any, problem: str
+) -> None:
+    for part in run_copy.glob("part-*/*.parquet"):
+        rewrite(part, change_column(column, change))
+    assert judge(run_copy).holds  # footers alone cannot tell
+    verdict = judge(run_copy, deep=True)
+    assert not verdict.holds
+    assert all(re.search(problem, text) for text in verdict.problems)
+
+
+def test_another_model_cannot_vouch_for_a_run(tiny_run: Path, make_model: Any) -> None:
+    other = make_model(seed=3)
+    with pytest.raises(UsageError, match=r"is not the model of the run .* with --model"):
+        verify(str(tiny_run), deep=True, model=str(other))
+
+
+def test_the_sample_follows_from_the_seed(tiny_run: Path) -> None:
+    twice = [verify(str(tiny_run), deep=True, sample=20, seed=1).rescored for _ in range(2)]
+    assert twice[0] == twice[1]
+    assert twice[0] is not None
+    assert twice[0].rows >= 20
+
+
+@pytest.mark.parametrize("format_", ["sparse", "dense"])
+def test_other_forms_are_scored_again_too(
+    tiny_corpus: Path, tmp_path: Path, score_locally: Callable[..., Any], format_: str
+) -> None:
+    settings = (f"output.format={format_}", "output.floor=0.3", "output.k=2")
+    score_locally(tiny_corpus, tmp_path / "out", *settings)
+    verdict = judge(tmp_path / "out", deep=True)
+    assert (verdict.holds, verdict.problems) == (True, [])
 
 
 def test_several_problems_are_all_named(run_copy: Path) -> None:

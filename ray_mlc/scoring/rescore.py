@@ -1,0 +1,171 @@
+"""Score a sample of a run's rows again: whether the output is what the model says today.
+
+Footers and keys prove that every row is there; only the model can prove that the scores belong to
+it. The sample is read from the input and compared with its part: kept columns and statuses must be
+equal, scores within the tolerance of the precision that the run is recorded for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ray_mlc.corpus.rows import BLOCK_FAULT, read_block
+from ray_mlc.corpus.units import Unit
+from ray_mlc.errors import ModelError, UsageError
+from ray_mlc.model.canaries import MAX_FLIPS, TOLERANCE
+from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.engines.choose import load_classifier
+from ray_mlc.model.folder import open_model
+from ray_mlc.scoring.ledger import Run
+from ray_mlc.scoring.score import score_block, tokenize_block
+from ray_mlc.storage import filesystem_of
+
+UNITS = 10
+"""Units that the sample is drawn from: each is read whole."""
+
+
+@dataclass
+class Rescored:
+    """How a sample compares with what was written."""
+
+    engine: str
+    """What scored it."""
+    rows: int = 0
+    max_difference: float = 0.0
+    """Largest absolute difference of a score."""
+    tolerance: float = 0.0
+    """Largest difference allowed."""
+    flips: int = 0
+    """Labels that come out differently."""
+    cells: int = 0
+    """Labels compared."""
+    problems: list[str] = field(default_factory=list)
+    """Sentences that name a part and what is wrong with it."""
+
+
+def rescore(run: Run, parts: set[str], *, model: str | None, sample: int, seed: int) -> Rescored:
+    """Score a sample again and compare.
+
+    Args:
+        run: The run.
+        parts: Those of its parts that are as planned.
+        model: Where the model is now; None: where it was when the run started.
+        sample: Rows to score.
+        seed: Seed of the sample.
+
+    Raises:
+        UsageError: If the model cannot be found, or is not the one of the run.
+    """
+    classifier = _load(run, model)
+    engine = classifier.engine
+    tolerance = max(TOLERANCE[run.resolved.dtype], TOLERANCE[engine.dtype])
+    if run.output.format == "dense":
+        tolerance += 2.0**-11  # what rounding to float16 may cost a number below 1
+    result = Rescored(f"{engine.name} {engine.dtype} on {engine.device}", tolerance=tolerance)
+    rng = np.random.default_rng(seed)
+    written = np.array(
+        [index for index, part in enumerate(run.part_paths) if part in parts], np.int64
+    )
+    chosen = np.sort(rng.permutation(written)[:UNITS])
+    for unit in run.units(chosen):
+        share = rng.permutation(unit.rows)[: -(-sample // max(1, len(chosen)))]
+        problem = _compare(run, unit, np.sort(share), classifier, result)
+        if problem is not None:
+            result.problems.append(f"{unit.part}: {problem}")
+    if result.flips > MAX_FLIPS * result.cells and tolerance > TOLERANCE["float32"]:
+        result.problems.append(
+            f"{result.flips} of {result.cells} labels of the sample come out differently"
+        )
+    return result
+
+
+def _load(run: Run, model: str | None) -> Classifier:
+    folder = open_model(model or str(run.record["model_location"]))
+    if folder.digest != run.identity["model"]:
+        raise UsageError(
+            f"{folder.name}: is not the model of the run ({folder.digest[:12]}, recorded "
+            f"{run.identity['model'][:12]}): name the right one with --model"
+        )
+    try:
+        return load_classifier(folder, run.resolved)
+    except ModelError:
+        if run.resolved.device == "cpu":
+            raise
+        # a laptop may check what GPUs have written
+        here = run.resolved.model_copy(update={"device": "cpu", "dtype": "float32"})
+        return load_classifier(folder, here)
+
+
+def _compare(
+    run: Run, unit: Unit, rows: NDArray[np.int64], classifier: Classifier, result: Rescored
+) -> str | None:
+    """Compare some rows of a unit; what is wrong with them, if anything."""
+    filesystem, base = filesystem_of(run.storage.uri)
+    identity = run.identity
+    block = read_block([unit], run.plan.spec, max_text_bytes=identity["input.max_text_bytes"])
+    if (fault := block[BLOCK_FAULT][0].as_py()) is not None:
+        return f"its input can no longer be read ({fault})"
+    written = pq.read_table(
+        f"{base.rstrip('/')}/{unit.part}", filesystem=filesystem, partitioning=None
+    )
+    written = written.take(pa.array(rows))
+    tokens = tokenize_block(
+        block.take(pa.array(rows)), classifier.tokenizer, policy=identity["long.policy"]
+    )
+    thresholds_L = run.decision.thresholds_L(run.label_set)
+    scored = score_block(tokens, classifier, thresholds_L, run.output)
+    for name in (*run.output.kept.names, "status", "n_tokens", "truncated"):
+        if written[name].to_pylist() != scored[name].to_pylist():
+            return f"its column {name!r} is not what the input gives"
+    names = run.label_set.names
+    given, expected = (_given(table["labels"], names) for table in (written, scored))
+    flips = int((given != expected).sum())
+    old_NL, new_NL = (_scores(table, run, floor=run.output.floor) for table in (written, scored))
+    difference = float(np.abs(old_NL - new_NL).max(initial=0.0))
+    result.rows += len(rows)
+    result.cells += old_NL.size
+    result.flips += flips
+    result.max_difference = max(result.max_difference, difference)
+    if not difference <= result.tolerance:
+        return f"scores differ by {difference:.2g} from the model's (limit {result.tolerance:.2g})"
+    near = bool((np.abs(new_NL - thresholds_L) <= result.tolerance).any())
+    if flips and not near:
+        return f"{flips} labels are not those that its scores give"
+    return None
+
+
+def _given(labels: pa.ChunkedArray, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Which labels each row has, shape [N, L]."""
+    column = {name: index for index, name in enumerate(names)}
+    given_NL = np.zeros((len(labels), len(names)), np.bool_)
+    for row, row_labels in enumerate(labels.to_pylist()):
+        given_NL[row, [column[name] for name in row_labels or ()]] = True
+    return given_NL
+
+
+def _scores(table: pa.Table, run: Run, *, floor: float) -> NDArray[np.float32]:
+    """Scores of a table of output columns, shape [N, L]; what is not stored counts as `floor`."""
+    output = run.output
+    names = output.label_set.names
+    scores_NL = np.zeros((table.num_rows, len(names)), np.float32)
+    match output.format:
+        case "wide":
+            for index, column in enumerate(output.label_set.column_names):
+                values = table[f"score_{column}"].fill_null(0).to_numpy()
+                scores_NL[:, index] = values
+        case "sparse":
+            scores_NL[:] = floor
+            column_of = {name: index for index, name in enumerate(names)}
+            for row, top in enumerate(table["top"].to_pylist()):
+                for item in top or ():
+                    scores_NL[row, column_of[item["label"]]] = item["score"]
+        case _:
+            for row, scores in enumerate(table["scores"].to_pylist()):
+                scores_NL[row] = 0 if scores is None else scores
+    return scores_NL
