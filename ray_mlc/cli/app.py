@@ -279,8 +279,15 @@ def score(
         str | None, typer.Option(help="Text column or template; default text.", show_default=False)
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
+    add_new: Annotated[
+        bool, typer.Option("--add-new", help="Score new input files too, as the run's next night.")
+    ] = False,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Replace another command that writes there.")
+    ] = False,
+    no_lease: Annotated[
+        bool,
+        typer.Option("--no-lease", help="For stores without conditional writes: one writer only!"),
     ] = False,
     set_: Set = None,
     address: Address = None,
@@ -300,7 +307,14 @@ def score(
     }
     spec = load_job(ScoreJob, job, options=options, overrides=set_ or ())
     try:
-        summary = _score(spec, local=local, take_over=take_over, quiet=quiet)
+        summary = _score(
+            spec,
+            local=local,
+            quiet=quiet,
+            add_new=add_new,
+            take_over=take_over,
+            use_lease=not no_lease,
+        )
     except LimitError:
         if json:
             from ray_mlc.scoring.ledger import read_run
@@ -314,7 +328,7 @@ def score(
     print_score_summary(spec.output.path, summary)
 
 
-def _score(spec: ScoreJob, *, local: bool, take_over: bool, quiet: bool) -> dict[str, Any]:
+def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import find_inputs
     from ray_mlc.runtime.score import score as run_score
@@ -325,11 +339,11 @@ def _score(spec: ScoreJob, *, local: bool, take_over: bool, quiet: bool) -> dict
     if local:
         from ray_mlc.runtime.local import LocalBackend
 
-        return run_score(spec, LocalBackend(), display, inputs=inputs, take_over=take_over)
+        return run_score(spec, LocalBackend(), display, inputs=inputs, **options)
     with ray_session(spec.ray.address):
         from ray_mlc.runtime.ray_data import RayBackend
 
-        return run_score(spec, RayBackend(spec), display, inputs=inputs, take_over=take_over)
+        return run_score(spec, RayBackend(spec), display, inputs=inputs, **options)
 
 
 @app.command()
@@ -355,14 +369,22 @@ def status(
 @app.command()
 def verify(
     output: Annotated[str, typer.Argument(help="Output folder of score.")],
-    deep: Annotated[bool, typer.Option("--deep", help="Also read the key of every row.")] = False,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Also read the key of every row, and score a sample again."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the model is now, for --deep.", show_default=False),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Rows that --deep scores again.")] = 200,
     json: Json = False,
 ) -> None:
     """Prove that each planned row is in the output once, or set aside by name."""
     from ray_mlc.cli.tables import print_verdict
     from ray_mlc.scoring.verify import verify as run_verify
 
-    verdict = run_verify(output, deep=deep)
+    verdict = run_verify(output, deep=deep, model=model, sample=sample)
     if json:
         _print_json(verdict.to_dict())
     else:

@@ -103,6 +103,8 @@ def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
             f"{rows['set_aside']:,} rows of {summary['bad_files']} file(s) set aside: see "
             "_ray_mlc/failures.json"
         )
+    for message, count in list(summary.get("errors", {}).items())[:3]:
+        _say(f"{count:,} row(s) not scored: {message}")
     if here["rows"]:
         _say(
             f"{here['rows_per_s']:,.0f} rows/s, {here['tokens_per_s']:,.0f} tokens/s, padding "
@@ -128,6 +130,12 @@ def print_verdict(verdict: Verdict) -> None:
         _say(f"set aside: {item['source']}, {rows} rows: {item['reason']}")
     if len(verdict.set_aside) > 10:
         _say(f"… and {len(verdict.set_aside) - 10:,} more set aside")
+    if (again := verdict.rescored) is not None:
+        _say(
+            f"scored again: {again.rows:,} rows with {again.engine}, largest difference "
+            f"{again.max_difference:.2g} (limit {again.tolerance:.2g}), {again.flips} of "
+            f"{again.cells:,} labels differ"
+        )
     for problem in verdict.problems[:10]:
         _say(f"wrong: {problem}")
     if len(verdict.problems) > 10:

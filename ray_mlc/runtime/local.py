@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ray_mlc.config import ScoreJob
 from ray_mlc.model.engines.choose import ResolvedEngine, resolve
 from ray_mlc.model.folder import ModelFolder
+from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.score import ScoreStep, Work
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
@@ -36,15 +37,15 @@ class LocalBackend:
     def process(
         self,
         run: Run,
-        folder: ModelFolder,
+        work: Work,
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
         scored: Callable[[int], None],
+        stop: Stop,
     ) -> Iterator[list[Receipt]]:
         """See `Backend.process`."""
         del job
-        work = Work.of(run, folder)
         step = ScoreStep(work)
         total = 0
 
@@ -52,6 +53,9 @@ class LocalBackend:
             nonlocal total
             total += rows
             scored(total)
+            stop.check()
 
         for read in reads:
+            if stop.requested:
+                return
             yield work.write(step.both(work.read(run.units(read)), progress))

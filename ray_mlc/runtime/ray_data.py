@@ -13,11 +13,9 @@ from __future__ import annotations
 import math
 import os
 import re
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,20 +28,26 @@ from ray.data.block import BlockMetadata
 
 from ray_mlc import errors
 from ray_mlc.config import ActorsConfig, Range, ScoreJob
+from ray_mlc.corpus.rows import BLOCK_UNIT_FIRST, block_schema
 from ray_mlc.corpus.units import Unit
-from ray_mlc.errors import RayMlcError, ResourceError
+from ray_mlc.errors import RayMlcError, ResourceError, first_line
 from ray_mlc.model.engines.choose import ResolvedEngine, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime.interrupt import Stop
+from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Reporter, Watch, start_pulse
 from ray_mlc.runtime.ray_private import map_whole_blocks
 from ray_mlc.runtime.score import ScoreStep, TokenizeStep, Work
 from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources, places
 from ray_mlc.scoring.ledger import Run
-from ray_mlc.scoring.parts import Receipt
+from ray_mlc.scoring.parts import Receipt, split_units
+from ray_mlc.scoring.score import scored_schema, set_aside
 
 IO_CPUS = 0.25
 """CPUs that a reading or writing task asks for: both mostly wait for storage."""
 ACTORS_PER_NODE = 8
 """Model copies per node that `auto` goes up to; more cores become more threads of each."""
+MAX_DEATHS = 3
+"""Processes that may die over a unit before it is set aside."""
 RECEIPT_COLUMN = "receipt"
 BEAT_S = 1.0
 """Seconds between two signs of life of an actor."""
@@ -129,10 +133,12 @@ def plan_actors(
 class UnitSource(Datasource):  # type: ignore[misc]
     """Read tasks of whole units, one block each."""
 
-    def __init__(self, run: Run, reads: Sequence[NDArray[np.int64]], work: Work) -> None:
+    def __init__(
+        self, run: Run, reads: Sequence[NDArray[np.int64]], work: Work, reporter: Reporter
+    ) -> None:
         """Take note of what is to be read; nothing is read here."""
         super().__init__()
-        self._run, self._reads, self._work = run, reads, work
+        self._run, self._reads, self._work, self._reporter = run, reads, work, reporter
 
     def get_name(self) -> str:
         """Name of the operator."""
@@ -157,12 +163,25 @@ class UnitSource(Datasource):  # type: ignore[misc]
                 input_files=None,
                 exec_stats=None,
             )
-            tasks.append(ReadTask(_reader(self._work, units), metadata))
+            tasks.append(ReadTask(_reader(self._work, units, self._reporter), metadata))
         return tasks
 
 
-def _reader(work: Work, units: list[Unit]) -> Any:
-    return lambda: [work.read(units)]
+def _reader(work: Work, units: list[Unit], reporter: Reporter) -> Callable[[], list[pa.Table]]:
+    def read() -> list[pa.Table]:
+        dropped, _ = reporter.enter(_name(units[0].source, units[0].first_row), READING)
+        return [block_schema(work.spec).empty_table() if dropped else work.read(units)]
+
+    return read
+
+
+def _name(source: str, first_row: int) -> str:
+    """A block's name for the pulse: that of its first unit."""
+    return f"{source} from row {first_row}"
+
+
+def _name_of(block: pa.Table) -> str:
+    return _name(block["source"][0].as_py(), block[BLOCK_UNIT_FIRST][0].as_py())
 
 
 class TokenizeActor:
@@ -175,100 +194,64 @@ class TokenizeActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Tokenize one block."""
-        return self._step(block)
+        return self._step(block) if block.num_rows else block
 
 
 class ScoreActor:
-    """Holds a classifier on one device; tokenizes too where it has the CPUs for it."""
+    """Holds a classifier on one device; tokenizes too where it has the CPUs for it.
 
-    def __init__(self, work: Work, threads: int, tokenizes: bool, pulse: Any) -> None:
+    A block whose process died is scored unit by unit the next time, so that only the unit that
+    kills is set aside, after `MAX_DEATHS` deaths.
+    """
+
+    def __init__(self, work: Work, threads: int, tokenizes: bool, reporter: Reporter) -> None:
         """Load and prove it on the canaries."""
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         step = ScoreStep(work, threads=threads)
         self._call = step.both if tokenizes else step
-        self._pulse = pulse
+        self._reporter = reporter
+        self._nothing = scored_schema(work.output).empty_table()
         self._unsent = 0
         self._sent_s = time.monotonic()
-        pulse.beat.remote(0)
+        reporter.ready()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score one block."""
-        return self._call(block, self._progress)
+        if not block.num_rows:
+            return self._nothing
+        dropped, deaths = self._reporter.enter(_name_of(block), SCORING)
+        if dropped:
+            self._reporter.leave(_name_of(block))
+            return self._nothing
+        if not deaths:
+            return self._call(block, self._progress)
+        units = [self._carefully(unit) for unit in split_units(block)]
+        return pa.concat_tables(units).unify_dictionaries().combine_chunks()
+
+    def _carefully(self, unit: pa.Table) -> pa.Table:
+        """Score one unit of a block over which a process died."""
+        name = f"the unit of {_name_of(unit)}"
+        _, deaths = self._reporter.enter(name, SCORING)
+        if deaths >= MAX_DEATHS:
+            unit = set_aside(unit, f"score: {deaths} processes died over it, one after the other")
+        scored = self._call(unit, self._progress)
+        self._reporter.leave(name)
+        return scored
 
     def _progress(self, rows: int) -> None:
         self._unsent += rows
         if time.monotonic() - self._sent_s >= BEAT_S:
-            self._pulse.beat.remote(self._unsent)
+            self._reporter.beat(self._unsent)
             self._unsent, self._sent_s = 0, time.monotonic()
 
 
-class Pulse:
-    """An actor that counts what the others have done: signs of life between two receipts."""
-
-    def __init__(self) -> None:
-        """Nothing has happened yet."""
-        self._beats = 0
-        self._rows = 0
-
-    def beat(self, rows: int) -> None:
-        """An actor is ready, or has scored some rows."""
-        self._beats += 1
-        self._rows += rows
-
-    def state(self) -> tuple[int, int]:
-        """Beats and rows so far."""
-        return self._beats, self._rows
-
-
-class Watch:
-    """Stops a run that shows no sign of life, and passes on how far it is."""
-
-    def __init__(self, pulse: Any, timeout_s: float, scored: Callable[[int], None]) -> None:
-        """Begin to watch; the clock starts now."""
-        self._pulse, self._timeout_s, self._scored = pulse, timeout_s, scored
-        self._stop = threading.Event()
-        self._alive_s = time.monotonic()
-        self.stuck_in: str | None = None
-        """The stage that was waited for too long."""
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._thread.start()
-
-    def alive(self) -> None:
-        """Note a sign of life."""
-        self._alive_s = time.monotonic()
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-    def _watch(self) -> None:
-        seen = (0, 0)
-        while not self._stop.wait(1.0):
-            with suppress(ray.exceptions.RayError):
-                state = ray.get(self._pulse.state.remote(), timeout=5)
-                if state != seen:
-                    seen = state
-                    self.alive()
-                    self._scored(state[1])
-            if time.monotonic() - self._alive_s > self._timeout_s:
-                self.stuck_in = "scoring or writing" if seen[0] else "starting the actors"
-                interrupt_main_thread()
-                return
-
-
-def interrupt_main_thread() -> None:
-    """Raise KeyboardInterrupt in the main thread, even while it waits for a lock.
-
-    A real signal: the one that `_thread.interrupt_main` simulates does not end a wait. SIGTERM
-    where the command line handles it, because a process in the background may ignore SIGINT.
-    """
-    number = signal.SIGTERM if callable(signal.getsignal(signal.SIGTERM)) else signal.SIGINT
-    signal.pthread_kill(threading.main_thread().ident or 0, number)
-
-
-def _write(scored: pa.Table, work: Work) -> pa.Table:
-    lines = [receipt.to_json() for receipt in work.write(scored)]
+def _write(scored: pa.Table, work: Work, reporter: Reporter) -> pa.Table:
+    lines: list[str] = []
+    if scored.num_rows:
+        name = _name_of(scored)
+        reporter.enter(name, WRITING)
+        lines = [receipt.to_json() for receipt in work.write(scored)]
+        reporter.leave(name)
     return pa.table({RECEIPT_COLUMN: pa.array(lines, pa.string())})
 
 
@@ -328,27 +311,55 @@ class RayBackend:
     def process(
         self,
         run: Run,
-        folder: ModelFolder,
+        work: Work,
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
         scored: Callable[[int], None],
+        stop: Stop,
     ) -> Iterator[list[Receipt]]:
         """See `Backend.process`.
 
         Raises:
-            RayMlcError: If nothing is heard of any actor for `limits.no_progress`.
+            RayMlcError: If nothing is heard of any process for `limits.no_progress`.
         """
-        plan = self.plan
-        work = Work.of(run, folder)
         _set_context()
-        pulse = ray.remote(num_cpus=0)(Pulse).remote()
+        pulse = start_pulse()
+        data = self._pipeline(run, work, reads, job, Reporter(pulse))
+        watch = Watch(pulse, job.limits.no_progress, scored, stop)
+        try:
+            with own_errors():
+                for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    watch.alive()
+                    yield [Receipt.from_json(line) for line in batch[RECEIPT_COLUMN].to_pylist()]
+        except KeyboardInterrupt:
+            if watch.stuck_in is None:
+                raise
+            raise RayMlcError(
+                f"nothing was heard for {job.limits.no_progress:.0f} s (limits.no_progress) while "
+                f"{watch.stuck_in}: run the same command to continue"
+            ) from None
+        finally:
+            watch.close()
+
+    def _pipeline(
+        self,
+        run: Run,
+        work: Work,
+        reads: Sequence[NDArray[np.int64]],
+        job: ScoreJob,
+        reporter: Reporter,
+    ) -> ray.data.Dataset:
+        """The stages; nothing runs yet."""
+        plan = self.plan
         pool = ActorPoolStrategy(min_size=plan.min_count, max_size=plan.max_count)
         actor_options: dict[str, Any] = {"num_cpus": plan.cpus}
         if job.actors.labels:
             actor_options["label_selector"] = job.actors.labels
         data = ray.data.read_datasource(
-            UnitSource(run, reads, work), num_cpus=IO_CPUS, override_num_blocks=len(reads)
+            UnitSource(run, reads, work, reporter),
+            num_cpus=IO_CPUS,
+            override_num_blocks=len(reads),
         )
         if plan.gpus:
             actor_options["num_gpus"] = plan.gpus
@@ -364,25 +375,10 @@ class RayBackend:
             data,
             ScoreActor,
             compute=pool,
-            fn_constructor_args=(work, plan.threads, not plan.gpus, pulse),
+            fn_constructor_args=(work, plan.threads, not plan.gpus, reporter),
             **actor_options,
         )
-        data = map_whole_blocks(data, _write, fn_args=(work,), num_cpus=IO_CPUS)
-        watch = Watch(pulse, job.limits.no_progress, scored)
-        try:
-            with own_errors():
-                for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    watch.alive()
-                    yield [Receipt.from_json(line) for line in batch[RECEIPT_COLUMN].to_pylist()]
-        except KeyboardInterrupt:
-            if watch.stuck_in is None:
-                raise
-            raise RayMlcError(
-                f"nothing was heard for {job.limits.no_progress:.0f} s (limits.no_progress) while "
-                f"{watch.stuck_in}: run the same command to continue"
-            ) from None
-        finally:
-            watch.close()
+        return map_whole_blocks(data, _write, fn_args=(work, reporter), num_cpus=IO_CPUS)
 
 
 def _tokenizer_pool(job: ScoreJob) -> ActorPoolStrategy:
@@ -408,11 +404,14 @@ def _set_context() -> None:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Turn what a task or actor raised into the error of ours inside it, if there is one."""
+    """Turn what Ray raises into an error of ours: the one inside it, or one line about its cause.
+
+    An exception of a task or actor that is none of ours is a bug and keeps its traceback.
+    """
     try:
         yield
     except Exception as error:
-        inner = own_error_in(error)
+        inner = own_error_in(error) or failure_of_ray(error)
         if inner is None:
             raise
         raise inner from None
@@ -420,18 +419,38 @@ def own_errors() -> Iterator[None]:
 
 def own_error_in(error: BaseException) -> RayMlcError | None:
     """The error of ours that Ray wrapped: as an object, or as the text of a dead actor's trace."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        if isinstance(cause, BaseException):
-            seen = cause  # what Ray raises is also an instance of the cause's class
-        elif isinstance(seen, RayMlcError):
+    for seen in _chain(error):
+        if isinstance(seen, RayMlcError) and not isinstance(seen, ray.exceptions.RayError):
             return type(seen)(str(seen))
-        else:
-            seen = seen.__cause__
     traced = re.findall(r"ray_mlc\.errors\.(\w+): (.+)", str(error))
     if traced:
         name, message = traced[-1]
         kind = getattr(errors, name, RayMlcError)
         return kind(message)
     return None
+
+
+def failure_of_ray(error: BaseException) -> RayMlcError | None:
+    """What a lost process, node or object comes to; None for an exception of our own code."""
+    chain = list(_chain(error))
+    if any(isinstance(seen, ray.exceptions.RayTaskError) for seen in chain):
+        return None
+    for seen in chain:
+        if isinstance(seen, ray.exceptions.RayError):
+            # the text of a dead actor ends with the traceback of what its constructor raised
+            causes = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .+)$", str(seen), re.M)
+            line = causes[-1].strip() if causes else first_line(seen)
+            return RayMlcError(
+                f"Ray lost a process ({type(seen).__name__}): {line[:300]}: run the same command "
+                "again, and see Ray's logs if it stays"
+            )
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, what Ray wrapped in it, and what it was raised from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -27,17 +28,18 @@ from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.model.tokenization import Tokenizer
+from ray_mlc.runtime.interrupt import Stop, listen
 from ray_mlc.runtime.progress import Display
-from ray_mlc.scoring.lease import Lease, hold_lease
-from ray_mlc.scoring.ledger import (
-    SUCCESS_FILE,
-    Run,
+from ray_mlc.scoring.accounts import (
+    EARLIER,
+    PENDING,
+    WRITTEN,
     Tally,
     check_limits,
     finish_run,
-    open_run,
-    refuse_output_in_input,
 )
+from ray_mlc.scoring.lease import Lease, hold_lease
+from ray_mlc.scoring.ledger import SUCCESS_FILE, Run, open_run, refuse_output_in_input
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.score import score_block, tokenize_block
 from ray_mlc.storage import open_storage
@@ -70,8 +72,14 @@ class Work:
     """Where parts go."""
 
     @classmethod
-    def of(cls, run: Run, folder: ModelFolder) -> Work:
-        """The work of a run, with the model where this command has it."""
+    def of(cls, run: Run, folder: ModelFolder, *, holder: str | None = None) -> Work:
+        """The work of a run, with the model where this command has it.
+
+        Args:
+            run: The run.
+            folder: The model.
+            holder: Token of the lease under which parts are committed; None: without one.
+        """
         return cls(
             model=folder.location,
             digest=run.identity["model"],
@@ -81,7 +89,7 @@ class Work:
             policy=run.identity["long.policy"],
             thresholds_L=run.decision.thresholds_L(run.label_set),
             output=run.output,
-            commit=run.commit_spec,
+            commit=run.commit_spec(holder=holder),
         )
 
     def read(self, units: Sequence[Unit]) -> pa.Table:
@@ -154,16 +162,24 @@ class Backend(Protocol):
     def process(
         self,
         run: Run,
-        folder: ModelFolder,
+        work: Work,
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
         scored: Callable[[int], None],
+        stop: Stop,
     ) -> Iterator[list[Receipt]]:
         """Read, score and commit; yields receipts as units are done.
 
-        `scored` is told, now and then and maybe from another thread, how many rows have been
-        through the model: a unit can take minutes, and nothing is known of it before its receipt.
+        Args:
+            run: The run.
+            work: What every process needs of it.
+            reads: Positions of the units of each read.
+            job: How many processes, and their limits.
+            scored: Told, now and then and maybe from another thread, how many rows have been
+                through the model: a unit can take minutes, and nothing else is known of it before
+                its receipt.
+            stop: When requested, no read is begun, and this ends when what is in flight is done.
         """
 
 
@@ -194,7 +210,9 @@ def score(
     display: Display,
     *,
     inputs: Inputs | None = None,
+    add_new: bool = False,
     take_over: bool = False,
+    use_lease: bool = True,
 ) -> dict[str, Any]:
     """Tag a corpus, or continue doing so.
 
@@ -203,7 +221,9 @@ def score(
         backend: Where.
         display: Told about progress.
         inputs: What `find_inputs` found; None: it is called here.
+        add_new: Let files that the run does not know join it, as its next night.
         take_over: Replace another command that holds the output's lease, at once.
+        use_lease: Whether to hold a lease at all; without one two commands do the same work.
 
     Returns:
         The summary: rows, statuses, tokens, speed.
@@ -217,41 +237,51 @@ def score(
     inputs = inputs or find_inputs(job)
     folder = inputs.folder
     storage = open_storage(job.output.path)
-    with hold_lease(
-        storage, expiry_s=job.lease.expiry, take_over=take_over, say=display.say
-    ) as lease:
+    held = (
+        hold_lease(storage, expiry_s=job.lease.expiry, take_over=take_over, say=display.say)
+        if use_lease
+        else nullcontext()
+    )
+    with held as lease:
         with display.stage("plan", None, "footers") as stage:
-            run, notes = open_run(
+            run, pending, notes = open_run(
                 job,
                 folder,
                 inputs.listing,
                 lambda model: backend.resolve(model, job),
+                add_new=add_new,
                 progress=lambda *_: stage.advance(1),
             )
         for note in notes:
             display.say(f"note: {note}")
-        pending = run.pending()
         if run.succeeded and not len(pending):
             check_limits(run, run.summary, job.limits)
             display.say("complete already: nothing to do")
             return run.summary
-        tally = _work_off(run, folder, pending, job, backend, display, lease)
-        return finish_run(run, tally, job.limits, seconds=time.monotonic() - started)
+        tally = Tally(run, pending)
+        work = Work.of(run, folder, holder=lease.token if lease is not None else None)
+        _work_off(tally, work, pending, job, backend, display, lease)
+        return finish_run(
+            run,
+            tally,
+            job.limits,
+            seconds=time.monotonic() - started,
+            check=lease.check if lease is not None else lambda: None,
+        )
 
 
 def _work_off(
-    run: Run,
-    folder: ModelFolder,
+    tally: Tally,
+    work: Work,
     pending: NDArray[np.int64],
     job: ScoreJob,
     backend: Backend,
     display: Display,
-    lease: Lease,
-) -> Tally:
-    """Process the pending units; their receipts."""
-    tally = Tally()
-    total = run.plan.rows
-    before = total - sum(run.plan.units["rows"].take(pa.array(pending)).to_pylist())
+    lease: Lease | None,
+) -> None:
+    """Process the pending units."""
+    run = tally.run
+    total, before = run.plan.rows, tally.rows(EARLIER)
     engine = run.resolved
     display.say(
         f"{total:,} rows in {len(run.plan.units):,} units of {len(run.plan.files):,} files; "
@@ -260,27 +290,37 @@ def _work_off(
     if before:
         display.say(f"continuing: {before:,} rows are done already")
     if not len(pending):
-        return tally
+        return
     run.storage.delete(SUCCESS_FILE)  # of a finished run from which parts were deleted
     reads = plan_reads(run, pending, job, actors=backend.actors(job))
-    with display.stage("score", total, "rows", done=before) as stage:
+    with (
+        display.stage("score", total, "rows", done=before) as stage,
+        listen(job.limits.grace, display.say) as stop,
+    ):
         try:
             for receipts in backend.process(
                 run,
-                folder,
+                work,
                 reads,
                 job,
                 scored=lambda rows: stage.detail(f"· {rows:,} scored {_set_aside(tally)}"),
+                stop=stop,
             ):
-                tally.add(receipts)
-                stage.advance(sum(item.rows for item in receipts), _set_aside(tally))
-                lease.check()
+                stage.advance(tally.add(receipts), _set_aside(tally))
+                if lease is not None:
+                    lease.check()
         except KeyboardInterrupt:
-            raise InterruptedRunError(
-                f"interrupted after {stage_done(tally, before):,} of {total:,} rows; "
-                "what is written stays, run the same command to continue"
-            ) from None
-    return tally
+            raise _interrupted(tally) from None
+        if stop.requested and tally.rows(PENDING):
+            raise _interrupted(tally)
+
+
+def _interrupted(tally: Tally) -> InterruptedRunError:
+    done = tally.rows(EARLIER, WRITTEN)
+    return InterruptedRunError(
+        f"interrupted after {done:,} of {tally.run.plan.rows:,} rows; what is written stays, run "
+        "the same command to continue"
+    )
 
 
 def plan_reads(
@@ -295,11 +335,5 @@ def plan_reads(
     ]
 
 
-def stage_done(tally: Tally, before: int) -> int:
-    """Rows that are in the output."""
-    return before + sum(item.rows for item in tally.done.values() if item.fault is None)
-
-
 def _set_aside(tally: Tally) -> str:
-    count = sum(item.fault is not None for item in tally.done.values())
-    return f"· {count} units set aside" if count else ""
+    return f"· {len(tally.faults)} units set aside" if tally.faults else ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,13 @@ import pytest
 
 from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob
-from ray_mlc.errors import LimitError, ModelError, ResourceError
+from ray_mlc.errors import (
+    InterruptedRunError,
+    LimitError,
+    ModelError,
+    RayMlcError,
+    ResourceError,
+)
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
 from ray_mlc.scoring.verify import verify
@@ -186,6 +194,110 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
     assert verify(str(output), deep=True).holds
 
 
+def test_a_unit_that_kills_its_process_is_set_aside_and_the_rest_is_there(
+    ray_local: Any,
+    make_job: Callable[..., ScoreJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corpus, output = tmp_path / "corpus", tmp_path / "out"
+    texts = [f"word {number}" for number in range(60)]
+    texts[17] = "a ~ that no engine survives"
+    corpus.mkdir()
+    pq.write_table(
+        pa.table({"id": range(60), "number": range(60), "text": texts}), corpus / "a.parquet"
+    )
+    from ray_mlc.runtime import ray_data
+
+    monkeypatch.setattr(ray_data, "ScoreActor", deadly(ray_data.ScoreActor))
+    job = make_job(corpus, output, "actors.count=1", "units.rows=10", "limits.bad_rows=10")
+    summary = on_ray(
+        job.model_copy(update={"limits": job.limits.model_copy(update={"bad_files": 1})})
+    )
+    assert summary["rows"] == {"planned": 60, "written": 50, "set_aside": 10}
+    (failure,) = json.loads((output / "_ray_mlc" / "failures.json").read_text())
+    assert (failure["source"], failure["first_row"]) == ("a.parquet", 10)
+    assert failure["reason"] == "score: 3 processes died over it, one after the other"
+    assert rows_of(output)["row"].to_pylist() == [*range(10), *range(20, 60)]
+    assert verify(str(output), deep=True).holds
+
+
+def deadly(actor: type) -> type:
+    """An actor that dies over a text with `~`; defined here, so that Ray ships it by value."""
+
+    class ScoreActor(actor):  # type: ignore[misc]
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            call = self._call
+
+            def dying(block: pa.Table, progress: Any) -> pa.Table:
+                texts = block["__ray_mlc_text"].to_pylist()
+                if block["__ray_mlc_fault"].null_count == block.num_rows and any(
+                    "~" in (text or "") for text in texts
+                ):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(block, progress)
+
+            self._call = dying
+
+    return ScoreActor
+
+
+def test_a_stopped_run_finishes_what_is_in_flight_and_goes_on(
+    ray_local: Any,
+    corpus: Path,
+    expected: pa.Table,
+    make_job: Callable[..., ScoreJob],
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    job = make_job(corpus, output, "actors.count=2", "units.rows=4")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def stop_in_the_middle() -> None:
+        while len(parts_of(output)) < 5:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_in_the_middle)
+    thread.start()
+    try:
+        with pytest.raises(InterruptedRunError, match="run the same command to continue"):
+            on_ray(job)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
+    stopped = parts_of(output)
+    assert 5 <= len(stopped) < 70
+    assert verify(str(output), deep=True).problems == []
+    assert list((output / "_ray_mlc").glob("tmp/*")) == []
+    on_ray(job)
+    assert set(stopped) < set(parts_of(output))
+    assert_same(rows_of(output), expected)
+
+
+def test_actors_that_cannot_start_say_why_in_one_line(
+    ray_local: Any,
+    corpus: Path,
+    make_job: Callable[..., ScoreJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray_mlc.runtime import ray_data
+
+    class ScoreActor:
+        def __init__(self, *args: Any) -> None:
+            raise ImportError("libcudart.so.13: cannot open shared object file")
+
+        def __call__(self, block: pa.Table) -> pa.Table:
+            return block
+
+    monkeypatch.setattr(ray_data, "ScoreActor", ScoreActor)
+    with pytest.raises(RayMlcError, match=r"libcudart\.so\.13: cannot open") as caught:
+        on_ray(make_job(corpus, tmp_path / "out", "actors.count=1"))
+    assert "\n" not in str(caught.value)
+
+
 def test_too_many_actors_are_refused_at_once(
     ray_local: Any, corpus: Path, make_job: Callable[..., ScoreJob], tmp_path: Path
 ) -> None:
@@ -232,19 +344,23 @@ def test_a_corrupt_file_is_set_aside_and_the_rest_is_there(
 def test_a_run_of_which_nothing_is_heard_is_stopped(
     ray_local: Any, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    from ray_mlc.runtime.ray_data import Pulse, Watch
+    from ray_mlc.runtime.interrupt import Stop
+    from ray_mlc.runtime.pulse import SCORING, Reporter, Watch, start_pulse
 
-    pulse = ray_local.remote(num_cpus=0)(Pulse).remote()
-    ray_local.get(pulse.beat.remote(7))
+    pulse = start_pulse()
+    reporter = Reporter(pulse)
+    reporter.ready()
+    reporter.beat(7)
+    assert reporter.enter("a.parquet from row 0", SCORING) == (False, 0)
     heard: list[int] = []
     # a process in the background of a script ignores Ctrl-C
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    watch = Watch(pulse, 3.0, heard.append)
+    watch = Watch(pulse, 3.0, heard.append, Stop())
     try:
         with pytest.raises(KeyboardInterrupt):
             threading.Event().wait(60)  # as the driver waits for receipts that do not come
     finally:
         watch.close()
         signal.signal(signal.SIGINT, before)
-    assert watch.stuck_in == "scoring or writing"
+    assert watch.stuck_in == "scoring a.parquet from row 0"
     assert heard == [7]

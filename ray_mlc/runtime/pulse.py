@@ -1,0 +1,183 @@
+"""What goes on in a run on Ray: signs of life, what is in flight, and what kills its process.
+
+Receipts tell the driver what is committed, but a unit can take minutes. An actor without state that
+matters, the pulse, is told about each block as it goes through the stages; the driver's watch asks
+it every second. If the pulse is lost, nothing but these comforts is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from ray_mlc.runtime.interrupt import Stop
+
+READING, SCORING, WRITING = "reading", "scoring", "writing"
+ANSWER_S = 30.0
+"""Longest wait for an answer of the pulse, which may just be moving to another node."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the pulse knows."""
+
+    events: int = 0
+    """Reports so far: more of them are a sign of life."""
+    rows: int = 0
+    """Rows that have been through the model."""
+    actors: int = 0
+    """Actors that have said that they are ready."""
+    in_flight: int = 0
+    """Blocks between the start of their scoring and their commit."""
+    oldest: str = ""
+    """Stage and name of the block that has been in its stage for longest."""
+
+
+class Pulse:
+    """The actor's class; see the module."""
+
+    def __init__(self) -> None:
+        """Nothing has happened yet."""
+        self._events = self._rows = self._actors = 0
+        self._stopping = False
+        self._stages: dict[str, str] = {}
+        self._attempts: dict[str, int] = {}
+
+    def ready(self) -> None:
+        """An actor has loaded its model."""
+        self._events += 1
+        self._actors += 1
+
+    def beat(self, rows: int) -> None:
+        """An actor has scored some more rows."""
+        self._events += 1
+        self._rows += rows
+
+    def enter(self, name: str, stage: str) -> tuple[bool, int]:
+        """A block enters a stage: whether to drop it, and how often its scoring was begun before.
+
+        The count starts again when the scoring ends, so it is of processes that died over it.
+        """
+        self._events += 1
+        self._stages.pop(name, None)  # the newest goes last
+        self._stages[name] = stage
+        attempts = self._attempts.get(name, 0)
+        if stage == SCORING:
+            self._attempts[name] = attempts + 1
+        else:
+            self._attempts.pop(name, None)
+        return self._stopping, attempts
+
+    def leave(self, name: str) -> None:
+        """A block is committed, or a unit of it scored on its own."""
+        self._events += 1
+        self._stages.pop(name, None)
+        self._attempts.pop(name, None)
+
+    def stop(self) -> None:
+        """Whoever asks from now on is told to drop its block."""
+        self._stopping = True
+
+    def state(self) -> State:
+        """See `State`."""
+        flying = [name for name, stage in self._stages.items() if stage != READING]
+        oldest = next(iter(self._stages.items()), ("", ""))
+        return State(
+            self._events, self._rows, self._actors, len(flying), f"{oldest[1]} {oldest[0]}".strip()
+        )
+
+
+class Reporter:
+    """A process's way to the pulse; does without where the pulse does not answer."""
+
+    def __init__(self, pulse: Any) -> None:
+        """Take note of the actor's handle."""
+        self._pulse = pulse
+
+    def ready(self) -> None:
+        """See `Pulse.ready`."""
+        self._pulse.ready.remote()
+
+    def beat(self, rows: int) -> None:
+        """See `Pulse.beat`."""
+        self._pulse.beat.remote(rows)
+
+    def enter(self, name: str, stage: str) -> tuple[bool, int]:
+        """See `Pulse.enter`."""
+        with suppress(ray.exceptions.RayError):
+            answer: tuple[bool, int] = ray.get(
+                self._pulse.enter.remote(name, stage), timeout=ANSWER_S
+            )
+            return answer
+        return False, 0
+
+    def leave(self, name: str) -> None:
+        """See `Pulse.leave`."""
+        self._pulse.leave.remote(name)
+
+
+def start_pulse() -> Any:
+    """Start the actor beside the driver, where it lives as long as the run."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(scheduling_strategy=here, **options)(Pulse).remote()
+
+
+class Watch:
+    """The driver's thread that asks the pulse: passes on progress, ends stuck and stopped runs."""
+
+    def __init__(
+        self, pulse: Any, timeout_s: float, scored: Callable[[int], None], stop: Stop
+    ) -> None:
+        """Begin to watch; the clock starts now."""
+        self._pulse, self._timeout_s, self._scored, self._stop = pulse, timeout_s, scored, stop
+        self._closed = threading.Event()
+        self._alive_s = time.monotonic()
+        self.stuck_in: str | None = None
+        """The stage that was waited for too long."""
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread.start()
+
+    def alive(self) -> None:
+        """Note a sign of life."""
+        self._alive_s = time.monotonic()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+        self._thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        seen, told = State(), False
+        while not self._closed.wait(0.5 if self._stop.requested else 1.0):
+            before = seen
+            with suppress(ray.exceptions.RayError):
+                if self._stop.requested and not told:
+                    self._pulse.stop.remote()
+                    told = True
+                seen = ray.get(self._pulse.state.remote(), timeout=5)
+                if seen != before:
+                    self.alive()
+                    self._scored(seen.rows)
+            drained = told and not seen.in_flight and seen == before
+            if drained or self._stop.overdue:
+                self._stop.now()
+                return
+            if time.monotonic() - self._alive_s > self._timeout_s:
+                self.stuck_in = self._stage(seen)
+                self._stop.now()
+                return
+
+    @staticmethod
+    def _stage(seen: State) -> str:
+        if not seen.actors:
+            return "starting the actors"
+        return seen.oldest or "waiting for work"

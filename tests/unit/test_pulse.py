@@ -1,0 +1,60 @@
+"""What the driver can know of a run between two receipts."""
+
+from __future__ import annotations
+
+from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Pulse, State, Watch
+
+
+def test_a_block_is_in_flight_from_its_scoring_to_its_commit() -> None:
+    pulse = Pulse()
+    pulse.enter("a", READING)
+    pulse.enter("b", READING)
+    assert pulse.state().in_flight == 0
+    assert pulse.state().oldest == "reading a"
+    pulse.enter("a", SCORING)
+    assert (pulse.state().in_flight, pulse.state().oldest) == (1, "reading b")
+    pulse.enter("b", SCORING)
+    pulse.enter("a", WRITING)
+    assert (pulse.state().in_flight, pulse.state().oldest) == (2, "scoring b")
+    pulse.leave("a")
+    pulse.leave("b")
+    assert (pulse.state().in_flight, pulse.state().oldest) == (0, "")
+
+
+def test_only_scorings_that_did_not_end_count_as_deaths() -> None:
+    pulse = Pulse()
+    assert pulse.enter("a", SCORING) == (False, 0)
+    assert pulse.enter("a", SCORING) == (False, 1)
+    assert pulse.enter("a", SCORING) == (False, 2)
+    pulse.enter("a", WRITING)
+    # its scored block was lost with a node, and is made again
+    assert pulse.enter("a", SCORING) == (False, 0)
+
+
+def test_after_a_stop_whoever_asks_is_told_to_drop_its_block() -> None:
+    pulse = Pulse()
+    assert pulse.enter("a", SCORING) == (False, 0)
+    pulse.stop()
+    assert pulse.enter("b", SCORING)[0]
+    assert pulse.enter("a", WRITING)[0]  # a writer does not ask: what is scored is committed
+
+
+def test_every_report_is_a_sign_of_life() -> None:
+    pulse = Pulse()
+    seen = [pulse.state()]
+    for report in (
+        pulse.ready,
+        lambda: pulse.beat(5),
+        lambda: pulse.enter("a", SCORING),
+        lambda: pulse.leave("a"),
+    ):
+        report()
+        seen.append(pulse.state())
+    assert len({state.events for state in seen}) == len(seen)
+    assert seen[-1] == State(events=4, rows=5, actors=1)
+
+
+def test_the_stuck_stage_is_named() -> None:
+    assert Watch._stage(State()) == "starting the actors"
+    assert Watch._stage(State(actors=1, oldest="scoring a from row 7")) == "scoring a from row 7"
+    assert Watch._stage(State(actors=1)) == "waiting for work"
