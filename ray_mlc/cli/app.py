@@ -330,20 +330,23 @@ def score(
 
 def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
     from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.score import find_inputs
+    from ray_mlc.runtime.score import Backend, find_inputs
     from ray_mlc.runtime.score import score as run_score
-    from ray_mlc.runtime.session import ray_session
 
-    display = Display(quiet=quiet)
-    inputs = find_inputs(spec)  # a typo should not cost a start of Ray
+    inputs = find_inputs(spec)  # a typo should not cost an import of Ray
+    backend: Backend
     if local:
         from ray_mlc.runtime.local import LocalBackend
 
-        return run_score(spec, LocalBackend(), display, inputs=inputs, **options)
-    with ray_session(spec.ray.address):
+        backend = LocalBackend()
+    else:
+        from ray_mlc.runtime.session import set_environment
+
+        set_environment()
         from ray_mlc.runtime.ray_data import RayBackend
 
-        return run_score(spec, RayBackend(spec), display, inputs=inputs, **options)
+        backend = RayBackend(spec)
+    return run_score(spec, backend, Display(quiet=quiet), inputs=inputs, **options)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ray_mlc.errors import RayMlcError
@@ -150,26 +151,39 @@ def _ray(address: str | None) -> Check:
 
 
 def _output(output: str) -> Check:
+    """Try what a run rests on: whole replacement, exclusive creation, conditional update."""
     storage = open_storage(output)
     name = f"_ray_mlc/doctor-{uuid.uuid4().hex}"
-    storage.put(name, b"doctor")
+
+    def fails(what: str) -> Check:
+        return Check("output", "fails", f"{output}: {what}")
+
     try:
-        if storage.read(name) != b"doctor":
-            return Check("output", "fails", f"{output}: what was written reads back differently")
-        if storage.create(name, b"again"):
-            return Check(
-                "output", "fails", f"{output}: create-if-absent overwrites: unsafe for two writers"
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            created = list(pool.map(lambda n: storage.create(name, b"%d" % n), range(8)))
+        if sum(created) != 1:
+            return fails(
+                f"{sum(created)} of 8 exclusive creations of one file succeeded, expected 1: two "
+                "runs would not see each other; make sure that only one runs, and give --no-lease"
             )
+        storage.put(name, b"doctor")
+        if storage.read(name) != b"doctor":
+            return fails("what was replaced reads back differently")
+        if storage.update(name, b"again", expected=b"other"):
+            return fails("a conditional update overwrites what it should not")
+        if not storage.update(name, b"again", expected=b"doctor"):
+            return fails("a conditional update is refused although nothing has changed")
         if name not in {info.path for info in storage.list("_ray_mlc")}:
             return Check("output", "warning", f"{output}: listings lag behind writes")
     finally:
         storage.delete(name)
+    proven = "replaces whole files, creates exclusively"
     path = local_path(output)
-    if path is not None:
-        free = shutil.disk_usage(path).free
-        state = "ok" if free >= MIN_FREE_DISK else "warning"
-        return Check("output", state, f"{output}: writable, {free / 2**30:.1f} GiB free")
-    return Check("output", "ok", f"{output}: writable")
+    if path is None:
+        return Check("output", "ok", f"{output}: writable, {proven}")
+    free = shutil.disk_usage(path).free
+    state = "ok" if free >= MIN_FREE_DISK else "warning"
+    return Check("output", state, f"{output}: writable, {proven}, {free / 2**30:.1f} GiB free")
 
 
 def _model(model: str) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ from ray_mlc.scoring.parts import Receipt
 
 class LocalBackend:
     """Every step in this process, one read after the other."""
+
+    def start(self) -> AbstractContextManager[None]:
+        """See `Backend.start`."""
+        return nullcontext()
 
     def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
         """See `Backend.resolve`."""

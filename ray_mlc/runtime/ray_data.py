@@ -37,7 +37,13 @@ from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Reporter, Watch, start_pulse
 from ray_mlc.runtime.ray_private import map_whole_blocks
 from ray_mlc.runtime.score import ScoreStep, TokenizeStep, Work
-from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources, places
+from ray_mlc.runtime.session import (
+    NodeResources,
+    cluster_nodes,
+    free_resources,
+    places,
+    ray_session,
+)
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt, split_units
 from ray_mlc.scoring.score import scored_schema, set_aside
@@ -256,15 +262,23 @@ def _write(scored: pa.Table, work: Work, reporter: Reporter) -> pa.Table:
 
 
 class RayBackend:
-    """The connected Ray cluster; see `session.ray_session`."""
+    """Ray Data: on the cluster that the job names, or on the Ray that is connected already."""
 
     def __init__(self, job: ScoreJob) -> None:
-        """Size the pool once, while nothing of ours runs yet.
+        """Take note of the job; nothing is started here."""
+        self._job = job
+        self.plan: ActorPlan
+
+    @contextmanager
+    def start(self) -> Iterator[None]:
+        """See `Backend.start`: connect, and size the pool once, while nothing of ours runs yet.
 
         Raises:
-            ResourceError: If the cluster is too small for what the job asks.
+            ResourceError: If the cluster does not answer, or is too small for what the job asks.
         """
-        self.plan = self._plan(job)
+        with ray_session(self._job.ray.address):
+            self.plan = self._plan(self._job)
+            yield
 
     @staticmethod
     def _plan(job: ScoreJob) -> ActorPlan:

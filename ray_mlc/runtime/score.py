@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -153,6 +153,9 @@ class ScoreStep:
 class Backend(Protocol):
     """Where the work is done."""
 
+    def start(self) -> AbstractContextManager[None]:
+        """Make ready for a block; entered when the lease is held, because it may cost a while."""
+
     def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
         """Turn every `auto` of the engine into a fact, on the hardware that will score."""
 
@@ -242,13 +245,14 @@ def score(
         if use_lease
         else nullcontext()
     )
-    with held as lease:
+    with held as lease, ExitStack() as stack:
+        ready = _Ready(backend, stack)
         with display.stage("plan", None, "footers") as stage:
             run, pending, notes = open_run(
                 job,
                 folder,
                 inputs.listing,
-                lambda model: backend.resolve(model, job),
+                lambda model: ready().resolve(model, job),
                 add_new=add_new,
                 progress=lambda *_: stage.advance(1),
             )
@@ -260,7 +264,8 @@ def score(
             return run.summary
         tally = Tally(run, pending)
         work = Work.of(run, folder, holder=lease.token if lease is not None else None)
-        _work_off(tally, work, pending, job, backend, display, lease)
+        if len(pending):
+            _work_off(tally, work, pending, job, ready(), display, lease)
         return finish_run(
             run,
             tally,
@@ -268,6 +273,21 @@ def score(
             seconds=time.monotonic() - started,
             check=lease.check if lease is not None else lambda: None,
         )
+
+
+@dataclass
+class _Ready:
+    """A backend that is started when it is first needed, and ends with the stack."""
+
+    backend: Backend
+    stack: ExitStack
+    started: bool = False
+
+    def __call__(self) -> Backend:
+        if not self.started:
+            self.stack.enter_context(self.backend.start())
+            self.started = True
+        return self.backend
 
 
 def _work_off(
@@ -289,8 +309,6 @@ def _work_off(
     )
     if before:
         display.say(f"continuing: {before:,} rows are done already")
-    if not len(pending):
-        return
     run.storage.delete(SUCCESS_FILE)  # of a finished run from which parts were deleted
     reads = plan_reads(run, pending, job, actors=backend.actors(job))
     with (

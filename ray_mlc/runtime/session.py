@@ -30,6 +30,20 @@ class NodeResources:
     gpus: float
 
 
+def set_environment(*, quiet: bool = True) -> None:
+    """Tell Ray what it reads from the environment, some of it when it is imported.
+
+    Called by commands, not at import: whoever imports this keeps their environment.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if quiet:
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        # Ray's C++ side writes to the terminal past every logger
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
 @contextmanager
 def ray_session(
     address: str | None = None, *, num_cpus: int | None = None, quiet: bool = True
@@ -48,14 +62,7 @@ def ray_session(
         ResourceError: If the cluster does not answer.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
-    # set on call, not at import: whoever imports this keeps their environment
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    if quiet:
-        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-        # Ray's C++ side writes to the terminal past every logger
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    set_environment(quiet=quiet)
     import ray
 
     if ray.is_initialized():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from ray_mlc.corpus import listing
 from ray_mlc.corpus.listing import InputFile, list_corpus
-from ray_mlc.errors import DataError
+from ray_mlc.errors import DataError, StorageError
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -57,7 +60,7 @@ def test_a_file_is_its_folder_with_one_file(tmp_path: Path) -> None:
     [
         ("*.parquet", ["a.parquet"]),
         ("*/*.parquet", ["x/b.parquet", "y/c.parquet"]),
-        ("?/b.parquet", ["b.parquet"]),
+        ("?/b.parquet", ["x/b.parquet"]),
         ("[xy]/*.parquet", ["x/b.parquet", "y/c.parquet"]),
         ("x/**/*.parquet", ["b.parquet", "deep/er/d.parquet"]),
         (
@@ -83,6 +86,25 @@ def test_a_list_is_rooted_at_the_longest_common_folder(tmp_path: Path) -> None:
         "2027/b.parquet",
         "2027/c.parquet",
     ]
+
+
+def test_the_root_follows_from_what_was_written_not_from_what_matches(tmp_path: Path) -> None:
+    touch(tmp_path, "n/01/a.parquet")
+    pattern = str(tmp_path / "n/*/*.parquet")
+    listed = [str(tmp_path / "n/*/a.parquet"), str(tmp_path / "n/*/b*.parquet")]
+    touch(tmp_path, "n/01/b.parquet")
+    before = [list_corpus(pattern), list_corpus(listed)]
+    touch(tmp_path, "n/02/b.parquet")  # tomorrow
+    after = [list_corpus(pattern), list_corpus(listed)]
+    for one, other in zip(before, after, strict=True):
+        assert one.root == other.root == str(tmp_path / "n")
+        assert set(one.files) < set(other.files)
+
+
+def test_a_file_is_no_folder_for_a_glob(tmp_path: Path) -> None:
+    touch(tmp_path, "a.parquet")
+    with pytest.raises(DataError, match="no file matches"):
+        list_corpus(str(tmp_path / "a.parquet/*"))
 
 
 def test_a_file_named_twice_is_there_once(tmp_path: Path) -> None:
@@ -161,6 +183,18 @@ def test_an_input_with_nothing_to_read_is_refused(tmp_path: Path, path: str, sai
     with pytest.raises(DataError) as caught:
         list_corpus(str(tmp_path / path))
     assert str(caught.value) == f"{tmp_path / path}: {said}"
+
+
+def test_a_folder_that_cannot_be_listed_is_the_storages_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def get_file_info(self, _: object) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(listing, "filesystem_of", lambda uri: (Refusing(), uri))
+    with pytest.raises(StorageError, match=r"cannot be listed .*Permission denied"):
+        list_corpus(str(tmp_path))
 
 
 def test_paths_on_different_stores_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from ray_mlc.corpus.rows import BLOCK_FAULT, BLOCK_UNIT_FIRST, BLOCK_UNIT_ROWS, SOURCE_TYPE
+from ray_mlc.errors import LeaseError
 from ray_mlc.labels import LabelSet
+from ray_mlc.scoring.lease import hold_lease
 from ray_mlc.scoring.parts import (
+    BLOCK_ERROR,
     BLOCK_PADDED,
     CommitSpec,
     OutputSpec,
@@ -120,6 +124,9 @@ def scored_block(*units: tuple[str, int, int], fault_at: int | None = None) -> p
                     BLOCK_UNIT_ROWS: pa.array([rows] * count, pa.int32()),
                     BLOCK_FAULT: pa.array([fault] * count, pa.string()),
                     BLOCK_PADDED: pa.array([0] * count, pa.int64()),
+                    BLOCK_ERROR: pa.array(["it broke"] * (rows // 3) + [None] * count).slice(
+                        0, count
+                    ),
                 }
             )
         )
@@ -161,11 +168,22 @@ def test_the_footer_says_which_run_and_unit_a_part_is(spec: CommitSpec) -> None:
     assert receipt.bytes == Path(f"{spec.storage.uri}/{receipt.part}").stat().st_size
 
 
+def test_a_writer_without_its_lease_commits_nothing(spec: CommitSpec) -> None:
+    with hold_lease(spec.storage, expiry_s=30) as lease:
+        mine = replace(spec, holder=lease.token)
+        commit_parts(scored_block(("a.parquet", 0, 3)), mine)
+        with hold_lease(spec.storage, expiry_s=30, take_over=True):
+            with pytest.raises(LeaseError, match="taken over"):
+                commit_parts(scored_block(("b.parquet", 0, 3)), mine)
+            assert "b/000000000000.parquet" not in written(spec)
+
+
 def test_a_receipt_counts_what_the_part_holds(spec: CommitSpec) -> None:
     (receipt,) = commit_parts(scored_block(("z.parquet", 0, 3)), spec)
     assert (receipt.rows, receipt.labels, receipt.truncated) == (3, 3, 3)
     assert (receipt.tokens, receipt.real_tokens) == (21, 15)  # cut to 5 tokens each
     assert receipt.statuses == {"ok": 3}
+    assert receipt.errors == {"it broke": 1}
     assert Receipt.from_json(receipt.to_json()) == receipt
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -11,15 +12,17 @@ from typing import Any
 
 import pytest
 
-from ray_mlc.errors import ConfigError, DataError, StorageError
+from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.errors import ConfigError, DataError, StorageError, first_line, redact
 from ray_mlc.storage import (
     LocalStorage,
     filesystem_of,
     join,
     local_path,
     open_storage,
-    remove_stale,
+    refuse_credentials,
     scheme_of,
+    sweep,
 )
 
 
@@ -68,6 +71,10 @@ def test_put_syncs_the_content_before_the_name_and_the_folder_after(
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(Path, "replace", noting_replace)
     storage.put("a/part", b"x")
+    # the output, its scratch and `a` are new: that they are there must survive as well
+    assert events == ["folder"] * 3 + ["content", "folder", "name", "folder"]
+    events.clear()
+    storage.put("a/other", b"x")
     assert events == ["content", "name", "folder"]
 
 
@@ -187,15 +194,224 @@ def test_reading_a_folder_is_an_error_of_ours(storage: LocalStorage) -> None:
         storage.delete("a")
 
 
-def test_stale_temporary_files_are_removed_and_nothing_else(storage: LocalStorage) -> None:
+def test_a_sweep_removes_all_below_a_folder_and_nothing_else(storage: LocalStorage) -> None:
+    for name in ("part", "_ray_mlc/tmp/a.tmp", "_ray_mlc/tmp/deep/b.tmp", "_ray_mlc/tmpfile"):
+        storage.put(name, b"x")
+    assert sweep(storage, "_ray_mlc/tmp") == 2
+    assert files_below(storage) == {"part", "_ray_mlc/tmpfile"}
+    assert sweep(storage, "_ray_mlc/tmp") == 0
+
+
+@pytest.mark.parametrize("verb", ["put", "create"])
+def test_a_temporary_file_that_is_swept_away_is_written_again(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    writes = 0
+    write = LocalStorage._write_temporary
+
+    def swept(self: LocalStorage, data: bytes) -> Path:
+        nonlocal writes
+        writes += 1
+        temporary = write(self, data)
+        if writes < 3:
+            sweep(self, "_ray_mlc/tmp")
+        return temporary
+
+    monkeypatch.setattr(LocalStorage, "_write_temporary", swept)
+    assert getattr(storage, verb)("a/part", b"x") in (None, True)
+    assert writes == 3
+    assert files_below(storage) == {"a/part"}
+
+
+def test_a_temporary_file_that_always_vanishes_is_an_error(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = LocalStorage._write_temporary
+
+    def swept(self: LocalStorage, data: bytes) -> Path:
+        temporary = write(self, data)
+        temporary.unlink()
+        return temporary
+
+    monkeypatch.setattr(LocalStorage, "_write_temporary", swept)
+    for verb in ("put", "create"):
+        with pytest.raises(StorageError, match="part: cannot write"):
+            getattr(storage, verb)("part", b"x")
+    assert files_below(storage) == set()
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE])
+def test_a_rename_whose_answer_was_lost_is_a_commit(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    replace = Path.replace
+
+    def repeated(path: Path, target: Path) -> Path:
+        replace(path, target)  # made on the server; the client asks again and is refused
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "replace", repeated)
     storage.put("part", b"x")
-    for name in ("old-1", "old-2", "young"):
-        storage.put(f"_ray_mlc/tmp/{name}.tmp", b"half")
-    for name in ("part", "_ray_mlc/tmp/old-1.tmp", "_ray_mlc/tmp/old-2.tmp"):
-        os.utime(Path(storage.uri) / name, (0, 0))
-    assert remove_stale(storage, "_ray_mlc/tmp") == 2
-    # a young one may belong to a writer that is at work
-    assert files_below(storage) == {"part", "_ray_mlc/tmp/young.tmp"}
+    assert storage.read("part") == b"x"
+    assert files_below(storage) == {"part"}
+
+
+def test_a_link_whose_answer_was_lost_is_ours(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def repeated(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(os, "link", repeated)
+    assert storage.create("run.json", b"x")
+    monkeypatch.undo()
+    # the same content does not make it ours: a file of somebody else's has one link
+    assert not storage.create("run.json", b"x")
+    assert files_below(storage) == {"run.json"}
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
+def test_without_hard_links_an_object_is_still_made_only_once(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert storage.create("a/run.json", b"first")
+    assert not storage.create("a/run.json", b"second")
+    assert storage.read("a/run.json") == b"first"
+    assert files_below(storage) == {"a/run.json"}
+    syncs = iter([False, True])  # the temporary file's, the target's
+
+    def full(descriptor: int) -> None:
+        if not Path(f"/proc/self/fd/{descriptor}").readlink().is_dir() and next(syncs):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        storage.create("a/other.json", b"x")
+    assert files_below(storage) == {"a/run.json"}
+
+
+def test_an_update_wants_the_content_that_was_read(storage: LocalStorage) -> None:
+    assert not storage.update("lease", b"1", expected=b"")
+    storage.put("lease", b"1")
+    assert not storage.update("lease", b"3", expected=b"2")
+    assert storage.read("lease") == b"1"
+    assert storage.update("lease", b"2", expected=b"1")
+    assert storage.read("lease") == b"2"
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.EACCES, "permission denied: give this user the right"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.ENOSPC, "the disk is full"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_an_error_with_a_remedy(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    mkdir = Path.mkdir
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == "new":
+            raise OSError(code, os.strerror(code))
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    for verb in ("put", "create"):
+        with pytest.raises(StorageError, match=remedy):
+            getattr(storage, verb)("new/part", b"x")
+    assert files_below(storage) == set()
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_of_ours(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put("a/part", b"x")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if Path(path).name == "a":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match="a: cannot list: permission denied"):
+        list(storage.list())
+
+
+SECRET = "wJalrXUtnFEMIK7MDENG/bPxRfiCYEXAMPLEKEY"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://AKIA:{SECRET}@bucket/key",
+        "s3://anonymous@bucket/key",
+        f"s3://bucket/key?access_key=AKIA&secret_key={SECRET}",
+        f"az://container/key?sv=2024&sig={SECRET}",
+        f"https://user:{SECRET}@host/x",
+        f"s3://bucket/key?X-Amz-Signature={SECRET}",
+    ],
+)
+def test_a_location_with_credentials_is_refused_without_repeating_them(uri: str) -> None:
+    for use in (refuse_credentials, open_storage, filesystem_of):
+        with pytest.raises(ConfigError, match="carries credentials") as caught:
+            use(uri)
+        assert SECRET not in str(caught.value)
+        assert "AKIA" not in str(caught.value).replace("AWS_ACCESS_KEY_ID", "")
+    for tree in ({"input": uri}, {"output": uri}, {"input": [uri]}, {"input": {"path": [1, uri]}}):
+        options = {"model": "m", "input": "i", "output": "o", **tree}
+        with pytest.raises(ConfigError) as caught:
+            load_job(ScoreJob, options=options)
+        assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a?b/*.parquet",
+        "s3://bucket/date=2026-11-20/x@y",
+        "abfss://container@account.dfs.core.windows.net/key",
+        "hf://datasets/user/name@main/data",
+        "/local/a:b@c",
+        "relative?x=1",
+    ],
+)
+def test_a_location_without_credentials_is_not_refused(uri: str) -> None:
+    refuse_credentials(uri)
+
+
+def test_no_secret_stays_in_the_text_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("HF_TOKEN", "x")  # no word of one letter is redacted
+    quoted = SECRET.replace("/", "%2F")
+    text = (
+        f"GET http://user:pa@127.0.0.1:5000/b?X-Amz-Credential=AKIA%2F20&X-Amz-Signature=0a1b&n=1 "
+        f"with {SECRET} and {quoted} x"
+    )
+    assert first_line(OSError(text)) == (
+        "GET http://***@127.0.0.1:5000/b?X-Amz-Credential=***&X-Amz-Signature=***&n=1 "
+        "with *** and *** x"
+    )
+    assert redact("http://127.0.0.1:5000/b/a@b") == "http://127.0.0.1:5000/b/a@b"
+
+
+def test_an_object_store_travels_as_its_location_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    pickled = pickle.dumps(open_storage("s3://bucket/a folder/50%25"))
+    assert b"AKIA" not in pickled
+    assert SECRET.encode() not in pickled
+    assert pickle.loads(pickled).uri == "s3://bucket/a folder/50%25"
 
 
 @pytest.mark.parametrize(
