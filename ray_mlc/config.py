@@ -9,7 +9,9 @@ never the whole job.
 from __future__ import annotations
 
 import difflib
+import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,12 +28,16 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from ray_mlc.errors import ConfigError, redact
+from ray_mlc.errors import ConfigError, first_line, redact
 from ray_mlc.storage import refuse_credentials
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "ms": 0.001}
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 120
 
 
 def parse_size(value: object) -> object:
@@ -41,7 +47,10 @@ def parse_size(value: object) -> object:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
     if match is None or match[2].upper() not in _SIZE_UNITS:
         raise ValueError("expected a size such as 64MiB, 1GB or 4096")
-    return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
+    size = float(match[1]) * _SIZE_UNITS[match[2].upper()]
+    if not math.isfinite(size):
+        raise ValueError("expected a size such as 64MiB, 1GB or 4096")
+    return int(size)
 
 
 def parse_duration(value: object) -> object:
@@ -54,9 +63,9 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * _TIME_UNITS[match[2]]
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
-Share = Annotated[float, Field(ge=0)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=2**63)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -123,7 +132,7 @@ class OutputConfig(Section):
     format: Literal["auto", "wide", "sparse", "dense"] = "auto"
     """`wide`: a float32 column per label; `sparse`: the best scores as a list; `dense`: all scores
     as one float16 list; `auto`: wide up to 64 labels, sparse above."""
-    k: int = Field(default=256, ge=1)
+    k: int = Field(default=256, ge=1, lt=2**31)
     """Most labels stored per row in the sparse form."""
     floor: float = Field(default=0.01, ge=0, lt=1)
     """Smallest score stored in the sparse form."""
@@ -138,7 +147,7 @@ class OutputConfig(Section):
 class UnitsConfig(Section):
     """How large the pieces are that are committed and retried as one."""
 
-    rows: int = Field(default=16_384, ge=1)
+    rows: int = Field(default=16_384, ge=1, lt=2**31)
     """Most rows of a unit."""
     bytes: Size = 64 * 2**20
     """Most decoded bytes of a unit, over the columns that are read."""
@@ -372,8 +381,20 @@ _YamlLoader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> object:
-    """The value that YAML `text` stands for."""
-    return yaml.load(text, Loader=_YamlLoader)
+    """The value that YAML `text` stands for.
+
+    Raises:
+        yaml.YAMLError: Also where PyYAML lets other errors through: a date such as 2026-99-99, a
+            number of more digits than Python reads, text after a tag that does not fit it, and
+            nesting deeper than Python's stack.
+    """
+    try:
+        return yaml.load(text, Loader=_YamlLoader)
+    except RecursionError:
+        problem = "nested too deep"
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        problem = f"a value cannot be read ({first_line(error)})"
+    raise yaml.MarkedYAMLError(problem=problem)
 
 
 def load_job(
@@ -494,8 +515,17 @@ def describe(error: ValidationError, kind: type[BaseModel]) -> str:
             if all(item["type"] == "literal_error" for item in fitting):
                 fitting = branches
             said = [_expectation(item) for item in fitting]
-            text = f"{dotted} is {problem['input']!r}: expected {' or '.join(dict.fromkeys(said))}"
+            shown = _shown(problem["input"])
+            text = f"{dotted} is {shown}: expected {' or '.join(dict.fromkeys(said))}"
     return redact(text.replace("\n", " "))
+
+
+def _shown(value: object) -> str:
+    """A value for an error text; a file may hold one that is huge, or contains itself."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of very many digits"
 
 
 def _same_value(one: ErrorDetails, other: ErrorDetails) -> bool:

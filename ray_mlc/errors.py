@@ -48,13 +48,20 @@ SECRET_PARAMETER = re.compile(
     re.IGNORECASE,
 )
 """A parameter of a URL that grants access, and its value."""
-_USER_INFO = re.compile(r"(://)[^\s@/:]+:(?!\d+/)[^\s@]+(@)")
+LONGEST = 590
+"""Characters of a message: what is wrong stands at its beginning, what to do at its end."""
+SECRET_USER_INFO = re.compile(r"(://)[^\s@/:]+:(?!\d+/)[^\s@]+(@)")
+"""A name and a password before the host of a URL."""
 
 
 class RayMlcError(Exception):
     """Base of all errors that `ray_mlc` raises on purpose."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        """Take a message; names of files and columns in it may hold anything."""
+        super().__init__(_as_line(message))
 
 
 class UsageError(RayMlcError):
@@ -109,6 +116,14 @@ class InterruptedRunError(RayMlcError):
     exit_code = 130
 
 
+def _as_line(message: str) -> str:
+    """A message without line breaks and other marks that do not print; its middle cut if long."""
+    line = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in message
+    )
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 205]} … {line[-200:]}"
+
+
 def redact(text: str) -> str:
     """`text` with `***` in the place of secrets: of the environment, and of URLs."""
     for name in SECRET_VARIABLES:
@@ -116,7 +131,7 @@ def redact(text: str) -> str:
         if len(value) >= 8:  # a shorter one is a stand-in, and would be found inside of words
             text = text.replace(value, "***").replace(quote(value, safe=""), "***")
     text = SECRET_PARAMETER.sub(r"\1***", text)
-    return _USER_INFO.sub(r"\1***\2", text)
+    return SECRET_USER_INFO.sub(r"\1***\2", text)
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ written into run files and error texts.
 
 from __future__ import annotations
 
+import configparser
 import errno
 import os
 import re
@@ -32,7 +33,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from ray_mlc.errors import SECRET_PARAMETER, ConfigError, DataError, StorageError, first_line
+from ray_mlc.errors import (
+    SECRET_PARAMETER,
+    SECRET_USER_INFO,
+    ConfigError,
+    DataError,
+    StorageError,
+    first_line,
+)
 
 if TYPE_CHECKING:
     import pyarrow.fs as pa_fs
@@ -43,11 +51,21 @@ RETRY_BUDGET_S = 180.0
 """Longest time for which a request to an object store is repeated."""
 REQUEST_TIMEOUT_S = 90.0
 """Longest time of one request, its body included; a part must get through in it."""
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 15.0
 CONNECT_TIMEOUT_S = 10.0
 """Longest time until a connection stands."""
 ARROW_ATTEMPTS = 10
 """Attempts of one request when Arrow reads from S3."""
 
+_CREDENTIAL_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
+"""With any of these obstore finds credentials by itself."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _COMMIT_TRIES = 3
 _PERHAPS_DONE = (errno.ENOENT, errno.ESTALE)
@@ -118,13 +136,11 @@ def refuse_credentials(uri: str) -> None:
         ConfigError: Without the location, which would spread the secret.
     """
     authority = uri.split("://", 1)[1].split("/", 1)[0] if "://" in uri else ""
-    user, at, _ = authority.rpartition("@")
+    found = SECRET_PARAMETER.search(uri) or SECRET_USER_INFO.search(uri)
     if scheme_of(uri) in ("s3", "s3a", "gs", "gcs", "az"):
-        # no bucket has these in its name; a key with a slash in it ends the authority early
-        found = bool(at) or ":" in authority
-    else:
-        found = ":" in user  # abfs://container@account is a place
-    if found or SECRET_PARAMETER.search(uri):
+        # no bucket has these in its name; in abfs://container@account one is a place
+        found = found or re.search("[@:]", authority)
+    if found:
         raise ConfigError(
             f"a {scheme_of(uri)}:// location carries credentials: leave them out, and put them "
             "into the environment (such as AWS_ACCESS_KEY_ID) or give the node a role"
@@ -274,7 +290,7 @@ class LocalStorage:
         raise AssertionError("the last try returns or raises")
 
     def _write_temporary(self, data: bytes) -> Path:
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        _make_folder(self._scratch)
         temporary = self._scratch / f"{uuid.uuid4().hex}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -285,6 +301,10 @@ class LocalStorage:
             _discard(temporary)
             raise
         return temporary
+
+
+class _NotStoredError(StorageError):
+    """A PUT failed, and the object is as it was before: it can be repeated."""
 
 
 class ObjectStorage:
@@ -299,14 +319,14 @@ class ObjectStorage:
                 "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
                 "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
             },
-            "retry_config": {
-                "max_retries": 1000,  # the time decides
-                "retry_timeout": timedelta(seconds=RETRY_BUDGET_S),
-                "backoff": {
-                    "init_backoff": timedelta(milliseconds=100),
-                    "max_backoff": timedelta(seconds=15),
-                    "base": 2,
-                },
+        }
+        repeated = {
+            "max_retries": 1000,  # the time decides
+            "retry_timeout": timedelta(seconds=RETRY_BUDGET_S),
+            "backoff": {
+                "init_backoff": timedelta(seconds=FIRST_WAIT_S),
+                "max_backoff": timedelta(seconds=LONGEST_WAIT_S),
+                "base": 2,
             },
         }
         if scheme_of(uri) in ("s3", "s3a"):
@@ -317,10 +337,13 @@ class ObjectStorage:
                 options["client_options"]["allow_http"] = endpoint.startswith("http://")
             if region := _s3_region(_bucket_of(uri)):
                 options["region"] = region
+            options |= _shared_credentials()
         try:
             # a key is taken as it is written: a URL would end at `#`, and `%` would be decoded
             scheme, rest = self.uri.split("://", 1)
-            self._store = from_url(f"{scheme}://{quote(rest, safe='/@:')}", **options)
+            place = f"{scheme}://{quote(rest, safe='/@:')}"
+            self._store = from_url(place, retry_config=repeated, **options)
+            self._unrepeated = from_url(place, retry_config={"max_retries": 0}, **options)
         except Exception as error:  # obstore has no common base class of its errors
             raise StorageError(f"{uri}: cannot be opened ({first_line(error)})") from None
 
@@ -332,25 +355,30 @@ class ObjectStorage:
         """Objects below `prefix`, a thousand per request."""
         import obstore
 
-        try:
-            for page in obstore.list(self._store, prefix or None):
-                # the root's own marker object, as some tools make one, has no path
-                yield from (_object_info(meta) for meta in page if meta["path"])
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            raise self._error("list", prefix, error) from None
+        stream: Any = None
+        last: str | None = None
+
+        def next_page() -> Any:
+            nonlocal stream
+            if stream is None:  # also after an error: stores list in the order of names
+                stream = obstore.list(self._store, prefix or None, offset=last)
+            try:
+                return next(stream, None)
+            except BaseException:
+                stream = None
+                raise
+
+        while page := self._repeat("list", prefix, next_page, or_none=True):
+            last = page[-1]["path"]
+            # the root's own marker object, as some tools make one, has no path
+            yield from (_object_info(meta) for meta in page if meta["path"])
 
     def stat(self, path: str) -> ObjectInfo | None:
         """One object's entry; None if there is none."""
         import obstore
 
-        try:
-            return _object_info(obstore.head(self._store, path))
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            raise self._error("read", path, error) from None
+        found = self._repeat("read", path, lambda: obstore.head(self._store, path), or_none=True)
+        return None if found is None else _object_info(found)
 
     def read(self, path: str) -> bytes | None:
         """Content of an object; None if there is none."""
@@ -361,10 +389,9 @@ class ObjectStorage:
         """One PUT: an object appears whole or not at all."""
         import obstore
 
-        try:
-            obstore.put(self._store, path, data, use_multipart=False)
-        except Exception as error:
-            raise self._error("write", path, error) from None
+        self._repeat(
+            "write", path, lambda: obstore.put(self._store, path, data, use_multipart=False)
+        )
 
     def create(self, path: str, data: bytes) -> bool:
         """A conditional PUT (`If-None-Match: *`)."""
@@ -385,23 +412,43 @@ class ObjectStorage:
         """Remove the object; stores do not say whether it was there."""
         import obstore
 
-        try:
-            obstore.delete(self._store, path)
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            raise self._error("delete", path, error) from None
+        self._repeat("delete", path, lambda: obstore.delete(self._store, path), or_none=True)
 
     def _get(self, path: str) -> tuple[bytes, Any] | None:
         import obstore
 
-        try:
+        def get() -> tuple[bytes, Any]:
             found = obstore.get(self._store, path)
             return bytes(found.bytes()), found.meta
-        except FileNotFoundError:
-            return None
+
+        got: tuple[bytes, Any] | None = self._repeat("read", path, get, or_none=True)
+        return got
+
+    def _repeat(
+        self, verb: str, path: str, act: Callable[[], Any], *, or_none: bool = False
+    ) -> Any:
+        """Do what may be done twice, again after errors that may pass; None for what is absent.
+
+        obstore repeats most of it by itself, but not an answer that breaks off in its body.
+        """
+        from tenacity import (
+            Retrying,
+            retry_if_exception,
+            stop_after_delay,
+            wait_random_exponential,
+        )
+
+        try:
+            return Retrying(
+                retry=retry_if_exception(_may_pass),
+                stop=stop_after_delay(RETRY_BUDGET_S),
+                wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+                reraise=True,
+            )(act)
         except Exception as error:
-            raise self._error("read", path, error) from None
+            if or_none and _is_absent(error):
+                return None
+            raise self._error(verb, path, error) from None
 
     def _put_if(
         self, path: str, data: bytes, condition: Callable[[], Any], *, expected: bytes | None
@@ -413,32 +460,49 @@ class ObjectStorage:
         """
         import obstore
         from obstore import exceptions
+        from tenacity import (
+            Retrying,
+            retry_if_exception_type,
+            stop_after_delay,
+            wait_random_exponential,
+        )
 
-        for left in reversed(range(_COMMIT_TRIES)):
+        unknown = False
+
+        def attempt() -> bool:
+            nonlocal unknown
             mode = condition()
             if mode is None:
-                return False
+                return unknown and self.read(path) == data
             try:
-                obstore.put(self._store, path, data, mode=mode, use_multipart=False)
+                obstore.put(self._unrepeated, path, data, mode=mode, use_multipart=False)
             except (
                 exceptions.AlreadyExistsError,
                 exceptions.PreconditionError,
-                FileNotFoundError,
             ):
-                # also the answer to a PUT that was stored and repeated because its answer was lost
-                return self.read(path) == data
-            except Exception as error:
-                with suppress(StorageError):
-                    found = self.read(path)
-                    if found == data:
-                        return True
-                    if found != expected:
-                        return False
-                    if left and not isinstance(error, exceptions.PermissionDeniedError):
-                        continue
+                return unknown and self.read(path) == data
+            except FileNotFoundError as error:
+                if expected is None:  # nothing need be there but the bucket
+                    raise self._error("write", path, error) from None
+                return False
+            except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
                 raise self._error("write", path, error) from None
+            except Exception as error:
+                unknown = True
+                found = self.read(path)
+                if found == data:
+                    return True
+                if found != expected:
+                    return False
+                raise _NotStoredError(str(self._error("write", path, error))) from None
             return True
-        raise AssertionError("the last try returns or raises")
+
+        return Retrying(
+            retry=retry_if_exception_type(_NotStoredError),
+            stop=stop_after_delay(RETRY_BUDGET_S),
+            wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+            reraise=True,
+        )(attempt)
 
     def _error(self, verb: str, path: str, error: Exception) -> StorageError:
         return StorageError(f"{self.uri}/{path}: cannot {verb} ({first_line(error)})")
@@ -466,7 +530,9 @@ def filesystem_of(uri: str) -> tuple[pa_fs.FileSystem, str]:
         if scheme == "az":
             return _azure_filesystem(os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")), rest
         if scheme in ("gs", "gcs", "abfs", "abfss"):
-            return _filesystem_by_arrow(uri)
+            authority, _, key = rest.partition("/")
+            filesystem, base = _filesystem_by_arrow(f"{scheme}://{authority}")
+            return filesystem, f"{base.rstrip('/')}/{key}" if key else base
         import fsspec
 
         return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(fsspec.filesystem(scheme))), rest
@@ -500,11 +566,11 @@ def _azure_filesystem(account: str) -> pa_fs.FileSystem:
 
 
 @lru_cache(maxsize=32)
-def _filesystem_by_arrow(uri: str) -> tuple[pa_fs.FileSystem, str]:
+def _filesystem_by_arrow(store: str) -> tuple[pa_fs.FileSystem, str]:
     import pyarrow.fs as pa_fs
 
-    filesystem, path = pa_fs.FileSystem.from_uri(uri)
-    return filesystem, path
+    filesystem, base = pa_fs.FileSystem.from_uri(store)
+    return filesystem, str(base)
 
 
 def _s3_endpoint() -> str:
@@ -530,6 +596,20 @@ def _region_of_bucket(bucket: str) -> str | None:
         return None  # the first request will say what is wrong
 
 
+def _shared_credentials() -> dict[str, str]:
+    """Keys of the profile in AWS's credentials file, which Arrow reads and obstore does not."""
+    if any(os.environ.get(name) for name in _CREDENTIAL_VARIABLES):
+        return {}
+    path = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
+    parser = configparser.RawConfigParser()
+    with suppress(configparser.Error, OSError, UnicodeDecodeError):
+        parser.read(path, encoding="utf-8")
+    profile = os.environ.get("AWS_PROFILE", "default")
+    found = parser[profile] if parser.has_section(profile) else {}
+    names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    return {name.removeprefix("aws_"): found[name] for name in names if name in found}
+
+
 def _bucket_of(uri: str) -> str:
     return uri.split("://", 1)[1].split("/", 1)[0]
 
@@ -546,17 +626,6 @@ def sweep(storage: Storage, prefix: str) -> int:
     return len(paths)
 
 
-def remove_stale(storage: Storage, prefix: str, *, older_than_s: float = 3600.0) -> int:
-    """As `sweep`, but only what is older: on its way out."""
-    import time
-
-    limit = time.time() - older_than_s
-    stale = [info.path for info in storage.list(prefix) if info.modified_s < limit]
-    for path in stale:
-        storage.delete(path)
-    return len(stale)
-
-
 def existing_paths(infos: Iterable[ObjectInfo]) -> set[str]:
     """The paths of a listing."""
     return {info.path for info in infos}
@@ -571,6 +640,20 @@ def _storage_error(error: OSError, path: Path, verb: str) -> StorageError:
         errno.EROFS: "the file system is read-only",
     }.get(error.errno or 0, error.strerror or str(error))
     return StorageError(f"{path}: cannot {verb}: {remedy}")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether an error of obstore's is of a kind that a repetition can get around."""
+    from obstore import exceptions
+
+    # 4xx: the request is wrong, except for two that say "not now"
+    refused = re.search(r"status code: 4(?!08|29)", str(error))
+    return isinstance(error, exceptions.GenericError) and refused is None
+
+
+def _is_absent(error: Exception) -> bool:
+    # a listing of a bucket that is not there is no FileNotFoundError of obstore's
+    return isinstance(error, FileNotFoundError) or "status code: 404" in str(error)
 
 
 def _object_info(meta: Any) -> ObjectInfo:

@@ -14,7 +14,7 @@ from types import FrameType
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
     from ray_mlc.cli.app import app
-    from ray_mlc.errors import RayMlcError
+    from ray_mlc.errors import RayMlcError, redact
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -25,7 +25,7 @@ def main() -> None:
         if isinstance(result, int) and result:
             sys.exit(result)
     except RayMlcError as error:
-        _fail(str(error), error.exit_code)
+        _fail(redact(str(error)), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again", 130)
     except BrokenPipeError:  # `ray-mlc … | head`

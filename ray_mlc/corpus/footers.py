@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import string
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -247,7 +247,7 @@ def resolve_columns(
             )
         )
     ours = {name.casefold() for name in reserved}
-    named = [f"input_{name}" if name.casefold() in ours else name for name in wanted]
+    named = [f"input_{name}" if _is_ours(name.casefold(), ours) else name for name in wanted]
     outputs = unique_when_folded(named, taken=ours)
     kept = tuple(
         KeptColumn(name, output, types[name])
@@ -255,6 +255,11 @@ def resolve_columns(
         if name in types
     )
     return ReadSpec(root, text, kept), result
+
+
+def _is_ours(folded: str, ours: Container[str]) -> bool:
+    """Whether a case-folded name is one of the output's columns, or of a block's own."""
+    return folded in ours or folded.startswith("__ray_mlc_")
 
 
 def _check_text(

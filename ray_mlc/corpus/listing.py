@@ -18,6 +18,7 @@ from typing import Any
 from ray_mlc.errors import DataError, StorageError, first_line
 from ray_mlc.storage import ObjectStorage, filesystem_of, local_path, scheme_of
 
+_SUFFIXES = re.compile(r"(\.parquet)+$")
 _GLOB = re.compile(r"[*?\[]")
 _LISTED_BY_STORE = ("s3", "s3a", "gs", "az")
 
@@ -41,7 +42,7 @@ class InputFile:
     @property
     def part_folder(self) -> str:
         """Folder of its parts below the output: `source` without `.parquet` at any element."""
-        return "/".join(element.removesuffix(".parquet") for element in self.source.split("/"))
+        return part_folder_of(self.source)
 
     @property
     def hive_keys(self) -> dict[str, str]:
@@ -60,6 +61,11 @@ class Listing:
     """In path order."""
     hidden: tuple[str, ...]
     """Paths skipped because an element starts with `_` or `.`."""
+
+
+def part_folder_of(source: str) -> str:
+    """Folder of a file's parts: no element of it ends in `.parquet`, as only parts may."""
+    return "/".join(_SUFFIXES.sub("", element) for element in source.split("/"))
 
 
 def list_corpus(path: str | Sequence[str]) -> Listing:
@@ -146,13 +152,18 @@ def _list_filesystem(filesystem: Any, uri: str, base: str) -> dict[str, Facts]:
         if info.type == pa_fs.FileType.File:
             return {base: (info.size, info.mtime_ns or 0, "")}
         entries = filesystem.get_file_info(pa_fs.FileSelector(base, recursive=True))
+        return {
+            entry.path: (entry.size, entry.mtime_ns or 0, "")
+            for entry in entries
+            if entry.type == pa_fs.FileType.File
+        }
     except OSError as error:
         raise StorageError(f"{uri}: cannot be listed ({first_line(error)})") from None
-    return {
-        entry.path: (entry.size, entry.mtime_ns or 0, "")
-        for entry in entries
-        if entry.type == pa_fs.FileType.File
-    }
+    except UnicodeError as error:
+        raise DataError(
+            f"{uri}: the name of a file in it is not UTF-8 ({first_line(error)}): rename it, or "
+            "name the other files in a list"
+        ) from None
 
 
 def _list_store(scheme: str, base: str) -> dict[str, Facts]:

@@ -3,7 +3,8 @@
 A block carries the kept columns under their output names, `source` and `row`, and a few columns
 of its own (`BLOCK_…`) that say which unit a row belongs to and what became of its text. A unit
 that cannot be read becomes one marker row with the reason in `BLOCK_FAULT`: reading never raises
-over bad data, because Ray would drop or retry the whole task.
+over bad data, because Ray would drop or retry the whole task. Only a store that goes on failing
+ends it, because that says nothing about the data.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_mlc.corpus.footers import ReadSpec
+from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import first_line
 from ray_mlc.storage import filesystem_of
@@ -65,6 +67,9 @@ def read_block(units: Sequence[Unit], spec: ReadSpec, *, max_text_bytes: int) ->
 
     Returns:
         A table of `block_schema(spec)`: the rows of each unit in order, or its marker row.
+
+    Raises:
+        StorageError: If a remote store fails for longer than reads are repeated.
     """
     filesystem, base = filesystem_of(spec.root)
     schema = block_schema(spec)
@@ -72,7 +77,7 @@ def read_block(units: Sequence[Unit], spec: ReadSpec, *, max_text_bytes: int) ->
     for source, of_file in groupby(units, key=lambda unit: unit.source):
         todo = list(of_file)
         try:
-            with pq.ParquetFile(f"{base.rstrip('/')}/{source}", filesystem=filesystem) as file:
+            with open_parquet(filesystem, f"{base.rstrip('/')}/{source}") as file:
                 for (start, stop), of_group in groupby(
                     todo, key=lambda unit: (unit.group_start, unit.group_stop)
                 ):
@@ -210,6 +215,7 @@ def _decode(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray[tuple[int], n
     if not (
         pa.types.is_binary(column.type)
         or pa.types.is_large_binary(column.type)
+        or pa.types.is_fixed_size_binary(column.type)
         or pa.types.is_binary_view(column.type)
         or is_stringlike(column.type)
     ):

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_mlc.config import LimitsConfig
+from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import LimitError, RayMlcError, RunMismatchError, StorageError, first_line
 from ray_mlc.scoring.ledger import FAILURES_FILE, SUCCESS_FILE, SUMMARY_FILE, Run
 from ray_mlc.scoring.parts import Receipt, read_footer_key
@@ -189,13 +189,13 @@ def earlier_receipts(run: Run, positions: NDArray[np.int64]) -> Iterator[Receipt
     def read(position: int) -> Receipt:
         part = run.part_paths[position]
         try:
-            metadata = pq.read_metadata(f"{base}/{part}", filesystem=filesystem)
+            with open_parquet(filesystem, f"{base}/{part}") as file:
+                footer = read_footer_key(file.metadata)
         except (OSError, pa.ArrowException) as error:
             raise StorageError(
                 f"{run.storage.uri}/{part}: cannot be read back ({first_line(error)}): delete it "
                 "and run the same command again"
             ) from None
-        footer = read_footer_key(metadata)
         if footer is None or footer["run"] != run.digest:
             raise RunMismatchError(f"{run.storage.uri}: {part} belongs to another run")
         return Receipt(**footer["receipt"])

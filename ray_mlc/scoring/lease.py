@@ -188,8 +188,9 @@ def hold_lease(
         if _replace(storage, owner, data):
             break
     else:
-        # of two creators at least one must learn that it was not the first
-        if storage.create(LEASE_FILE, owner.to_bytes()):
+        # of two creators at least one must learn that it was not the first; with other content,
+        # or a store that failed in between would take it for the first one's, repeated
+        if storage.create(LEASE_FILE, replace(owner, token="probe").to_bytes()):
             storage.delete(LEASE_FILE)
             raise ResourceError(
                 f"{storage.uri}: the store ignores conditional writes, so two runs would not see "

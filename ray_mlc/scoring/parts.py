@@ -18,12 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ray_mlc.corpus.listing import part_folder_of
 from ray_mlc.corpus.rows import (
     BLOCK_FAULT,
     BLOCK_UNIT_FIRST,
     BLOCK_UNIT_ROWS,
     SOURCE_TYPE,
 )
+from ray_mlc.errors import first_line
 from ray_mlc.labels import LabelSet
 from ray_mlc.scoring.lease import check_holder
 from ray_mlc.storage import Storage
@@ -212,8 +214,7 @@ def commit_parts(scored: pa.Table, spec: CommitSpec) -> list[Receipt]:
     for unit in split_units(scored):
         source, first = unit["source"][0].as_py(), unit[BLOCK_UNIT_FIRST][0].as_py()
         rows = unit[BLOCK_UNIT_ROWS][0].as_py()
-        folder = "/".join(element.removesuffix(".parquet") for element in source.split("/"))
-        part = f"{folder}/{first:012d}.parquet"
+        part = f"{part_folder_of(source)}/{first:012d}.parquet"
         fault = unit[BLOCK_FAULT][0].as_py()
         if fault is not None:
             receipts.append(Receipt(source, first, rows, part, fault))
@@ -230,7 +231,13 @@ def commit_parts(scored: pa.Table, spec: CommitSpec) -> list[Receipt]:
             "unit": {"source": source, "first_row": first, "rows": rows},
             "receipt": asdict(receipt),
         }
-        data = serialize(unit.select(spec.output.schema.names), spec.output.schema, footer)
+        try:
+            data = serialize(unit.select(spec.output.schema.names), spec.output.schema, footer)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            # some values of nested types can be read by Arrow, but not written
+            reason = f"write: {first_line(error)}"
+            receipts.append(Receipt(source, first, rows, part, reason))
+            continue
         if spec.holder is not None:
             check_holder(spec.storage, spec.holder)
         spec.storage.put(part, data)
@@ -283,7 +290,12 @@ def _summarize(
 def serialize(table: pa.Table, schema: pa.Schema, footer: dict[str, Any]) -> bytes:
     """A Parquet file in memory, zstd, with the footer key."""
     metadata = {FOOTER_KEY: json.dumps(footer, ensure_ascii=False).encode()}
-    table = table.cast(schema).replace_schema_metadata(metadata)
+    # column by column: Arrow cannot cast slices of some nested types, not even to themselves
+    columns = [
+        column if column.type.equals(item.type) else column.cast(item.type)
+        for column, item in zip(table.columns, schema, strict=True)
+    ]
+    table = pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))
     sink = pa.BufferOutputStream()
     repeated = [
         name

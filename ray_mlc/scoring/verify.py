@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import first_line
 from ray_mlc.scoring.accounts import FOOTERS_AT_ONCE
 from ray_mlc.scoring.ledger import FAILURES_FILE, LEDGER, SUCCESS_FILE, Run, read_run
@@ -187,7 +188,7 @@ def _look_at(
 
     def look(part: str) -> _Found:
         try:
-            with pq.ParquetFile(f"{base.rstrip('/')}/{part}", filesystem=filesystem) as file:
+            with open_parquet(filesystem, f"{base.rstrip('/')}/{part}") as file:
                 footer, problem = read_footer_key(file.metadata), None
                 if deep and part in expected.position:
                     first = int(expected.first_U[expected.position[part]])

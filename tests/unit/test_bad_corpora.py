@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,127 @@ def test_a_corpus_of_nothing_but_faults_is_refused_at_once(
     with pytest.raises(DataError, match=r"no file could be read; a\.parquet: footer"):
         score_locally(tmp_path / "in", tmp_path / "out")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_column_that_is_called_like_one_of_a_blocks_own_is_kept_under_another_name(
+    tmp_path: Path, score_locally: ScoreLocally, read_output: ReadOutput
+) -> None:
+    columns = {"text": texts(5), "__ray_mlc_fault": range(5), "__RAY_MLC_text": ["x"] * 5}
+    write(tmp_path / "in/a.parquet", pa.table(columns))
+    score_locally(tmp_path / "in", tmp_path / "out")
+    out = read_output(tmp_path / "out")
+    assert out["input___ray_mlc_fault"].to_pylist() == list(range(5))
+    assert out["input___RAY_MLC_text"].to_pylist() == ["x"] * 5
+
+
+def test_no_folder_of_the_output_ends_in_parquet(
+    tmp_path: Path, score_locally: ScoreLocally
+) -> None:
+    write(tmp_path / "in/b.parquet.parquet/a.parquet.parquet", pa.table({"text": texts(5)}))
+    score_locally(tmp_path / "in", tmp_path / "out")
+    found = [path.relative_to(tmp_path / "out") for path in tmp_path.glob("out/**/*.parquet")]
+    assert found == [Path("b/a/000000000000.parquet")]
+
+
+def test_bytes_of_a_fixed_size_fill_a_template_like_others(
+    tmp_path: Path, score_locally: ScoreLocally
+) -> None:
+    codes = pa.array([b"abc", b"\xff\xff\xff", None], pa.binary(3))
+    write(tmp_path / "in/a.parquet", pa.table({"text": texts(3), "code": codes}))
+    summary = score_locally(
+        tmp_path / "in", tmp_path / "out", "input.text='{code}: {text}'", *ALL_ALLOWED
+    )
+    assert summary["statuses"] == {"decode_error": 1, "ok": 2}
+
+
+NULLS = pa.array(
+    [[{"y": [None] * 5}], None, [{"y": [None]}]], pa.list_(pa.struct([("y", pa.list_(pa.null()))]))
+)
+HARD_TO_COMPARE = {
+    "not a number": pa.array([float("nan"), -0.0, None]),
+    "not a number, nested": pa.array([[{"x": float("nan")}], [], None]),
+    "no UTF-8": pa.array([b"caf\xe9", b"ok", None], pa.binary()).view(pa.string()),
+    "a dictionary without UTF-8": pa.DictionaryArray.from_arrays(
+        [0, None, 1], pa.array([b"\xff", b"ok"], pa.binary()).view(pa.string())
+    ),
+    "views": pa.array(["a string of more than twelve bytes", "short", None], pa.string_view()),
+    "views of bytes": pa.array([b"\xff" * 20, b"", None], pa.binary_view()),
+    "nested lists of nothing": NULLS,
+}
+
+
+@pytest.mark.parametrize("name", HARD_TO_COMPARE)
+def test_any_kept_column_is_written_and_proven(
+    tmp_path: Path, score_locally: ScoreLocally, read_output: ReadOutput, name: str
+) -> None:
+    values = HARD_TO_COMPARE[name]
+    write(tmp_path / "in/a.parquet", pa.table({"text": texts(3), "x": values}))
+    summary = score_locally(tmp_path / "in", tmp_path / "out", "units.rows=2")
+    assert summary["rows"]["written"] == 3
+    verdict = verify(str(tmp_path / "out"), deep=True)
+    assert verdict.problems == []
+    assert verdict.rescored is not None
+    assert verdict.rescored.rows == 3
+
+
+def test_the_proof_finds_a_kept_value_that_is_another(
+    tmp_path: Path, score_locally: ScoreLocally
+) -> None:
+    for name, value in (("a", float("nan")), ("b", 1.0)):
+        folder = tmp_path / name
+        write(folder / "in/a.parquet", pa.table({"text": texts(1), "x": [value]}))
+        score_locally(folder / "in", folder / "out")
+    part = "out/a/000000000000.parquet"
+    wrong = pq.read_table(tmp_path / "a" / part)
+    wrong = wrong.set_column(0, "x", pa.array([1.0]))
+    pq.write_table(wrong, tmp_path / "a" / part)
+    assert (
+        "'x' is not what the input gives" in verify(str(tmp_path / "a/out"), deep=True).problems[0]
+    )
+
+
+def test_a_unit_that_arrow_cannot_write_is_set_aside(
+    tmp_path: Path, score_locally: ScoreLocally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_mlc.scoring import parts
+
+    real = parts.serialize
+
+    def refuse(table: pa.Table, *args: Any) -> bytes:
+        if table["row"][0].as_py() == 2:
+            raise pa.ArrowNotImplementedError("Lists with non-zero length null components")
+        return real(table, *args)
+
+    monkeypatch.setattr(parts, "serialize", refuse)
+    write(tmp_path / "in/a.parquet", pa.table({"text": texts(5)}))
+    score_locally(tmp_path / "in", tmp_path / "out", "units.rows=2", *ALL_ALLOWED)
+    (failure,) = failures(tmp_path / "out")
+    assert (failure["first_row"], failure["rows"]) == (2, 2)
+    assert failure["reason"] == "write: Lists with non-zero length null components"
+    assert verify(str(tmp_path / "out")).holds
+    monkeypatch.undo()
+    assert score_locally(tmp_path / "in", tmp_path / "out", "units.rows=2")["rows"]["written"] == 5
+
+
+def test_a_file_name_that_is_not_utf8_is_refused_in_one_line(
+    tmp_path: Path, score_locally: ScoreLocally
+) -> None:
+    write(tmp_path / "in/a.parquet", pa.table({"text": texts(5)}))
+    (tmp_path / "in/a.parquet").rename(tmp_path / "in" / os.fsdecode(b"caf\xe9.parquet"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        score_locally(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(DataError, match=r"is not UTF-8.*rename it"):
+        score_locally([str(next((tmp_path / "in").iterdir()))], tmp_path / "out")
+
+
+def test_an_error_is_one_line_whatever_a_file_is_called(
+    tmp_path: Path, score_locally: ScoreLocally
+) -> None:
+    write(tmp_path / "in/a\n\x1b[31mb.parquet", pa.table({"text": [1], "x" * 900: [1]}))
+    with pytest.raises(DataError) as caught:
+        score_locally(tmp_path / "in", tmp_path / "out")
+    assert str(caught.value).isprintable()
+    write(tmp_path / "in/c.parquet", pa.table({"text": ["x"], "x" * 900: [1]}))
+    with pytest.raises(DataError) as caught:
+        score_locally(tmp_path / "in", tmp_path / "out", "output.keep=[nope]")
+    assert len(str(caught.value)) < 600

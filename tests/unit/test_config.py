@@ -237,3 +237,74 @@ def test_a_missing_or_unreadable_job_file_is_refused(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read as a job file"):
         load_job(ScoreJob, binary)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 2026-99-99",
+        "a: !!int x",
+        "a: !!bool x",
+        "a: !!timestamp x",
+        "a: " + "9" * 5000,
+        "[" * 3000,
+        "{a: " * 2000 + "1" + "}" * 2000,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_no_yaml_library_should_trip_over_is_refused_in_one_line(
+    tmp_path: Path, text: str
+) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(text)
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_job(ScoreJob, job)
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_job(
+            ScoreJob,
+            options={"model": "m", "input": "i", "output": "o"},
+            overrides=[f"units={text}"],
+        )
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "units.bytes='" + "9" * 400 + "'",
+        "units.bytes=9223372036854775808",
+        "units.rows=2147483648",
+        "output.k=1000000000000",
+        "limits.bad_rows=.nan",
+        "limits.bad_files=.inf",
+        "lease.expiry=.inf",
+        "limits.grace='" + "9" * 400 + "h'",
+    ],
+    ids=lambda text: text[:24],
+)
+def test_a_number_that_nothing_can_count_to_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_job(
+            ScoreJob, options={"model": "m", "input": "i", "output": "o"}, overrides=[override]
+        )
+    assert override.partition("=")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "units: &a [*a]",
+        "units: &a {rows: *a}",
+        "units: 0x" + "f" * 5000,
+        "a: &a [x,x,x,x]\nb: &b [*a,*a,*a]\nc: &c [*b,*b,*b]\nd: &d [*c,*c,*c]\nunits: [*d,*d,*d]",
+        "units: " + "[" * 100 + "]" * 100,
+        "units: " + "x" * 5000,
+    ],
+    ids=lambda text: text[:24],
+)
+def test_a_value_that_is_huge_or_holds_itself_is_shown_in_short(tmp_path: Path, text: str) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("model: m\ninput: i\noutput: o\n" + text)
+    with pytest.raises(ConfigError) as caught:
+        load_job(ScoreJob, job)
+    assert len(str(caught.value)) < 600
+    assert len(str(caught.value).splitlines()) == 1

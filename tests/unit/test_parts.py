@@ -108,6 +108,7 @@ def scored_block(*units: tuple[str, int, int], fault_at: int | None = None) -> p
     for number, (source, first, rows) in enumerate(units):
         fault = "read: broken" if number == fault_at else None
         count = 1 if fault else rows
+        errors = (["it broke"] * (rows // 3) + [None] * rows)[:count]
         pieces.append(
             pa.table(
                 {
@@ -124,9 +125,7 @@ def scored_block(*units: tuple[str, int, int], fault_at: int | None = None) -> p
                     BLOCK_UNIT_ROWS: pa.array([rows] * count, pa.int32()),
                     BLOCK_FAULT: pa.array([fault] * count, pa.string()),
                     BLOCK_PADDED: pa.array([0] * count, pa.int64()),
-                    BLOCK_ERROR: pa.array(["it broke"] * (rows // 3) + [None] * count).slice(
-                        0, count
-                    ),
+                    BLOCK_ERROR: pa.array(errors, pa.string()),
                 }
             )
         )

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from ray_mlc import storage as storage_module
 from ray_mlc.config import ScoreJob, load_job
 from ray_mlc.errors import ConfigError, DataError, StorageError, first_line, redact
 from ray_mlc.storage import (
     LocalStorage,
+    ObjectStorage,
     filesystem_of,
     join,
     local_path,
@@ -412,6 +414,35 @@ def test_an_object_store_travels_as_its_location_only(monkeypatch: pytest.Monkey
     assert b"AKIA" not in pickled
     assert SECRET.encode() not in pickled
     assert pickle.loads(pickled).uri == "s3://bucket/a folder/50%25"
+
+
+def test_keys_of_the_credentials_file_serve_where_the_environment_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "credentials"
+    path.write_text(
+        "[default]\naws_access_key_id = one\naws_secret_access_key = two%3\n"
+        "[night]\naws_access_key_id=three\naws_secret_access_key=four\naws_session_token=five\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    for name in (*storage_module._CREDENTIAL_VARIABLES, "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def keys() -> set[str]:
+        config = ObjectStorage("s3://bucket/key")._store.config
+        return {str(value) for value in config.values()} - {"bucket", "us-east-1"}
+
+    assert keys() == {"one", "two%3"}
+    monkeypatch.setenv("AWS_PROFILE", "night")
+    assert keys() == {"three", "four", "five"}
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "the environment's")
+    assert keys() == set()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    path.write_text("not a file of profiles")
+    assert keys() == set()
 
 
 @pytest.mark.parametrize(
