@@ -1,18 +1,286 @@
-"""Fit the files of a later night to the columns that the first one fixed.
+"""Which columns come out of a run: fixed once over all files, and kept for all nights.
 
-The output's schema never changes within a run: readers would otherwise find parts that do not go
-together. A column that is new is left out, one that is missing is null, and a file whose column
-holds values that the fixed type cannot hold is set aside.
+The first night fixes the kept columns: the union over its files, widened where that is exact. The
+schema never changes afterwards, or readers would find parts that do not go together: in later
+nights a column that is new is left out, one that is missing is null, and a file whose column holds
+values that the fixed type cannot hold is set aside.
+
+Only schemas are seen here: no rows, no storage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import difflib
+import string
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from ray_mlc.corpus.footers import Footer, ReadSpec, judge_schema
+from ray_mlc.corpus.footers import Footer
+from ray_mlc.corpus.listing import InputFile
+from ray_mlc.errors import DataError
+from ray_mlc.labels import unique_when_folded
+
+_WITHOUT_VIEW = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+"""Arrow widens no views: where another file has the plain type, so has the output."""
+
+
+@dataclass(frozen=True)
+class Readable:
+    """A file whose footer could be read."""
+
+    file: InputFile
+    schema: pa.Schema
+
+    @property
+    def column_names(self) -> list[str]:
+        """Columns of the file, those that its path says included."""
+        return [*self.schema.names, *self.file.hive_keys]
+
+
+@dataclass(frozen=True)
+class KeptColumn:
+    """An input column that is written to the output."""
+
+    name: str
+    """Name in the input, or the Hive key."""
+    output: str
+    """Name in the output: differs where the input's is one of ours."""
+    type: pa.DataType
+    """The widest type over all files."""
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """Which columns are read, and how the text is made of them."""
+
+    root: str
+    """URI of the folder that sources are relative to."""
+    text: str
+    """Column name or template."""
+    kept: tuple[KeptColumn, ...]
+    """Columns to keep, in output order."""
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Columns that the text is made of."""
+        return text_columns(self.text)
+
+    @property
+    def kept_schema(self) -> pa.Schema:
+        """Output schema of the kept columns."""
+        return pa.schema([pa.field(column.output, column.type) for column in self.kept])
+
+
+def text_columns(text: str) -> tuple[str, ...]:
+    """Columns named by a text option: the option itself, or the fields of a template.
+
+    Raises:
+        DataError: If the template is malformed.
+    """
+    if "{" not in text:
+        return (text,)
+    try:
+        pieces = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise DataError(f"input.text {text!r} is not a template: {error}") from None
+    fields = [name for _, name, _, _ in pieces if name is not None]
+    if any(format_ or conversion for _, _, format_, conversion in pieces):
+        raise DataError(f"input.text {text!r}: expected bare column names in braces, no formats")
+    if not fields or not all(fields):
+        raise DataError(f"input.text {text!r}: expected column names in braces, as in {{title}}")
+    return tuple(dict.fromkeys(fields))
+
+
+def resolve_columns(
+    footers: Sequence[Footer],
+    *,
+    root: str,
+    text: str,
+    keep: Sequence[str] | str | None,
+    reserved: Iterable[str],
+) -> tuple[ReadSpec, list[Footer]]:
+    """Fix the output's kept columns over all files; set aside files that do not fit.
+
+    Args:
+        footers: One per file.
+        root: URI that sources are relative to.
+        text: Text column or template.
+        keep: Columns to keep: a list, `*` for all, None for all but the text.
+        reserved: Output columns of ours; an input column that equals one after case folding is
+            kept as `input_<name>`.
+
+    Returns:
+        The read spec, and the footers with `fault` set on files that do not fit.
+
+    Raises:
+        DataError: If no file can be read at all, or none has the text column, or `keep` names a
+            column that no file has.
+    """
+    needed = text_columns(text)
+    readable = [Readable(item.file, item.schema) for item in footers if item.schema is not None]
+    if footers and not readable:
+        raise DataError(
+            f"{root}: no file could be read; {footers[0].file.source}: {footers[0].fault}"
+        )
+    known = list(dict.fromkeys(name for item in readable for name in item.column_names))
+    _check_text(readable, text, needed, known)
+    if keep is None:
+        wanted = [name for name in known if name not in needed]
+    elif keep == "*":
+        wanted = known
+    else:
+        wanted = list(dict.fromkeys(keep))
+        for name in wanted:
+            if name not in known:
+                raise DataError(f"output.keep: no file has a column {name!r}{_near(name, known)}")
+    types: dict[str, pa.DataType] = _hive_types(readable, wanted)
+    verdicts: dict[tuple[str, ...], str | None] = {}
+    result = []
+    for footer in footers:
+        if footer.schema is None:
+            result.append(footer)
+            continue
+        # 100,000 files share a few schemas: judge each schema once
+        key = tuple(f"{item.name}:{item.type}" for item in footer.schema)
+        if key not in verdicts:
+            verdicts[key] = judge_schema(footer.schema, text, wanted, types)
+        verdict = verdicts[key]
+        result.append(
+            footer
+            if verdict is None
+            else Footer(
+                footer.file, None, footer.group_rows, footer.group_bytes, f"schema: {verdict}"
+            )
+        )
+    ours = {name.casefold() for name in reserved}
+    named = [f"input_{name}" if _is_ours(name.casefold(), ours) else name for name in wanted]
+    outputs = unique_when_folded(named, taken=ours)
+    kept = tuple(
+        KeptColumn(name, output, types[name])
+        for name, output in zip(wanted, outputs, strict=True)
+        if name in types
+    )
+    return ReadSpec(root, text, kept), result
+
+
+def _is_ours(folded: str, ours: Container[str]) -> bool:
+    """Whether a case-folded name is one of the output's columns, or of a block's own."""
+    return folded in ours or folded.startswith("__ray_mlc_")
+
+
+def _check_text(
+    readable: Sequence[Readable], text: str, needed: Sequence[str], known: Sequence[str]
+) -> None:
+    """Refuse at once what would set every file aside."""
+    for name in needed:
+        having = [item for item in readable if item.schema.get_field_index(name) >= 0]
+        if not having and readable:
+            for item in readable:
+                if name in item.schema.names:
+                    raise DataError(f"{item.file.source}: text column {name!r} is there twice")
+            raise DataError(
+                f"input.text: no file has a column {name!r}{_near(name, known)}; "
+                f"columns are {', '.join(known[:12])}"
+            )
+        if (
+            having
+            and not any(is_text(item.schema.field(name).type) for item in having)
+            and (text == name)
+        ):
+            source, type_ = having[0].file.source, having[0].schema.field(name).type
+            raise DataError(f"{source}: text column {name!r} is {type_}, expected string")
+
+
+def is_text(type_: pa.DataType) -> bool:
+    """Whether a column of this type can hold the text."""
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return bool(
+        pa.types.is_string(type_)
+        or pa.types.is_large_string(type_)
+        or pa.types.is_string_view(type_)
+        or pa.types.is_binary(type_)
+        or pa.types.is_large_binary(type_)
+        or pa.types.is_binary_view(type_)
+        or pa.types.is_null(type_)
+    )
+
+
+def judge_schema(
+    schema: pa.Schema,
+    text: str,
+    wanted: Sequence[str],
+    types: dict[str, pa.DataType],
+) -> str | None:
+    """Widen `types` by a file's schema; a sentence if the file does not fit."""
+    if len(set(schema.names)) < len(schema.names):
+        twice = next(name for name in schema.names if schema.names.count(name) > 1)
+        return f"column {twice!r} is there twice"
+    for name in text_columns(text):
+        if schema.get_field_index(name) < 0:
+            return f"there is no text column {name!r}"
+        if text == name and not is_text(schema.field(name).type):
+            return f"text column {name!r} is {schema.field(name).type}, expected string"
+        if pa.types.is_nested(schema.field(name).type):
+            return f"text column {name!r} is {schema.field(name).type}, expected text or a number"
+    widened: dict[str, pa.DataType] = {}
+    for name in wanted:
+        if (index := schema.get_field_index(name)) < 0:
+            continue
+        type_ = schema.field(index).type
+        if name in types:
+            wider = widest(types[name], type_)
+            if wider is None:
+                return f"column {name!r} is {type_}, {types[name]} in the files before"
+            type_ = wider
+        widened[name] = type_
+    types.update(widened)
+    return None
+
+
+def widest(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """A type that holds every value of both exactly; None if there is none."""
+    if one.equals(other):
+        return one
+    if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
+        plain = [item.value_type if pa.types.is_dictionary(item) else item for item in (one, other)]
+        return widest(*plain)
+    one, other = (_WITHOUT_VIEW.get(item, item) for item in (one, other))
+    for exact, real in ((one, other), (other, one)):
+        digits = {pa.float32(): 24, pa.float64(): 53, pa.float16(): 11}.get(real, 0)
+        if pa.types.is_integer(exact) and digits and exact.bit_width > digits:
+            return None  # 2**53 + 1 is no float64
+        if pa.types.is_decimal(exact) and digits:
+            return None
+        if exact == pa.uint64() and pa.types.is_signed_integer(real):
+            return None  # Arrow would say int64
+    try:
+        schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowException, ValueError):
+        return None
+
+
+def _hive_types(readable: Sequence[Readable], wanted: Sequence[str]) -> dict[str, pa.DataType]:
+    """Types of wanted columns that only paths say: int64 where every value is a number."""
+    in_files = {name for footer in readable for name in footer.schema.names}
+    types = {}
+    for name in wanted:
+        if name in in_files:
+            continue
+        values = [item.file.hive_keys[name] for item in readable if name in item.file.hive_keys]
+        # `007` is a name, not the number 7
+        numbers = all(value.isascii() and value.isdecimal() for value in values)
+        plain = numbers and all(str(int(value)) == value for value in values)
+        types[name] = pa.int64() if plain else pa.string()
+    return types
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def fit_columns(footers: Sequence[Footer], spec: ReadSpec) -> tuple[list[Footer], list[str]]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_mlc.corpus.footers import ReadSpec
+from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import first_line

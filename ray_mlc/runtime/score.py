@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_mlc.config import ScoreJob
-from ray_mlc.corpus.footers import ReadSpec
+from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import Listing, list_corpus
 from ray_mlc.corpus.rows import read_block
 from ray_mlc.corpus.units import Unit, group_reads

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ray_mlc import __version__
 from ray_mlc.config import ScoreJob, dump_job
-from ray_mlc.corpus.footers import ReadSpec
+from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import Listing, would_list
 from ray_mlc.corpus.units import Unit, units_at
 from ray_mlc.errors import DataError, RunMismatchError, StorageError, UsageError

@@ -19,15 +19,8 @@ import pyarrow as pa
 import pyarrow.ipc as pa_ipc
 
 from ray_mlc.config import ScoreJob
-from ray_mlc.corpus.columns import fit_columns
-from ray_mlc.corpus.footers import (
-    Footer,
-    KeptColumn,
-    ReadSpec,
-    read_footers,
-    resolve_columns,
-    text_columns,
-)
+from ray_mlc.corpus.columns import KeptColumn, ReadSpec, fit_columns, resolve_columns, text_columns
+from ray_mlc.corpus.footers import Footer, read_footers
 from ray_mlc.corpus.listing import InputFile, Listing
 from ray_mlc.corpus.units import UNITS_SCHEMA, plan_units
 

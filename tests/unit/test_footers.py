@@ -12,14 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_mlc.corpus.footers import (
-    Footer,
-    ReadSpec,
-    read_footers,
-    resolve_columns,
-    text_columns,
-    widest,
-)
+from ray_mlc.corpus.columns import ReadSpec, resolve_columns, text_columns, widest
+from ray_mlc.corpus.footers import Footer, read_footers
 from ray_mlc.corpus.listing import InputFile, list_corpus
 from ray_mlc.errors import DataError
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_mlc.corpus import footers, reading, rows
-from ray_mlc.corpus.footers import ReadSpec
+from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import InputFile, Listing
 from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.corpus.rows import BLOCK_FAULT, read_block

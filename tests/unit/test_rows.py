@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_mlc.corpus.footers import ReadSpec, read_footers, resolve_columns
+from ray_mlc.corpus.columns import ReadSpec, resolve_columns
+from ray_mlc.corpus.footers import read_footers
 from ray_mlc.corpus.listing import list_corpus
 from ray_mlc.corpus.rows import (
     BLOCK_FAULT,

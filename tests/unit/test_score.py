@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ray_mlc.corpus.footers import ReadSpec
+from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.rows import BLOCK_FAULT, BLOCK_UNIT_ROWS, read_block
 from ray_mlc.corpus.units import Unit
 from ray_mlc.labels import LabelSet
