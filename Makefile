@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests clean
+.PHONY: demo test lint types tests chaos fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ray-mlc demo build/demo
@@ -19,6 +19,17 @@ types: $(VENV)/.ready-test
 
 tests: $(VENV)/.ready-test
 	$(BIN)/python -m pytest
+
+# an hour or two; run again to go on where it was stopped
+CHAOS ?= benchmarks/results/$(shell date +%F)-chaos.jsonl
+chaos: $(VENV)/.ready-test
+	PYTHONPATH=tests $(BIN)/python -m chaos.run --output $(CHAOS)
+
+# about half an hour; `make fuzz EXAMPLES=1000 SEED=7` for less
+EXAMPLES ?= 20000
+SEED ?= 1
+fuzz: $(VENV)/.ready-test
+	cd tests && $(abspath $(BIN))/python -m fuzz.long --examples $(EXAMPLES) --seed $(SEED)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

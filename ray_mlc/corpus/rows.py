@@ -210,6 +210,8 @@ def _decode(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray[tuple[int], n
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if isinstance(column.type, pa.BaseExtensionType):  # such as a UUID in a template
+        column = column.cast(column.type.storage_type)
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), pa.large_string()), np.zeros(len(column), np.bool_)
     if not (

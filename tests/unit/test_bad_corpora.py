@@ -249,11 +249,14 @@ def test_bytes_of_a_fixed_size_fill_a_template_like_others(
     tmp_path: Path, score_locally: ScoreLocally
 ) -> None:
     codes = pa.array([b"abc", b"\xff\xff\xff", None], pa.binary(3))
-    write(tmp_path / "in/a.parquet", pa.table({"text": texts(3), "code": codes}))
-    summary = score_locally(
-        tmp_path / "in", tmp_path / "out", "input.text='{code}: {text}'", *ALL_ALLOWED
+    ids = pa.ExtensionArray.from_storage(
+        pa.uuid(), pa.array([b"x" * 16, b"x" * 16, b"\xff" * 16], pa.binary(16))
     )
-    assert summary["statuses"] == {"decode_error": 1, "ok": 2}
+    write(tmp_path / "in/a.parquet", pa.table({"text": texts(3), "code": codes, "id": ids}))
+    for text, bad in (("{code}: {text}", 1), ("{id}{code}{text}", 2)):
+        output = tmp_path / f"out{bad}"
+        summary = score_locally(tmp_path / "in", output, f"input.text='{text}'", *ALL_ALLOWED)
+        assert summary["statuses"] == {"decode_error": bad, "ok": 3 - bad}
 
 
 NULLS = pa.array(

@@ -1,0 +1,1 @@
+"""Runs that are broken on purpose, continued, and compared with an undisturbed one."""
