@@ -73,7 +73,8 @@ def list_corpus(path: str | Sequence[str]) -> Listing:
 
     Raises:
         DataError: If a path is missing, nothing in it ends in `.parquet`, the paths lie on
-            different stores, or two files would share a part folder.
+            different stores, two files would share a part folder, or a path that is named has an
+            element that starts with `_` or `.`.
         StorageError: If the storage fails.
     """
     paths = [path] if isinstance(path, str) else list(path)
@@ -94,6 +95,7 @@ def list_corpus(path: str | Sequence[str]) -> Listing:
     listed = tuple(
         InputFile(name.removeprefix(prefix), *facts) for name, facts in sorted(found.items())
     )
+    _refuse_hidden(listed)
     _refuse_shared_folders(listed)
     shown = tuple(sorted(name.removeprefix(prefix) for name in hidden))
     return Listing(_uri(paths[0], root), listed, shown)
@@ -203,6 +205,16 @@ def _is_hidden(relative: str) -> bool:
 
 def _uri(given: str, path: str) -> str:
     return path if local_path(given) is not None else f"{scheme_of(given)}://{path}"
+
+
+def _refuse_hidden(files: Sequence[InputFile]) -> None:
+    """Files that are named one by one are not skipped, but their parts would be by readers."""
+    for file in files:
+        if _is_hidden(file.source):
+            raise DataError(
+                f"input.path: {file.source}: an element starts with _ or ., so readers would skip "
+                "its results: rename it"
+            )
 
 
 def _refuse_shared_folders(files: Sequence[InputFile]) -> None:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from ray_mlc.config import LimitsConfig
 from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import LimitError, RayMlcError, RunMismatchError, StorageError, first_line
-from ray_mlc.scoring.ledger import FAILURES_FILE, SUCCESS_FILE, SUMMARY_FILE, Run
+from ray_mlc.scoring.ledger import FAILURES_FILE, SCRATCH, SUCCESS_FILE, SUMMARY_FILE, Run
 from ray_mlc.scoring.parts import Receipt, read_footer_key
-from ray_mlc.storage import Storage, filesystem_of
+from ray_mlc.storage import Storage, filesystem_of, sweep
 
 LAG_S = 60.0
 """Longest time that a listing may lag behind writes before a part counts as lost."""
@@ -145,6 +145,7 @@ def finish_run(
     check()
     _put_json(run.storage, FAILURES_FILE, failures)
     _put_json(run.storage, SUMMARY_FILE, summary)
+    sweep(run.storage, SCRATCH)  # of writers that were killed while this process went on
     check_limits(run, summary, limits)
     run.storage.put(SUCCESS_FILE, b"")
     return summary

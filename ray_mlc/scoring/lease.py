@@ -92,7 +92,7 @@ class Lease:
     def __init__(self, storage: Storage, owner: Owner, *, heartbeat_s: float) -> None:
         """Take note; `hold_lease` makes these."""
         self._storage, self._owner, self._heartbeat_s = storage, owner, heartbeat_s
-        self._taken_by: Owner | None = None
+        self._lost: LeaseError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -106,10 +106,10 @@ class Lease:
         """Stop a run that lost its lease.
 
         Raises:
-            LeaseError: Naming the new owner.
+            LeaseError: Naming the new owner, if there still is one.
         """
-        if self._taken_by is not None:
-            raise _lost(self._storage, self._taken_by)
+        if self._lost is not None:
+            raise self._lost
 
     def release(self) -> None:
         """Let others in at once."""
@@ -123,15 +123,14 @@ class Lease:
         while not self._stop.wait(self._heartbeat_s):
             # a store that does not answer for a while costs the lease only if somebody takes it
             with suppress(StorageError):
-                raised = replace(self._owner, counter=self._owner.counter + 1)
                 found = self._storage.read(LEASE_FILE)
                 owner = None if found is None else _decode(found)
-                if owner is not None and owner.token != self._owner.token:
-                    self._taken_by = owner
+                if found is None or owner is None or owner.token != self._owner.token:
+                    # gone: who took it over may have finished while this process stood still
+                    self._lost = _lost(self._storage, owner)
                     return
-                if found is None:  # somebody cleaned up
-                    self._storage.create(LEASE_FILE, raised.to_bytes())
-                elif self._storage.update(LEASE_FILE, raised.to_bytes(), expected=found):
+                raised = replace(self._owner, counter=self._owner.counter + 1)
+                if self._storage.update(LEASE_FILE, raised.to_bytes(), expected=found):
                     self._owner = raised
 
 
@@ -148,7 +147,10 @@ def check_holder(storage: Storage, token: str) -> None:
 
 def _lost(storage: Storage, owner: Owner | None) -> LeaseError:
     if owner is None:
-        return LeaseError(f"{storage.uri}: the lease was released: this writer stops")
+        return LeaseError(
+            f"{storage.uri}: the lease is gone, as after another run took it over and finished: "
+            "this run stops; run the same command again to see what is left"
+        )
     return LeaseError(f"{storage.uri}: the lease was taken over by {owner}: this run stops")
 
 

@@ -40,15 +40,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--record", type=Path, help="append one JSON line per block")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help="block to begin with")
     asked = parser.parse_args()
     if asked.worker:
         work(asked.worker, seed=asked.seed, first=asked.first, examples=asked.examples)
     else:
-        sys.exit(watch(asked.examples, asked.seed, asked.record))
+        sys.exit(watch(asked.examples, asked.seed, asked.first, asked.record))
 
 
-def watch(examples: int, seed: int, record: Path | None) -> int:
+def watch(examples: int, seed: int, first: int, record: Path | None) -> int:
     """Run block after block; the exit code: 1 if there was any finding."""
     total: Counter[str] = Counter()
     findings: list[dict[str, Any]] = []
@@ -57,19 +57,19 @@ def watch(examples: int, seed: int, record: Path | None) -> int:
         folder = Path(name)
         for block in range(-(-examples // BLOCK)):
             size = min(BLOCK, examples - block * BLOCK)
-            result = _run_block(folder, seed, block, size)
+            result = _run_block(folder, seed, first + block, size)
             total.update(result["outcomes"])
             findings += result["findings"]
             done = sum(total.values())
             speed = done / (time.monotonic() - started)
             print(
-                f"seed {seed} block {block}: {done:,} examples, {len(findings)} findings, "
+                f"seed {seed} block {first + block}: {done:,} examples, {len(findings)} findings, "
                 f"{speed:.1f}/s: {dict(sorted(total.items()))}",
                 flush=True,
             )
             if record is not None:
                 with record.open("a") as file:
-                    file.write(json.dumps({"seed": seed, "block": block, **result}) + "\n")
+                    file.write(json.dumps({"seed": seed, "block": first + block, **result}) + "\n")
     kinds: dict[str, list[dict[str, Any]]] = {}
     for finding in findings:
         kinds.setdefault(_kind(finding), []).append(finding)

@@ -229,6 +229,22 @@ def test_an_interrupted_run_keeps_its_parts_and_goes_on(
     assert verify(str(output), deep=True).holds
 
 
+def test_a_temporary_file_of_a_writer_killed_on_the_way_is_swept_before_success(
+    tiny_corpus: Path, tmp_path: Path, score_job: MakeJob
+) -> None:
+    output = tmp_path / "out"
+
+    class Killing(LocalBackend):
+        """A writing process dies between write and rename; its work is repeated."""
+
+        def process(self, *args: Any, **options: Any) -> Iterator[list[Receipt]]:
+            (output / "_ray_mlc/tmp/killed.tmp").write_bytes(b"half a part")
+            yield from super().process(*args, **options)
+
+    score(score_job(tiny_corpus, output), Killing(), Display(quiet=True))
+    assert list((output / "_ray_mlc/tmp").iterdir()) == []
+
+
 def test_a_unit_that_no_one_wrote_is_an_error_and_no_success(
     tiny_corpus: Path, tmp_path: Path, score_job: MakeJob
 ) -> None:

@@ -200,3 +200,10 @@ def test_a_folder_that_cannot_be_listed_is_the_storages_fault(
 def test_paths_on_different_stores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lie on different stores"):
         list_corpus([str(tmp_path), "s3://bucket/key"])
+
+
+@pytest.mark.parametrize("name", ["_SUCCESS.parquet", ".a.parquet", "_ray_mlc/a.parquet"])
+def test_a_hidden_file_that_is_named_itself_is_refused(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name, "b.parquet")
+    with pytest.raises(DataError, match=r"starts with _ or \., so readers would skip"):
+        list_corpus([str(tmp_path / name), str(tmp_path / "b.parquet")])
