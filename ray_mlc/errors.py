@@ -61,7 +61,7 @@ class RayMlcError(Exception):
 
     def __init__(self, message: str) -> None:
         """Take a message; names of files and columns in it may hold anything."""
-        super().__init__(_as_line(message))
+        super().__init__(as_line(message))
 
 
 class UsageError(RayMlcError):
@@ -116,7 +116,7 @@ class InterruptedRunError(RayMlcError):
     exit_code = 130
 
 
-def _as_line(message: str) -> str:
+def as_line(message: str) -> str:
     """A message without line breaks and other marks that do not print; its middle cut if long."""
     line = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in message

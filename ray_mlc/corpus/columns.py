@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile
-from ray_mlc.errors import DataError
+from ray_mlc.errors import DataError, as_line
 from ray_mlc.labels import unique_when_folded
 
 _WITHOUT_VIEW = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
@@ -151,7 +151,11 @@ def resolve_columns(
             footer
             if verdict is None
             else Footer(
-                footer.file, None, footer.group_rows, footer.group_bytes, f"schema: {verdict}"
+                footer.file,
+                None,
+                footer.group_rows,
+                footer.group_bytes,
+                as_line(f"schema: {verdict}"),
             )
         )
     ours = {name.casefold() for name in reserved}
@@ -308,7 +312,7 @@ def fit_columns(footers: Sequence[Footer], spec: ReadSpec) -> tuple[list[Footer]
         if key not in verdicts:
             verdicts[key] = _misfit(footer.schema, keys, spec)
         if (verdict := verdicts[key]) is not None:
-            result.append(replace(footer, schema=None, fault=f"schema: {verdict}"))
+            result.append(replace(footer, schema=None, fault=as_line(f"schema: {verdict}")))
             continue
         result.append(footer)
         unknown.update(dict.fromkeys(n for n in (*footer.schema.names, *keys) if n not in known))

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -527,10 +527,12 @@ def _short(value: object) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what scores depend on."""
-    found = {}
-    for name in _VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = __version__ if name == "ray-mlc" else "absent"
-    return found
+    return {name: _version(name) for name in _VERSIONED}
+
+
+@cache
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return __version__ if name == "ray-mlc" else "absent"

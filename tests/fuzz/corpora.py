@@ -38,9 +38,15 @@ LEAVES: tuple[pa.DataType, ...] = (
 TEXT_TYPES = (
     *(pa.string(), pa.string(), pa.large_string(), pa.binary(), pa.large_binary()),
     *(pa.string_view(), pa.binary_view(), pa.dictionary(pa.int32(), pa.string())),
-    *(pa.dictionary(pa.int8(), pa.binary()), pa.binary(6), pa.null()),
+    *(pa.dictionary(pa.int8(), pa.binary()), pa.null()),
 )
-NO_TEXT_TYPES = (pa.int32(), pa.float64(), pa.list_(pa.string()), pa.struct([("a", pa.string())]))
+NO_TEXT_TYPES = (
+    pa.binary(6),
+    pa.int32(),
+    pa.float64(),
+    pa.list_(pa.string()),
+    pa.struct([("a", pa.string())]),
+)
 COLUMN_NAMES = (
     *("id", "url", "n", "", " ", "a.b", "with space", "Ünïcode", "e\u0301", "x" * 200, "a\nb"),
     *("Score_x", "score_Spam", "SCORE_spam_2", "LABELS", "labels", "Row", "source", "status"),

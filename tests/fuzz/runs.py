@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from fuzz.check import check_error, check_output, demand
 from fuzz.corpora import CorpusRecipe, write_corpus
-from fuzz.jobs import INPUT, MODEL, OUTPUT
+from fuzz.jobs import INPUT, KEEP_SOME, MODEL, OUTPUT
 from fuzz.world import DoubleBackend
 from ray_mlc.config import ScoreJob, dump_job, load_job
 from ray_mlc.errors import LimitError, RayMlcError
@@ -68,8 +68,15 @@ def run_corpus(
                 place = paths or place
             case "file":
                 place = paths[0] if paths else place
-        options = {"model": str(model), "output": str(folder / "out"), "input.path": place}
+        options: dict[str, Any] = {
+            "model": str(model),
+            "output": str(folder / "out"),
+            "input.path": place,
+        }
         options["input.text"] = recipe.text
+        names = list(dict.fromkeys(c.name for item in recipe.files for c in item.columns))
+        options["output.keep"] = names[::2] if KEEP_SOME in settings else None
+        settings = [item for item in settings if item != KEEP_SOME]
         job = load_job(ScoreJob, options=options, overrides=settings)
         outcome = score_once(job, corpus, readers=readers)
         if again and outcome in ("complete", "LimitError"):

@@ -354,3 +354,15 @@ def test_an_error_is_one_line_whatever_a_file_is_called(
     with pytest.raises(DataError) as caught:
         score_locally(tmp_path / "in", tmp_path / "out", "output.keep=[nope]")
     assert len(str(caught.value)) < 600
+
+
+def test_a_reason_is_one_line_whatever_a_column_is_called(
+    tmp_path: Path, score_locally: ScoreLocally
+) -> None:
+    nested = pa.array([[(1, 2)]], pa.map_(pa.int32(), pa.int32()))
+    write(tmp_path / "in/a.parquet", pa.table({"text": texts(1), "a\nb": [1]}))
+    write(tmp_path / "in/b.parquet", pa.table({"text": texts(1), "a\nb": nested}))
+    score_locally(tmp_path / "in", tmp_path / "out", *ALL_ALLOWED)
+    (failure,) = failures(tmp_path / "out")
+    assert failure["source"] == "b.parquet"
+    assert failure["reason"].isprintable()
