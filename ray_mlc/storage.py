@@ -638,7 +638,7 @@ def _storage_error(error: OSError, path: Path, verb: str) -> StorageError:
         errno.EDQUOT: "the quota is used up: free some space and run the same command again",
         errno.EACCES: "permission denied: give this user the right and run the same command again",
         errno.EPERM: "permission denied: give this user the right and run the same command again",
-        errno.EROFS: "the file system is read-only",
+        errno.EROFS: "the file system is read-only: choose another folder, or mount it writable",
     }.get(error.errno or 0, error.strerror or str(error))
     return StorageError(f"{path}: cannot {verb}: {remedy}")
 

@@ -394,7 +394,7 @@ def verify(
         print_verdict(verdict)
     if not verdict.holds:
         first = verdict.problems[0] if verdict.problems else "rows are missing"
-        raise GateError(f"{output}: not every row is there once: {first}")
+        raise GateError(f"{output}: does not hold: {first}")
 
 
 @app.command()

@@ -136,13 +136,21 @@ def print_verdict(verdict: Verdict) -> None:
             f"{again.max_difference:.2g} (limit {again.tolerance:.2g}), {again.flips} of "
             f"{again.cells:,} labels differ"
         )
+        if again.left_out:
+            _say(f"not scored again: {again.left_out} unit(s) whose input has changed or is gone")
     for problem in verdict.problems[:10]:
         _say(f"wrong: {problem}")
     if len(verdict.problems) > 10:
         _say(f"… and {len(verdict.problems) - 10:,} more")
     state = "complete" if verdict.complete else "unfinished"
-    word = "holds" if verdict.holds else "does not hold"
-    _say(f"{state}; {word}: written + set aside {'=' if verdict.holds else '≠'} planned")
+    if verdict.holds:
+        _say(f"{state}; holds: written + set aside = planned")
+    else:
+        short = sum(not file.holds for file in verdict.files)
+        _say(
+            f"{state}; does not hold: {len(verdict.problems)} part(s) are wrong, the rows of "
+            f"{short} file(s) do not add up"
+        )
 
 
 def print_demo(folder: Path, verdict: Verdict, documents: Sequence[Mapping[str, Any]]) -> None:

@@ -158,6 +158,8 @@ def resolve_columns(
                 as_line(f"schema: {verdict}"),
             )
         )
+    # only now are the types as wide as all files make them
+    result = [_refuse_path_values(footer, types) for footer in result]
     ours = {name.casefold() for name in reserved}
     named = [f"input_{name}" if _is_ours(name.casefold(), ours) else name for name in wanted]
     outputs = unique_when_folded(named, taken=ours)
@@ -330,9 +332,26 @@ def _misfit(schema: pa.Schema, hive_keys: dict[str, str], spec: ReadSpec) -> str
         if not widened[name].equals(type_):
             found = schema.field(schema.get_field_index(name)).type
             return f"column {name!r} is {found}, {type_} in this run"
+    return _bad_path_value(schema, hive_keys, fixed)
+
+
+def _refuse_path_values(footer: Footer, types: dict[str, pa.DataType]) -> Footer:
+    """Set a file aside whose path gives a column a value that the column's type cannot hold."""
+    if footer.schema is None or not footer.file.hive_keys:
+        return footer
+    verdict = _bad_path_value(footer.schema, footer.file.hive_keys, types)
+    if verdict is None:
+        return footer
+    return replace(footer, schema=None, fault=as_line(f"schema: {verdict}"))
+
+
+def _bad_path_value(
+    schema: pa.Schema, hive_keys: dict[str, str], types: dict[str, pa.DataType]
+) -> str | None:
+    for name, type_ in types.items():
         if schema.get_field_index(name) < 0 and name in hive_keys:
             try:
                 pa.scalar(hive_keys[name], pa.string()).cast(type_)
             except pa.ArrowException:
-                return f"the path says {name}={hive_keys[name]}, {type_} in this run"
+                return f"the path says {name}={hive_keys[name]}, but column {name!r} is {type_}"
     return None

@@ -17,7 +17,7 @@ import pyarrow.fs as pa_fs
 from numpy.typing import NDArray
 
 from ray_mlc.corpus.listing import InputFile, Listing, file_path
-from ray_mlc.corpus.reading import open_parquet
+from ray_mlc.corpus.reading import open_parquet, refuse_local_stores_fault
 from ray_mlc.errors import first_line
 from ray_mlc.storage import filesystem_of
 
@@ -62,14 +62,14 @@ def read_footers(
         One footer per file in the listing's order; unreadable ones carry a `fault`.
 
     Raises:
-        StorageError: If a remote store fails for longer than reads are repeated.
+        StorageError: If the storage fails; a remote one for longer than reads are repeated.
     """
-    filesystem, _ = filesystem_of(listing.root)
+    filesystem, root = filesystem_of(listing.root)
     cancelled = threading.Event()
 
     def read(file: InputFile) -> Footer:
         path = file_path(listing.root, file.source)
-        footer = _read_footer(filesystem, path, file, columns, cancelled)
+        footer = _read_footer(filesystem, path, file, columns, cancelled, root=root)
         if progress is not None:
             progress(1)
         return footer
@@ -88,12 +88,15 @@ def _read_footer(
     file: InputFile,
     columns: Callable[[Sequence[str]], Iterable[str]],
     cancelled: threading.Event,
+    *,
+    root: str,
 ) -> Footer:
     try:
         with open_parquet(filesystem, path, cancelled=cancelled) as opened:
             metadata = opened.metadata
         schema = metadata.schema.to_arrow_schema().remove_metadata()
     except (OSError, pa.ArrowException, ValueError) as error:
+        refuse_local_stores_fault(filesystem, root, path, error)
         if file.size == 0:
             return Footer(file, fault="footer: the file has no bytes")
         return Footer(file, fault=f"footer: {first_line(error)}")

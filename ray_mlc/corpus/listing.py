@@ -46,9 +46,14 @@ class InputFile:
 
     @property
     def hive_keys(self) -> dict[str, str]:
-        """Columns that the path says: `date=2026-11-20/x.parquet` gives `{"date": …}`."""
-        pairs = (element.split("=", 1) for element in self.source.split("/")[:-1])
-        return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0]}
+        """See `hive_keys_of`."""
+        return hive_keys_of(self.source)
+
+
+def hive_keys_of(source: str) -> dict[str, str]:
+    """Columns that a path says: `date=2026-11-20/x.parquet` gives `{"date": …}`."""
+    pairs = (element.split("=", 1) for element in source.split("/")[:-1])
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0]}
 
 
 @dataclass(frozen=True)

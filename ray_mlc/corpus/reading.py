@@ -6,14 +6,17 @@ Arrow reports both as `OSError`. So a remote file is read through a thin Python 
 the store says before the Parquet reader does: it repeats a read that failed, on a file opened anew,
 and remembers a failure that lasted.
 
-Local files are read as they are: an error there is one bad file or sector.
+Local files are read as they are: most errors there are one bad file or sector, and an error number
+tells when it is the mount, a permission or the process itself.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -34,6 +37,12 @@ READ_BUDGET_S = 180.0
 """Longest time for which a read from a store is repeated, beside what its client repeats."""
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 15.0
+
+_STORES_ERRNOS = (
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE),
+    *(errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+)
+"""Not EIO: that is what one bad sector gives."""
 
 T = TypeVar("T")
 
@@ -78,6 +87,34 @@ def open_parquet(
             f"{path}: cannot be read ({first_line(steady.failure)}): the store failed, the file "
             "may be good: run the same command again"
         )
+
+
+def refuse_local_stores_fault(
+    filesystem: pa_fs.FileSystem, root: str, path: str, error: BaseException
+) -> None:
+    """Tell a local storage that fails from a file that does.
+
+    Args:
+        filesystem: Nothing is done for remote ones: `open_parquet` sees to them.
+        root: Folder of the input.
+        path: The file.
+        error: What reading it raised.
+
+    Raises:
+        StorageError: If other files would fare alike.
+    """
+    if not isinstance(filesystem, pa_fs.LocalFileSystem) or not isinstance(error, OSError):
+        return
+    if isinstance(error, FileNotFoundError) and not Path(root).exists():
+        raise StorageError(
+            f"{root}: is gone, with all its files: mount or restore it and run the same command "
+            "again"
+        ) from None
+    if error.errno in _STORES_ERRNOS:
+        raise StorageError(
+            f"{path}: cannot be read ({first_line(error)}): the file may be good: see to it and "
+            "run the same command again"
+        ) from None
 
 
 class _FileChangedError(OSError):

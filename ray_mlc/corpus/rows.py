@@ -16,10 +16,15 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
 from ray_mlc.corpus.columns import ReadSpec
-from ray_mlc.corpus.reading import open_parquet
+from ray_mlc.corpus.listing import hive_keys_of
+from ray_mlc.corpus.reading import (
+    open_parquet,
+    refuse_local_stores_fault,
+)
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import first_line
 from ray_mlc.storage import filesystem_of
@@ -76,8 +81,10 @@ def read_block(units: Sequence[Unit], spec: ReadSpec, *, max_text_bytes: int) ->
     tables: list[pa.Table] = []
     for source, of_file in groupby(units, key=lambda unit: unit.source):
         todo = list(of_file)
+        path = f"{base.rstrip('/')}/{source}"
         try:
-            with open_parquet(filesystem, f"{base.rstrip('/')}/{source}") as file:
+            refuse_changed_file(filesystem, path, todo[0])
+            with open_parquet(filesystem, path) as file:
                 for (start, stop), of_group in groupby(
                     todo, key=lambda unit: (unit.group_start, unit.group_stop)
                 ):
@@ -87,13 +94,36 @@ def read_block(units: Sequence[Unit], spec: ReadSpec, *, max_text_bytes: int) ->
                             file, start, stop, group_units, spec, schema, max_text_bytes
                         )
                     except (OSError, pa.ArrowException, ValueError) as error:
+                        refuse_local_stores_fault(filesystem, base, path, error)
                         tables += [_marker(unit, schema, error) for unit in group_units]
         except (OSError, pa.ArrowException, ValueError) as error:
+            refuse_local_stores_fault(filesystem, base, path, error)
             tables = [
                 *(table for table in tables if table["source"][0].as_py() != source),
                 *(_marker(unit, schema, error) for unit in todo),
             ]
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def refuse_changed_file(filesystem: pa_fs.FileSystem, path: str, unit: Unit) -> None:
+    """Set a file aside that is not the one that was planned: its rows would be of two versions.
+
+    Raises:
+        ValueError: If size or time of change differ.
+    """
+    if unit.file_size < 0:
+        return
+    local = isinstance(filesystem, pa_fs.LocalFileSystem)
+    try:
+        info = filesystem.get_file_info(path)
+    except OSError:
+        return  # opening the file says what is wrong, and tries again
+    if info.type != pa_fs.FileType.File:
+        return
+    digits = 1 if local else 10**9  # a store's listing and its other answers agree on seconds
+    times = (info.mtime_ns or 0) // digits, unit.file_mtime_ns // digits
+    if info.size != unit.file_size or (unit.file_mtime_ns and times[0] != times[1]):
+        raise ValueError("the file has changed since it was planned")
 
 
 def _read_groups(
@@ -128,7 +158,7 @@ def _unit_table(
 ) -> pa.Table:
     count = rows.num_rows
     text, status = make_text(rows, spec.text, max_text_bytes=max_text_bytes)
-    hive = dict(pair.split("=", 1) for pair in unit.source.split("/")[:-1] if "=" in pair)
+    hive = hive_keys_of(unit.source)
     columns: list[pa.Array | pa.ChunkedArray] = []
     for column in spec.kept:
         if rows.schema.get_field_index(column.name) >= 0:

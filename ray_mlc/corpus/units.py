@@ -54,6 +54,10 @@ class Unit:
     """One past the last."""
     group_offset: int
     """Rows of the first row group that come before the unit."""
+    file_size: int = -1
+    """Bytes of the file when it was planned; -1: not to be compared."""
+    file_mtime_ns: int = 0
+    """Time of its last change then, in nanoseconds; 0 where the store says none."""
 
     @property
     def part(self) -> str:

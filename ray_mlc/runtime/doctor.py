@@ -11,9 +11,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
-from ray_mlc.errors import RayMlcError
+from ray_mlc.errors import RayMlcError, StorageError
 from ray_mlc.storage import local_path, open_storage
 
 MIN_FREE_MEMORY = 4 * 2**30
@@ -176,7 +177,8 @@ def _output(output: str) -> Check:
         if name not in {info.path for info in storage.list("_ray_mlc")}:
             return Check("output", "warning", f"{output}: listings lag behind writes")
     finally:
-        storage.delete(name)
+        with suppress(StorageError):  # what failed before says more
+            storage.delete(name)
     proven = "replaces whole files, creates exclusively"
     path = local_path(output)
     if path is None:

@@ -38,7 +38,7 @@ from ray_mlc.scoring.accounts import (
     check_limits,
     finish_run,
 )
-from ray_mlc.scoring.lease import Lease, hold_lease
+from ray_mlc.scoring.lease import Lease, check_holder, hold_lease
 from ray_mlc.scoring.ledger import SUCCESS_FILE, Run, open_run, refuse_output_in_input
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.score import score_block, tokenize_block
@@ -247,6 +247,11 @@ def score(
     )
     with held as lease, ExitStack() as stack:
         ready = _Ready(backend, stack)
+
+        def check() -> None:
+            if lease is not None:
+                check_holder(storage, lease.token)
+
         with display.stage("plan", None, "footers") as stage:
             run, pending, notes = open_run(
                 job,
@@ -254,6 +259,7 @@ def score(
                 inputs.listing,
                 lambda model: ready().resolve(model, job),
                 add_new=add_new,
+                check=check,
                 progress=lambda *_: stage.advance(1),
             )
         for note in notes:
@@ -271,7 +277,7 @@ def score(
             tally,
             job.limits,
             seconds=time.monotonic() - started,
-            check=lease.check if lease is not None else lambda: None,
+            check=check,
         )
 
 

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,8 @@ def ray_session(
             if address:
                 ray.init(address=address, **options)
             else:
-                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+                with _group_of_its_own():
+                    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     except Exception as error:  # Ray raises bare ones, such as for a node that starts too slowly
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         line = first_line(error)
@@ -90,6 +92,31 @@ def ray_session(
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _group_of_its_own() -> Iterator[None]:
+    """Keep what is started in the block out of reach of signals to our process group.
+
+    `timeout`, job schedulers and terminals signal whole groups. A raylet that ends on such a signal
+    takes the driver along without a word, before that has finished what is in flight. What is
+    started here still ends with us. The leader of a session cannot leave its group: there all is
+    as it would be without this.
+    """
+    before = os.getpgid(0)
+    if os.getsid(0) == os.getpid():
+        yield
+        return
+    # a group lives as long as it has a member: this one until Ray's processes are in it
+    with subprocess.Popen(
+        [sys.executable, "-Sc", "input()"], stdin=subprocess.PIPE, process_group=0
+    ) as holder:
+        try:
+            os.setpgid(0, holder.pid)
+            yield
+        finally:
+            os.setpgid(0, 0 if before == os.getpid() else before)
+            holder.communicate()
 
 
 @contextmanager

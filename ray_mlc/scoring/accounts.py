@@ -147,6 +147,7 @@ def finish_run(
     _put_json(run.storage, SUMMARY_FILE, summary)
     sweep(run.storage, SCRATCH)  # of writers that were killed while this process went on
     check_limits(run, summary, limits)
+    check()
     run.storage.put(SUCCESS_FILE, b"")
     return summary
 
@@ -167,15 +168,19 @@ def check_limits(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> 
     """Refuse a run of which more was set aside than `limits` allow; it is no success then.
 
     Raises:
-        LimitError: Naming the limit and the first file or unit that was set aside.
+        LimitError: Naming the limit and the largest file or unit that was set aside.
     """
     problem = _beyond_limits(summary, limits)
     if problem is None:
         return
     run.storage.delete(SUCCESS_FILE)  # of an earlier command with wider limits
     failures = json.loads(run.storage.read(FAILURES_FILE) or b"[]")
-    first = f" ({failures[0]['source']}: {failures[0]['reason']})" if failures else ""
-    raise LimitError(f"{run.storage.uri}: {problem}{first}; see {FAILURES_FILE} and {SUMMARY_FILE}")
+    worst = max(failures, key=lambda item: item["rows"] or 0, default=None)
+    named = f" ({worst['source']}: {worst['reason']})" if worst else ""
+    raise LimitError(
+        f"{run.storage.uri}: {problem}{named}; see {FAILURES_FILE} and {SUMMARY_FILE}: repair the "
+        "input and run the same command again, or raise the limit"
+    )
 
 
 def earlier_receipts(run: Run, positions: NDArray[np.int64]) -> Iterator[Receipt]:

@@ -66,8 +66,9 @@ def compare_inputs(
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise RunMismatchError(
-            f"{refused[0].source}{more}: changed since the run in {uri} was planned: "
-            "score the changed files into another output"
+            f"{refused[0].source}{more}: changed since the run in {uri} was planned: to score the "
+            f"present version, delete {uri}/{refused[0].part_folder}/ and run the same command "
+            "again"
         )
     if add_new:
         _refuse_shared_folders(plan, new)

@@ -2,7 +2,8 @@
 
     OUT/_ray_mlc/run.json          what the run is; created once, never rewritten
     OUT/_ray_mlc/job.yaml          the job that started it
-    OUT/_ray_mlc/runs/<n>/         a night: files.arrow, units.arrow; night.json is created last
+    OUT/_ray_mlc/runs/<n>/         a night: files and units as Arrow files that are named by their
+                                   content; night.json names them and is created last
     OUT/_ray_mlc/lease.json        who is writing
     OUT/_ray_mlc/failures.json     files and units that were set aside
     OUT/_ray_mlc/summary.json      counts, tokens, speed
@@ -19,7 +20,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -65,7 +66,7 @@ JOB_FILE = f"{LEDGER}/job.yaml"
 FAILURES_FILE = f"{LEDGER}/failures.json"
 SUMMARY_FILE = f"{LEDGER}/summary.json"
 SUCCESS_FILE = "_SUCCESS"
-NIGHT_FILE, FILES_FILE, UNITS_FILE = "night.json", "files.arrow", "units.arrow"
+NIGHT_FILE, FILES, UNITS = "night.json", "files", "units"
 NIGHTS_FOLDER = f"{LEDGER}/runs"
 SCRATCH = f"{LEDGER}/tmp"
 SCHEMA_VERSION = 2
@@ -187,7 +188,14 @@ class Run:
 
     def units(self, positions: NDArray[np.int64]) -> list[Unit]:
         """The units at some positions of the plan."""
-        return units_at(self.plan.units, positions, self.plan.sources, self.plan.part_folders)
+        plan = self.plan
+        units = units_at(plan.units, positions, plan.sources, plan.part_folders)
+        files = plan.units["file"].to_numpy()[positions].tolist()
+        size_F, mtime_F = (plan.files[name].to_numpy() for name in ("size", "mtime_ns"))
+        return [
+            replace(unit, file_size=int(size_F[file]), file_mtime_ns=int(mtime_F[file]))
+            for unit, file in zip(units, files, strict=True)
+        ]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -207,6 +215,7 @@ def open_run(
     resolve: Callable[[ModelFolder], ResolvedEngine],
     *,
     add_new: bool = False,
+    check: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> tuple[Run, NDArray[np.int64], list[str]]:
     """Start a run in an empty output folder, or continue the one that is there.
@@ -221,6 +230,7 @@ def open_run(
         resolve: Turns every `auto` of the engine into a fact, where the actors will run; called
             only for a new run.
         add_new: Plan files that the run does not know as its next night.
+        check: Called before anything becomes valid; raises if the output is no longer ours.
         progress: Told about footers read.
 
     Returns:
@@ -232,7 +242,7 @@ def open_run(
     """
     storage = open_storage(job.output.path)
     recorded = storage.read(RUN_FILE)
-    planner = _Planner(job, model, storage, progress)
+    planner = _Planner(job, model, storage, progress, check)
     if recorded is None:
         _refuse_foreign(storage)
         planner.start(listing, resolve(model))
@@ -253,8 +263,8 @@ def open_run(
     changes = compare_inputs(run.plan, pending, listing, uri=storage.uri, add_new=add_new)
     notes += changes.notes
     if changes.to_plan:
-        if SUCCESS_FILE in there:
-            storage.delete(SUCCESS_FILE)
+        check()
+        storage.delete(SUCCESS_FILE)
         wanted = Listing(listing.root, changes.to_plan, listing.hidden)
         notes += planner.add(len(nights) + 1, run.plan.spec, wanted, changes.record)
         run = Run(storage, record, _read_nights(storage))
@@ -331,15 +341,22 @@ def _read_night(storage: Storage, number: int) -> Night:
 
     record = json.loads(read(NIGHT_FILE))
     tables = []
-    for name in (FILES_FILE, UNITS_FILE):
+    for kind in (FILES, UNITS):
+        digest = record["plan"][kind]
+        name = _plan_file(kind, digest)
         data = read(name)
-        if hashlib.sha256(data).hexdigest() != record["plan"][name]:
+        if hashlib.sha256(data).hexdigest() != digest:
             raise UsageError(
                 f"{join(storage.uri, folder, name)}: is not the plan that the night was started "
                 "with: the run is damaged"
             )
         tables.append(load_table(data))
     return Night(number, record, *tables)
+
+
+def _plan_file(kind: str, digest: str) -> str:
+    """Named by content: another planner's file of the same night is never overwritten."""
+    return f"{kind}-{digest[:16]}.arrow"
 
 
 @dataclass(frozen=True)
@@ -350,6 +367,7 @@ class _Planner:
     model: ModelFolder
     storage: Storage
     progress: Progress | None
+    check: Callable[[], None]
 
     def start(self, listing: Listing, resolved: ResolvedEngine) -> None:
         """Plan the first night, then create `run.json` exclusively: of two starters one wins."""
@@ -380,8 +398,9 @@ class _Planner:
             "columns": dump_columns(plan.spec),
             "versions": versions(),
         }
-        self.storage.put(JOB_FILE, dump_job(job).encode())
+        self.check()
         if self.storage.create(RUN_FILE, _to_json(record)):
+            self.storage.put(JOB_FILE, dump_job(job).encode())
             self._write_night(1, plan, listing, {})
 
     def add(
@@ -412,9 +431,11 @@ class _Planner:
         self, number: int, plan: CorpusPlan, listing: Listing, more: Mapping[str, Any]
     ) -> None:
         folder = f"{NIGHTS_FOLDER}/{number}"
-        dumped = {FILES_FILE: dump_table(plan.files), UNITS_FILE: dump_table(plan.units)}
-        for name, data in dumped.items():
-            self.storage.put(f"{folder}/{name}", data)
+        digests = {}
+        for kind, table in ((FILES, plan.files), (UNITS, plan.units)):
+            data = dump_table(table)
+            digests[kind] = hashlib.sha256(data).hexdigest()
+            self.storage.put(f"{folder}/{_plan_file(kind, digests[kind])}", data)
         record = {
             "number": number,
             "created": _now(),
@@ -423,8 +444,9 @@ class _Planner:
             "rows": plan.rows,
             "hidden": list(listing.hidden),
             **more,
-            "plan": {name: hashlib.sha256(data).hexdigest() for name, data in dumped.items()},
+            "plan": digests,
         }
+        self.check()
         if not self.storage.create(f"{folder}/{NIGHT_FILE}", _to_json(record)):
             raise RunMismatchError(
                 f"{join(self.storage.uri, folder)}: another command has planned this night: "

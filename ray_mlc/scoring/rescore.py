@@ -45,6 +45,8 @@ class Rescored:
     """Labels that come out differently."""
     cells: int = 0
     """Labels compared."""
+    left_out: int = 0
+    """Units whose input has changed or is gone since."""
     problems: list[str] = field(default_factory=list)
     """Sentences that name a part and what is wrong with it."""
 
@@ -109,14 +111,18 @@ def _compare(
     filesystem, base = filesystem_of(run.storage.uri)
     identity = run.identity
     block = read_block([unit], run.plan.spec, max_text_bytes=identity["input.max_text_bytes"])
-    if (fault := block[BLOCK_FAULT][0].as_py()) is not None:
-        return f"its input can no longer be read ({fault})"
+    if block[BLOCK_FAULT][0].as_py() is not None:
+        result.left_out += 1  # the input was changed or removed since; that is its owner's right
+        return None
     with open_parquet(filesystem, f"{base.rstrip('/')}/{unit.part}") as file:
         written = file.read()
     written = _rows_at(written, rows)
     tokens = tokenize_block(
         _rows_at(block, rows), classifier.tokenizer, policy=identity["long.policy"]
     )
+    strange = _labels_in(written) - set(run.label_set.names)
+    if strange:
+        return f"it has a label that the model does not have: {min(strange)!r}"
     thresholds_L = run.decision.thresholds_L(run.label_set)
     scored = score_block(tokens, classifier, thresholds_L, run.output)
     for name in (*run.output.kept.names, "status", "n_tokens", "truncated"):
@@ -156,6 +162,14 @@ def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
         return repr(one.to_pylist()) == repr(other.to_pylist())  # Arrow says NaN ≠ NaN
     except UnicodeDecodeError:
         return False
+
+
+def _labels_in(table: pa.Table) -> set[str]:
+    """Every label that the rows name."""
+    found = {name for row in table["labels"].to_pylist() for name in row or ()}
+    if "top" in table.column_names:
+        found |= {item["label"] for row in table["top"].to_pylist() for item in row or ()}
+    return found
 
 
 def _given(labels: pa.ChunkedArray, names: Sequence[str]) -> NDArray[np.bool_]:

@@ -24,6 +24,8 @@ from ray_mlc.scoring.parts import read_footer_key
 from ray_mlc.scoring.rescore import Rescored, rescore
 from ray_mlc.storage import filesystem_of, open_storage
 
+_FOOTER_KEYS = {"run", "unit", "receipt"}
+
 
 @dataclass
 class FileAccount:
@@ -185,17 +187,25 @@ def _look_at(
 ) -> Iterator[_Found]:
     """Read the footer of every part, and its keys if `deep`."""
     filesystem, base = filesystem_of(output)
+    columns = expected.run.output.schema.names
 
     def look(part: str) -> _Found:
         try:
             with open_parquet(filesystem, f"{base.rstrip('/')}/{part}") as file:
                 footer, problem = read_footer_key(file.metadata), None
+                if footer is None or not footer.keys() >= _FOOTER_KEYS:
+                    return _Found(part, file.metadata.num_rows, None)
+                if file.schema_arrow.names != columns:
+                    problem = "has other columns than the run"
+                    return _Found(part, file.metadata.num_rows, footer, problem)
                 if deep and part in expected.position:
                     first = int(expected.first_U[expected.position[part]])
                     problem = _compare_keys(file, expected.source(part), first)
                 return _Found(part, file.metadata.num_rows, footer, problem)
         except (OSError, pa.ArrowException, ValueError) as error:
             return _Found(part, problem=f"cannot be read ({first_line(error)})")
+        except (KeyError, TypeError):  # a footer key that looks like ours, but is not
+            return _Found(part, problem="is not a part of ray-mlc")
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         for low in range(0, len(parts), FOOTERS_AT_ONCE):

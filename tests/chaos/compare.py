@@ -143,7 +143,8 @@ def difference(expected: pa.Table, found: pa.Table) -> str | None:
     for name in expected.column_names:
         mine, theirs = found[name], expected[name]
         if name.startswith("score_"):
-            if not pc.all(pc.equal(pc.is_null(mine), pc.is_null(theirs))).as_py():
+            missing = (pc.is_null(side, nan_is_null=True) for side in (mine, theirs))
+            if not pc.all(pc.equal(*missing)).as_py():
                 return f"{name}: other rows have no score"
             gap = np.abs(mine.to_numpy() - theirs.to_numpy())
             worst = float(np.nanmax(gap, initial=0.0))

@@ -366,3 +366,21 @@ def test_a_reason_is_one_line_whatever_a_column_is_called(
     (failure,) = failures(tmp_path / "out")
     assert failure["source"] == "b.parquet"
     assert failure["reason"].isprintable()
+
+
+def test_a_path_whose_value_a_column_cannot_hold_sets_its_file_aside_by_name(
+    tmp_path: Path, score_locally: ScoreLocally, read_output: ReadOutput
+) -> None:
+    corpus, output = tmp_path / "in", tmp_path / "out"
+    numbered = {"text": texts(3), "k": pa.array([1, 2, 3])}
+    write(corpus / "a.parquet", pa.table(numbered))
+    for folder in ("k=7", "k=seven", "=v"):  # `=v` names no column
+        (corpus / folder).mkdir()
+        write(corpus / folder / "b.parquet", pa.table({"text": texts(3)}))
+    score_locally(corpus, output, "limits.bad_rows=100", "limits.bad_files=1")
+    (failure,) = failures(output)
+    assert failure["source"] == "k=seven/b.parquet"
+    assert failure["reason"] == "schema: the path says k=seven, but column 'k' is int64"
+    found = read_output(output)
+    assert found["k"].to_pylist() == [None] * 3 + [1, 2, 3] + [7] * 3
+    assert verify(str(output), deep=True).holds

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from ray_mlc.corpus.listing import list_corpus
 from ray_mlc.errors import (
     DataError,
     InterruptedRunError,
+    LeaseError,
+    LimitError,
     RayMlcError,
     RunMismatchError,
+    StorageError,
     UsageError,
 )
 from ray_mlc.labels import LabelSet
@@ -29,6 +34,7 @@ from ray_mlc.model.folder import INFO_FILE, open_model
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
+from ray_mlc.scoring.lease import LEASE_FILE, Owner
 from ray_mlc.scoring.ledger import open_run, read_run, refuse_output_in_input
 from ray_mlc.scoring.parts import Receipt, read_footer_key
 from ray_mlc.scoring.verify import progress_of, verify
@@ -108,7 +114,7 @@ def test_the_output_holds_parts_a_ledger_and_a_success_and_nothing_else(tiny_run
         f"part-{file:05d}/{first:012d}.parquet" for file in range(3) for first in (0, 25, 50)
     }
     assert expected <= files
-    others = {name for name in files if not name.endswith(".parquet")}
+    others = {re.sub("-[0-9a-f]{16}", "", name) for name in files if not name.endswith(".parquet")}
     assert others == {
         "_SUCCESS",
         "_ray_mlc/run.json",
@@ -504,8 +510,8 @@ def test_a_folder_without_a_run_or_with_a_damaged_one_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match="there is no run here"):
         verify(str(tmp_path / "nothing"))
-    (run_copy / "_ray_mlc/runs/1/units.arrow").unlink()
-    with pytest.raises(UsageError, match=r"units\.arrow: missing: the run is damaged"):
+    next(run_copy.glob("_ray_mlc/runs/1/units-*.arrow")).unlink()
+    with pytest.raises(UsageError, match=r"units-.*\.arrow: missing: the run is damaged"):
         verify(str(run_copy))
     (run_copy / "_ray_mlc/run.json").write_text("{")
     with pytest.raises(UsageError, match=r"run\.json: not valid JSON"):
@@ -568,7 +574,75 @@ def test_long_texts_are_skipped_where_the_job_says_so(
 
 
 def test_a_plan_that_is_not_the_runs_own_is_noticed(run_copy: Path) -> None:
-    units = run_copy / "_ray_mlc/runs/1/units.arrow"
+    units = next(run_copy.glob("_ray_mlc/runs/1/units-*.arrow"))
     units.write_bytes(units.read_bytes() + b"\0")
     with pytest.raises(UsageError, match="is not the plan that the night was started with"):
         verify(str(run_copy))
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_set_aside_and_there_is_no_success(
+    tiny_corpus: Path, tmp_path: Path, score_job: MakeJob
+) -> None:
+    corpus, output = shutil.copytree(tiny_corpus, tmp_path / "in"), tmp_path / "out"
+
+    class Replacing(LocalBackend):
+        """Somebody writes a file of the same shape over another, after its first unit was read."""
+
+        def process(self, *args: Any, **options: Any) -> Iterator[list[Receipt]]:
+            for number, receipts in enumerate(super().process(*args, **options)):
+                yield receipts
+                if number == 0:
+                    path = corpus / "part-00000.parquet"
+                    table = pq.read_table(path)
+                    pq.write_table(table.take(list(range(80))[::-1]), path, row_group_size=50)
+
+    with pytest.raises(LimitError, match=r"part-00000\.parquet: read: the file has changed since"):
+        score(score_job(corpus, output, "units.rows=10"), Replacing(), Display(quiet=True))
+    assert not (output / "_SUCCESS").exists()
+    failures = json.loads((output / "_ray_mlc/failures.json").read_text())
+    assert {item["source"] for item in failures} == {"part-00000.parquet"}
+    # the remedy that the next command names
+    with pytest.raises(RunMismatchError, match=f"delete {output}/part-00000/ and run the same"):
+        score(score_job(corpus, output, "units.rows=10"), LocalBackend(), Display(quiet=True))
+    shutil.rmtree(output / "part-00000")
+    score(score_job(corpus, output, "units.rows=10"), LocalBackend(), Display(quiet=True))
+    assert verify(str(output), deep=True).complete
+
+
+def test_an_input_folder_that_goes_away_stops_the_run_and_sets_nothing_aside(
+    tiny_corpus: Path, tmp_path: Path, score_job: MakeJob
+) -> None:
+    corpus, output = shutil.copytree(tiny_corpus, tmp_path / "in"), tmp_path / "out"
+
+    class Unmounted(LocalBackend):
+        """The whole input is away after the first unit."""
+
+        def process(self, *args: Any, **options: Any) -> Iterator[list[Receipt]]:
+            for number, receipts in enumerate(super().process(*args, **options)):
+                yield receipts
+                if number == 0:
+                    corpus.rename(tmp_path / "away")
+
+    job = score_job(corpus, output, "units.rows=10")
+    with pytest.raises(StorageError, match="is gone, with all its files: mount or restore it"):
+        score(job, Unmounted(), Display(quiet=True))
+    assert not (output / "_ray_mlc/failures.json").exists()
+    (tmp_path / "away").rename(corpus)
+    score(job, LocalBackend(), Display(quiet=True))
+    assert verify(str(output), deep=True).complete
+
+
+def test_a_run_that_was_taken_over_declares_nothing(
+    tiny_corpus: Path, tmp_path: Path, score_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+
+    def sweep_slowly(storage: Any, prefix: str) -> int:
+        """Another command takes the lease just before the end."""
+        storage.put(LEASE_FILE, replace(Owner.this_process(), token="theirs").to_bytes())
+        return 0
+
+    monkeypatch.setattr("ray_mlc.scoring.accounts.sweep", sweep_slowly)
+    with pytest.raises(LeaseError, match="taken over by"):
+        score(score_job(tiny_corpus, output), LocalBackend(), Display(quiet=True))
+    assert not (output / "_SUCCESS").exists()

@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_mlc.config import ScoreJob
+from ray_mlc.corpus.listing import Listing, list_corpus
 from ray_mlc.errors import DataError, LimitError, RunMismatchError
+from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
-from ray_mlc.scoring.ledger import read_run
+from ray_mlc.scoring.ledger import _Planner, read_run
 from ray_mlc.scoring.verify import verify
 from ray_mlc.storage import open_storage
 
@@ -145,13 +147,23 @@ def test_success_goes_first_when_a_night_is_added(
 ) -> None:
     tag()
 
+    def killed(*args: Any) -> None:
+        assert not (out / "_SUCCESS").exists()
+        raise RuntimeError("killed")
+
     class Killed(LocalBackend):
         """Dies before the new night has written anything."""
 
         def process(self, *args: Any, **options: Any) -> Any:
-            assert not (out / "_SUCCESS").exists()
-            raise RuntimeError("killed")
+            killed()
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray_mlc.scoring.ledger._Planner._write_night", killed)
+        shutil.copy(corpus / "part-00000.parquet", corpus / "tuesday.parquet")
+        with pytest.raises(RuntimeError, match="killed"):
+            score(score_job(corpus, out), LocalBackend(), Display(quiet=True), add_new=True)
+    tag()  # no new night is planned: the first one is complete again
+    assert (out / "_SUCCESS").exists()
     shutil.copy(corpus / "part-00000.parquet", corpus / "tuesday.parquet")
     with pytest.raises(RuntimeError, match="killed"):
         score(score_job(corpus, out), Killed(), Display(quiet=True), add_new=True)
@@ -328,3 +340,23 @@ def test_a_missing_night_in_between_is_noticed(
     shutil.rmtree(out / "_ray_mlc/runs/2")
     with pytest.raises(Exception, match=r"nights \[1, 3\]: one is missing"):
         verify(str(out))
+
+
+def test_two_planners_of_one_night_do_not_damage_the_run(
+    corpus: Path, out: Path, score_job: MakeJob, tag: Callable[..., list[str]]
+) -> None:
+    tag()
+    job = score_job(corpus, out)
+    model, storage = open_model(job.model), open_storage(str(out))
+    run = read_run(storage)
+    shutil.copy(corpus / "part-00000.parquet", corpus / "x.parquet")
+    early = list_corpus(str(corpus))
+    shutil.copy(corpus / "part-00000.parquet", corpus / "y.parquet")
+    tag(add_new=True)  # the other planner, which sees more, is faster and finishes
+    slow = _Planner(job, model, storage, None, lambda: None)
+    new = Listing(early.root, tuple(f for f in early.files if f.source == "x.parquet"), ())
+    with pytest.raises(RunMismatchError, match="another command has planned this night"):
+        slow.add(2, run.plan.spec, new, {})
+    verdict = verify(str(out), deep=True)
+    assert (verdict.holds, verdict.complete, verdict.total("written")) == (True, True, 400)
+    tag(add_new=True)

@@ -222,3 +222,45 @@ def test_several_problems_are_all_named(run_copy: Path) -> None:
     verdict = judge(run_copy, deep=True)
     assert {problem.split(": ")[0] for problem in verdict.problems} == {PART, "theirs.parquet"}
     assert account(verdict).missing == 50
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.drop_columns(["row"]),
+        lambda table: table.drop_columns(["score_law"]),
+        lambda table: table.append_column("more", pa.nulls(len(table))),
+    ],
+)
+def test_a_part_with_other_columns_is_named(run_copy: Path, change: Any) -> None:
+    rewrite(run_copy / PART, change)
+    assert judge(run_copy, deep=True).problems == [f"{PART}: has other columns than the run"]
+
+
+def test_a_footer_key_that_only_looks_like_ours_is_named(run_copy: Path) -> None:
+    table = pq.ParquetFile(run_copy / PART).read()
+    pq.write_table(table.replace_schema_metadata({"ray_mlc": '{"a": 1}'}), run_copy / PART)
+    assert judge(run_copy, deep=True).problems == [f"{PART}: is not a part of ray-mlc"]
+
+
+def test_a_label_that_the_model_does_not_have_is_named(run_copy: Path) -> None:
+    for part in run_copy.glob("part-*/*.parquet"):
+        rewrite(part, change_column("labels", lambda v: [x and [*x, "nonsense"] for x in v]))
+    problems = judge(run_copy, deep=True).problems
+    assert problems
+    assert all("label that the model does not have: 'nonsense'" in text for text in problems)
+
+
+def test_an_input_that_was_changed_or_removed_since_is_left_out_of_the_sample(
+    tiny_corpus: Path, tmp_path: Path, score_locally: Callable[..., Any]
+) -> None:
+    corpus, output = shutil.copytree(tiny_corpus, tmp_path / "in"), tmp_path / "out"
+    score_locally(corpus, output)
+    (corpus / "part-00000.parquet").unlink()
+    table = pq.read_table(corpus / "part-00001.parquet")
+    pq.write_table(table.take(list(range(80))[::-1]), corpus / "part-00001.parquet")
+    verdict = judge(output, deep=True)
+    assert (verdict.holds, verdict.problems) == (True, [])
+    assert verdict.rescored is not None
+    assert verdict.rescored.left_out == 6
+    assert verdict.rescored.rows > 0
