@@ -150,7 +150,7 @@ class UnitsConfig(Section):
     rows: int = Field(default=16_384, ge=1, lt=2**31)
     """Most rows of a unit."""
     bytes: Size = 64 * 2**20
-    """Most decoded bytes of a unit, over the columns that are read."""
+    """Most uncompressed bytes of a unit, as the footers say of all columns together."""
 
 
 class LongConfig(Section):

@@ -7,7 +7,7 @@ reason; the rest goes on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -35,7 +35,7 @@ class Footer:
     group_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Rows of each row group."""
     group_bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Uncompressed bytes of each row group over the columns that are read, as the footer says."""
+    """Uncompressed bytes of each row group, all its columns included, as the footer says."""
     fault: str | None = None
     """Why the file is set aside: `footer` or `schema`, and a sentence."""
 
@@ -46,16 +46,12 @@ class Footer:
 
 
 def read_footers(
-    listing: Listing,
-    *,
-    columns: Callable[[Sequence[str]], Iterable[str]],
-    progress: Callable[[int], None] | None = None,
+    listing: Listing, *, progress: Callable[[int], None] | None = None
 ) -> list[Footer]:
     """Read the footer of every file, several at a time.
 
     Args:
         listing: Files to look at.
-        columns: From a file's column names, those whose bytes count.
         progress: Called with 1 after each file.
 
     Returns:
@@ -69,7 +65,7 @@ def read_footers(
 
     def read(file: InputFile) -> Footer:
         path = file_path(listing.root, file.source)
-        footer = _read_footer(filesystem, path, file, columns, cancelled, root=root)
+        footer = _read_footer(filesystem, path, file, cancelled, root=root)
         if progress is not None:
             progress(1)
         return footer
@@ -86,7 +82,6 @@ def _read_footer(
     filesystem: pa_fs.FileSystem,
     path: str,
     file: InputFile,
-    columns: Callable[[Sequence[str]], Iterable[str]],
     cancelled: threading.Event,
     *,
     root: str,
@@ -100,17 +95,12 @@ def _read_footer(
         if file.size == 0:
             return Footer(file, fault="footer: the file has no bytes")
         return Footer(file, fault=f"footer: {first_line(error)}")
-    wanted = set(columns(schema.names))
-    groups = range(metadata.num_row_groups)
-    leaves = [
-        index
-        for index in range(metadata.num_columns)
-        if metadata.schema.column(index).path.split(".")[0] in wanted
-    ]
-    group_rows = np.zeros(len(groups), np.int64)
-    group_bytes = np.zeros(len(groups), np.int64)
-    for group in groups:
-        row_group = metadata.row_group(group)
-        group_rows[group] = row_group.num_rows
-        group_bytes[group] = sum(row_group.column(leaf).total_uncompressed_size for leaf in leaves)
-    return Footer(file, schema, group_rows, group_bytes)
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    return Footer(
+        file,
+        schema,
+        np.array([group.num_rows for group in groups], np.int64),
+        # not the sum over the columns that are read: asked for one column, Arrow 26 ends the
+        # process if a damaged footer contradicts itself there
+        np.array([max(0, group.total_byte_size) for group in groups], np.int64),
+    )

@@ -135,7 +135,7 @@ def _sources_by_state(plan: CorpusPlan, pending: NDArray[np.int64]) -> tuple[set
 
 def _readable(root: str, file: InputFile) -> bool:
     """Whether the footer of a file can be read by now."""
-    (footer,) = read_footers(Listing(root, (file,), ()), columns=lambda _: ())
+    (footer,) = read_footers(Listing(root, (file,), ()))
     return footer.fault is None
 
 

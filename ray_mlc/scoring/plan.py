@@ -104,15 +104,7 @@ def plan_corpus(
     """
     keep = job.output.keep
     needed = text_columns(job.input.text)
-
-    def columns_read(names: Sequence[str]) -> list[str]:
-        if spec is not None:
-            return [*needed, *(column.name for column in spec.kept)]
-        if isinstance(keep, list):
-            return [*needed, *keep]
-        return list(names)
-
-    footers = read_footers(listing, columns=columns_read, progress=progress)
+    footers = read_footers(listing, progress=progress)
     left_out: list[str] = []
     if spec is None:
         spec, footers = resolve_columns(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -23,9 +22,7 @@ IN_ONE_PROCESS = [
     ("10-stale", 0),
     ("1-driver", 0),
     ("4-hooks", 0),  # between write and rename
-    ("4-hooks", 2),  # before _SUCCESS
     ("5-disk", 0),
-    ("7-two", 0),
     ("8-signal", 0),
 ]
 
@@ -59,13 +56,3 @@ def test_a_broken_run_in_one_process_ends_in_the_same_rows(
     assert not result.problems, describe(result)
     assert result.injected
     assert (result.lost, result.duplicated, result.rewritten) == (0, 0, 0)
-
-
-@pytest.mark.ray
-def test_a_run_whose_actor_is_killed_ends_in_the_same_rows(
-    workload: Workload, tmp_path: Path
-) -> None:
-    result = run_trial(workload, "2-actor", CASES["2-actor"].body, 0, tmp_path / "trial")
-    assert not result.problems, describe(result)
-    assert result.injected
-    assert (result.lost, result.duplicated) == (0, 0)

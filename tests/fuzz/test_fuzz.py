@@ -16,7 +16,7 @@ from fuzz.examples import CORPUS_EXAMPLES, JOB_EXAMPLES, CorpusExample, JobExamp
 from fuzz.world import doubles, make_model
 
 bounded = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,
@@ -40,8 +40,8 @@ def test_any_corpus_is_scored_row_by_row_or_refused_in_one_line(model: Path) -> 
         outcomes[example.run(model)] += 1
 
     go()
-    assert outcomes["corpus: complete"] > 50  # or else the examples prove little
-    assert sum(outcomes.values()) >= 150
+    assert outcomes["corpus: complete"] > 30  # or else the examples prove little
+    assert sum(outcomes.values()) >= 100
 
 
 def test_any_job_text_is_run_or_refused_in_one_line(model: Path) -> None:
@@ -53,5 +53,5 @@ def test_any_job_text_is_run_or_refused_in_one_line(model: Path) -> None:
         outcomes[example.run(model)] += 1
 
     go()
-    assert outcomes["job: complete"] > 30
-    assert outcomes["job: ConfigError"] > 30
+    assert outcomes["job: complete"] > 15
+    assert outcomes["job: ConfigError"] > 15

@@ -195,9 +195,9 @@ def test_footers_of_a_store_that_is_away_set_no_file_aside(
     listing = Listing("/x", tuple(InputFile(f"{n}.parquet", 1, 1) for n in range(100)), ())
     files = FlakyFiles(data, *[OSError("reset")] * 50)
     monkeypatch.setattr(footers, "filesystem_of", lambda _: (files, ""))
-    found = footers.read_footers(listing, columns=lambda names: names)
+    found = footers.read_footers(listing)
     assert [footer.rows for footer in found] == [ROWS] * 100
     monkeypatch.setattr(reading, "READ_BUDGET_S", 0.02)
     files.failures = [OSError("reset")] * 100_000
     with pytest.raises(StorageError):
-        footers.read_footers(listing, columns=lambda names: names)
+        footers.read_footers(listing)

@@ -41,7 +41,7 @@ def plan(
     max_rows: int = 1000,
 ) -> tuple[list[Unit], ReadSpec]:
     listing = list_corpus(str(folder))
-    footers = read_footers(listing, columns=list)
+    footers = read_footers(listing)
     spec, footers = resolve_columns(
         footers, root=listing.root, text=text, keep=keep, reserved=("source", "row")
     )
