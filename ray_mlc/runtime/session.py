@@ -77,7 +77,7 @@ def ray_session(
             if address:
                 ray.init(address=address, **options)
             else:
-                with _group_of_its_own():
+                with _groups_of_their_own():
                     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     except Exception as error:  # Ray raises bare ones, such as for a node that starts too slowly
         where = f"the Ray cluster at {address}" if address else "a local Ray"
@@ -95,28 +95,25 @@ def ray_session(
 
 
 @contextmanager
-def _group_of_its_own() -> Iterator[None]:
-    """Keep what is started in the block out of reach of signals to our process group.
+def _groups_of_their_own() -> Iterator[None]:
+    """Keep processes that are started in the block out of reach of signals to our process group.
 
     `timeout`, job schedulers and terminals signal whole groups. A raylet that ends on such a signal
     takes the driver along without a word, before that has finished what is in flight. What is
-    started here still ends with us. The leader of a session cannot leave its group: there all is
-    as it would be without this.
+    started here still ends with us. Ray has no option for it, but starts all by `subprocess`.
     """
-    before = os.getpgid(0)
-    if os.getsid(0) == os.getpid():
+    start = subprocess.Popen.__init__
+
+    def start_in_group(self: Any, *args: Any, **options: Any) -> None:
+        if not options.get("start_new_session"):
+            options.setdefault("process_group", 0)
+        start(self, *args, **options)
+
+    subprocess.Popen.__init__ = start_in_group  # type: ignore[method-assign]
+    try:
         yield
-        return
-    # a group lives as long as it has a member: this one until Ray's processes are in it
-    with subprocess.Popen(
-        [sys.executable, "-Sc", "input()"], stdin=subprocess.PIPE, process_group=0
-    ) as holder:
-        try:
-            os.setpgid(0, holder.pid)
-            yield
-        finally:
-            os.setpgid(0, 0 if before == os.getpid() else before)
-            holder.communicate()
+    finally:
+        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
 
 
 @contextmanager
