@@ -88,7 +88,9 @@ def plan_units(footers: Sequence[Footer], *, max_rows: int, max_bytes: int) -> p
         first = start = 0  # first row and first row group of the unit being packed
         rows = size = 0
         for group in range(len(footer.group_rows)):
-            group_rows, group_bytes = int(footer.group_rows[group]), int(footer.group_bytes[group])
+            group_rows = int(footer.group_rows[group])
+            # a row group without rows may have bytes all the same, which nobody reads
+            group_bytes = int(footer.group_bytes[group]) if group_rows else 0
             fits_alone = group_rows <= max_rows and group_bytes <= max_bytes
             if rows and (rows + group_rows > max_rows or size + group_bytes > max_bytes):
                 add(index, first, rows, size, start, group, 0)
@@ -103,7 +105,7 @@ def plan_units(footers: Sequence[Footer], *, max_rows: int, max_bytes: int) -> p
                 first, start = first + group_rows, group + 1
                 continue
             if not rows:
-                start, size = group, 0  # a row group without rows may have bytes all the same
+                start, size = group, 0
             rows, size = rows + group_rows, size + group_bytes
         if rows:
             add(index, first, rows, size, start, len(footer.group_rows), 0)

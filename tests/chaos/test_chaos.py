@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 
 IN_ONE_PROCESS = [
-    ("10-stale", 0),
     ("1-driver", 0),
     ("4-hooks", 0),  # between write and rename
     ("5-disk", 0),

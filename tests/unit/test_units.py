@@ -90,6 +90,7 @@ def test_limits_are_kept_but_for_a_single_row(files: list[Groups], rows: int, si
 
 @many_examples
 @given(FILES, ROWS, BYTES)
+@example([[(1, 0), (0, 2), (1, 0)]], 2, 1)  # bytes of a row group without rows
 def test_no_two_neighbours_would_fit_into_one_unit(
     files: list[Groups], rows: int, size: int
 ) -> None:
