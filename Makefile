@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests chaos fuzz clean
+.PHONY: demo test lint types tests slow chaos fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ray-mlc demo build/demo
@@ -19,6 +19,10 @@ types: $(VENV)/.ready-test
 
 tests: $(VENV)/.ready-test
 	$(BIN)/python -m pytest
+
+# what `make test` leaves out for the sake of time
+slow: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -m slow
 
 # an hour or two; run again to go on where it was stopped
 CHAOS ?= benchmarks/results/$(shell date +%F)-chaos.jsonl

@@ -194,6 +194,7 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
     assert verify(str(output), deep=True).holds
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_its_process_is_set_aside_and_the_rest_is_there(
     ray_local: Any,
     make_job: Callable[..., ScoreJob],
@@ -276,6 +277,7 @@ def test_a_stopped_run_finishes_what_is_in_flight_and_goes_on(
     assert_same(rows_of(output), expected)
 
 
+@pytest.mark.slow
 def test_actors_that_cannot_start_say_why_in_one_line(
     ray_local: Any,
     corpus: Path,

@@ -16,7 +16,7 @@ from ray_mlc.errors import ModelError, ResourceError
 from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.progress import Display
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 EPOCHS = 8
 
@@ -161,6 +161,7 @@ def test_a_killed_worker_changes_nothing_in_the_history(
     assert open_model(str(output)).digest
 
 
+@pytest.mark.slow
 def test_patience_ends_a_still_training_and_of_equal_epochs_the_first_is_kept(
     ray_local: Any, make_job: Callable[..., TrainJob], tmp_path: Path
 ) -> None:
