@@ -18,7 +18,7 @@ types: $(VENV)/.ready-test
 	$(BIN)/mypy
 
 tests: $(VENV)/.ready-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 # what `make test` leaves out for the sake of time
 slow: $(VENV)/.ready-test

@@ -6,13 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
+from support.models import write_tiny_encoder, write_tiny_model
 
 from ray_mlc import synthetic
-from ray_mlc.config import LongConfig, ScoreJob, load_job
+from ray_mlc.config import ScoreJob, load_job
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, a file stays in one, and all of Ray's files in one.
+
+    Fixtures of a file are then made once, and two Rays never share the cores.
+    """
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 TINY_MAX_TOKENS = 32
 TINY_CORPUS_ROWS = 240
@@ -23,16 +34,7 @@ ScoreLocally = Callable[..., dict[str, Any]]
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained encoder of a few thousand weights: making one costs more than loading it."""
     folder = tmp_path_factory.mktemp("encoder")
-    texts = synthetic.documents(100, seed=2)["text"].to_pylist()
-    synthetic.write_encoder(
-        folder,
-        texts=texts,
-        vocab_size=256,
-        hidden_size=16,
-        intermediate_size=16,
-        max_tokens=64,
-        seed=0,
-    )
+    write_tiny_encoder(folder, seed=0)
     return folder
 
 
@@ -40,41 +42,9 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_model(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes model folders with a random head: `make_model(label_set, threshold=…, seed=…)`."""
 
-    def make(label_set: Any = synthetic.LABELS, *, threshold: float = 0.6, seed: int = 0) -> Path:
-        import torch
-
-        from ray_mlc.model.canaries import record_canaries
-        from ray_mlc.model.classifier import Classifier
-        from ray_mlc.model.decisions import Decision
-        from ray_mlc.model.encoder import new_classifier_model, output_layer
-        from ray_mlc.model.engines.torch_engine import TorchEngine
-        from ray_mlc.model.folder import ModelInfo, write_model_folder
-        from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
-
-        bias = np.linspace(-1.5, 0.5, len(label_set))
-        model = new_classifier_model(tiny_encoder, label_set, head_bias=bias, seed=seed)
-        with torch.no_grad():
-            # scores that differ from text to text and lie all over 0 to 1, as of a trained model
-            for name, weights in model.named_parameters():
-                if "attention.self.value.weight" in name or "attention.output.dense" in name:
-                    weights.mul_(6)
-            generator = torch.Generator().manual_seed(seed)
-            output_layer(model, len(label_set)).weight.normal_(generator=generator)
-        tokenizer = Tokenizer.load(tiny_encoder, max_tokens=TINY_MAX_TOKENS)
-        engine = TorchEngine(model, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
+    def make(label_set: Any = synthetic.LABELS, **options: Any) -> Path:
         folder = tmp_path_factory.mktemp("model")
-        write_model_folder(
-            folder,
-            model=model,
-            tokenizer=load_pretrained_tokenizer(tiny_encoder),
-            info=ModelInfo(
-                labels=list(label_set.names),
-                decision=Decision(threshold=threshold),
-                long=LongConfig(policy="truncate", max_tokens=TINY_MAX_TOKENS),
-            ),
-            canaries=record_canaries(Classifier(label_set, tokenizer, engine, 4096)),
-            history=[],
-        )
+        write_tiny_model(tiny_encoder, folder, label_set, max_tokens=TINY_MAX_TOKENS, **options)
         return folder
 
     return make

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile
+from ray_mlc.corpus.types import is_bytes, is_string
 from ray_mlc.errors import DataError, as_line
 from ray_mlc.labels import unique_when_folded
 
@@ -146,20 +147,14 @@ def resolve_columns(
         key = tuple(f"{item.name}:{item.type}" for item in footer.schema)
         if key not in verdicts:
             verdicts[key] = judge_schema(footer.schema, text, wanted, types)
-        verdict = verdicts[key]
-        result.append(
-            footer
-            if verdict is None
-            else Footer(
-                footer.file,
-                None,
-                footer.group_rows,
-                footer.group_bytes,
-                as_line(f"schema: {verdict}"),
-            )
-        )
+        result.append(_judged(footer, verdicts[key]))
     # only now are the types as wide as all files make them
-    result = [_refuse_path_values(footer, types) for footer in result]
+    result = [
+        footer
+        if footer.schema is None
+        else _judged(footer, _bad_path_value(footer.schema, footer.file.hive_keys, types))
+        for footer in result
+    ]
     ours = {name.casefold() for name in reserved}
     named = [f"input_{name}" if _is_ours(name.casefold(), ours) else name for name in wanted]
     outputs = unique_when_folded(named, taken=ours)
@@ -203,15 +198,7 @@ def is_text(type_: pa.DataType) -> bool:
     """Whether a column of this type can hold the text."""
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    return bool(
-        pa.types.is_string(type_)
-        or pa.types.is_large_string(type_)
-        or pa.types.is_string_view(type_)
-        or pa.types.is_binary(type_)
-        or pa.types.is_large_binary(type_)
-        or pa.types.is_binary_view(type_)
-        or pa.types.is_null(type_)
-    )
+    return is_string(type_) or is_bytes(type_) or bool(pa.types.is_null(type_))
 
 
 def judge_schema(
@@ -313,11 +300,10 @@ def fit_columns(footers: Sequence[Footer], spec: ReadSpec) -> tuple[list[Footer]
         key = (*schema_key, *(f"/{name}={value}" for name, value in keys.items()))
         if key not in verdicts:
             verdicts[key] = _misfit(footer.schema, keys, spec)
-        if (verdict := verdicts[key]) is not None:
-            result.append(replace(footer, schema=None, fault=as_line(f"schema: {verdict}")))
-            continue
-        result.append(footer)
-        unknown.update(dict.fromkeys(n for n in (*footer.schema.names, *keys) if n not in known))
+        result.append(_judged(footer, verdicts[key]))
+        if verdicts[key] is None:
+            names = (*footer.schema.names, *keys)
+            unknown.update(dict.fromkeys(name for name in names if name not in known))
     return result, list(unknown)
 
 
@@ -335,11 +321,8 @@ def _misfit(schema: pa.Schema, hive_keys: dict[str, str], spec: ReadSpec) -> str
     return _bad_path_value(schema, hive_keys, fixed)
 
 
-def _refuse_path_values(footer: Footer, types: dict[str, pa.DataType]) -> Footer:
-    """Set a file aside whose path gives a column a value that the column's type cannot hold."""
-    if footer.schema is None or not footer.file.hive_keys:
-        return footer
-    verdict = _bad_path_value(footer.schema, footer.file.hive_keys, types)
+def _judged(footer: Footer, verdict: str | None) -> Footer:
+    """The footer, its file set aside if there is something against it."""
     if verdict is None:
         return footer
     return replace(footer, schema=None, fault=as_line(f"schema: {verdict}"))
@@ -348,6 +331,7 @@ def _refuse_path_values(footer: Footer, types: dict[str, pa.DataType]) -> Footer
 def _bad_path_value(
     schema: pa.Schema, hive_keys: dict[str, str], types: dict[str, pa.DataType]
 ) -> str | None:
+    """What is wrong with the values that a path gives to columns that its file lacks."""
     for name, type_ in types.items():
         if schema.get_field_index(name) < 0 and name in hive_keys:
             try:

@@ -127,7 +127,7 @@ def _list_one(uri: str) -> tuple[str, dict[str, Facts], set[str]]:
     """Root, files and hidden files of one path."""
     filesystem, path = filesystem_of(uri)
     path = path.rstrip("/") or "/"
-    base = _base(path)
+    base = path if _is_file(filesystem, path) else _base(path)
     pattern = base != path
     if scheme_of(uri) in _LISTED_BY_STORE:
         files = _list_store(scheme_of(uri), base)
@@ -189,6 +189,18 @@ def _list_store(scheme: str, base: str) -> dict[str, Facts]:
     return {
         name: (info.size, int(info.modified_s) * 10**9, info.etag) for name, info in found.items()
     }
+
+
+def _is_file(filesystem: Any, path: str) -> bool:
+    """Whether a path that looks like a glob is the name of a file as it stands."""
+    import pyarrow.fs as pa_fs
+
+    if _GLOB.search(path) is None:
+        return False
+    try:
+        return bool(filesystem.get_file_info(path).type == pa_fs.FileType.File)
+    except OSError:
+        return False  # listing says what is wrong
 
 
 def _base(path: str) -> str:

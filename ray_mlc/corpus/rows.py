@@ -10,7 +10,8 @@ ends it, because that says nothing about the data.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -21,10 +22,8 @@ import pyarrow.parquet as pq
 
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import hive_keys_of
-from ray_mlc.corpus.reading import (
-    open_parquet,
-    refuse_local_stores_fault,
-)
+from ray_mlc.corpus.reading import open_parquet, refuse_local_stores_fault
+from ray_mlc.corpus.types import is_bytes, is_string
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import first_line
 from ray_mlc.storage import filesystem_of
@@ -43,6 +42,8 @@ BLOCK_FAULT = "__ray_mlc_fault"
 STATUSES = ("ok", "null_text", "empty", "decode_error", "too_long", "not_finite")
 """What can become of a row; `null_text` and `empty` are facts of the input, not faults."""
 OK, NULL_TEXT, EMPTY, DECODE_ERROR, TOO_LONG, NOT_FINITE = range(len(STATUSES))
+_UNREADABLE = (OSError, pa.ArrowException, ValueError)
+"""What reading a damaged file raises; a store's failures are told apart."""
 SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -74,7 +75,7 @@ def read_block(units: Sequence[Unit], spec: ReadSpec, *, max_text_bytes: int) ->
         A table of `block_schema(spec)`: the rows of each unit in order, or its marker row.
 
     Raises:
-        StorageError: If a remote store fails for longer than reads are repeated.
+        StorageError: If the storage fails; a remote one for longer than reads are repeated.
     """
     filesystem, base = filesystem_of(spec.root)
     schema = block_schema(spec)
@@ -82,27 +83,41 @@ def read_block(units: Sequence[Unit], spec: ReadSpec, *, max_text_bytes: int) ->
     for source, of_file in groupby(units, key=lambda unit: unit.source):
         todo = list(of_file)
         path = f"{base.rstrip('/')}/{source}"
+        refuse = partial(refuse_local_stores_fault, filesystem, base, path)
         try:
             refuse_changed_file(filesystem, path, todo[0])
             with open_parquet(filesystem, path) as file:
-                for (start, stop), of_group in groupby(
-                    todo, key=lambda unit: (unit.group_start, unit.group_stop)
-                ):
-                    group_units = list(of_group)
-                    try:
-                        tables += _read_groups(
-                            file, start, stop, group_units, spec, schema, max_text_bytes
-                        )
-                    except (OSError, pa.ArrowException, ValueError) as error:
-                        refuse_local_stores_fault(filesystem, base, path, error)
-                        tables += [_marker(unit, schema, error) for unit in group_units]
-        except (OSError, pa.ArrowException, ValueError) as error:
-            refuse_local_stores_fault(filesystem, base, path, error)
-            tables = [
-                *(table for table in tables if table["source"][0].as_py() != source),
-                *(_marker(unit, schema, error) for unit in todo),
-            ]
+                read = _read_units(file, todo, spec, schema, max_text_bytes, refuse)
+        except _UNREADABLE as error:
+            refuse(error)
+            read = [_marker(unit, schema, error) for unit in todo]
+        tables += read
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def _read_units(
+    file: pq.ParquetFile,
+    units: Sequence[Unit],
+    spec: ReadSpec,
+    schema: pa.Schema,
+    max_text_bytes: int,
+    refuse: Callable[[BaseException], None],
+) -> list[pa.Table]:
+    """Units of one file: a table each, or a marker where its row groups cannot be read.
+
+    `refuse` raises over errors that are not the file's.
+    """
+    tables: list[pa.Table] = []
+    for (start, stop), of_group in groupby(
+        units, key=lambda unit: (unit.group_start, unit.group_stop)
+    ):
+        group_units = list(of_group)
+        try:
+            tables += _read_groups(file, start, stop, group_units, spec, schema, max_text_bytes)
+        except _UNREADABLE as error:
+            refuse(error)
+            tables += [_marker(unit, schema, error) for unit in group_units]
+    return tables
 
 
 def refuse_changed_file(filesystem: pa_fs.FileSystem, path: str, unit: Unit) -> None:
@@ -244,13 +259,8 @@ def _decode(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray[tuple[int], n
         column = column.cast(column.type.storage_type)
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), pa.large_string()), np.zeros(len(column), np.bool_)
-    if not (
-        pa.types.is_binary(column.type)
-        or pa.types.is_large_binary(column.type)
-        or pa.types.is_fixed_size_binary(column.type)
-        or pa.types.is_binary_view(column.type)
-        or is_stringlike(column.type)
-    ):
+    fixed = pa.types.is_fixed_size_binary(column.type)
+    if not (fixed or is_bytes(column.type) or is_string(column.type)):
         column = column.cast(pa.string())  # a number in a template
     raw = column.cast(pa.large_binary()).combine_chunks()
     if isinstance(raw, pa.ChunkedArray):  # combine_chunks gives one for zero chunks
@@ -267,15 +277,6 @@ def _decode(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray[tuple[int], n
                 texts.append(None)
                 bad[position] = True
         return pa.array(texts, pa.large_string()), bad
-
-
-def is_stringlike(type_: pa.DataType) -> bool:
-    """Whether Arrow stores the type as text."""
-    return bool(
-        pa.types.is_string(type_)
-        or pa.types.is_large_string(type_)
-        or pa.types.is_string_view(type_)
-    )
 
 
 def _fill_template(

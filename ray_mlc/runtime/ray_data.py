@@ -255,7 +255,7 @@ def _write(scored: pa.Table, work: Work, reporter: Reporter) -> pa.Table:
     lines: list[str] = []
     if scored.num_rows:
         name = _name_of(scored)
-        reporter.enter(name, WRITING)
+        reporter.tell(name, WRITING)
         lines = [receipt.to_json() for receipt in work.write(scored)]
         reporter.leave(name)
     return pa.table({RECEIPT_COLUMN: pa.array(lines, pa.string())})

@@ -38,8 +38,9 @@ from ray_mlc.scoring.accounts import (
     check_limits,
     finish_run,
 )
+from ray_mlc.scoring.identity import refuse_output_in_input
 from ray_mlc.scoring.lease import Lease, check_holder, hold_lease
-from ray_mlc.scoring.ledger import SUCCESS_FILE, Run, open_run, refuse_output_in_input
+from ray_mlc.scoring.ledger import Run, open_run
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.score import score_block, tokenize_block
 from ray_mlc.storage import open_storage
@@ -260,7 +261,7 @@ def score(
                 lambda model: ready().resolve(model, job),
                 add_new=add_new,
                 check=check,
-                progress=lambda *_: stage.advance(1),
+                progress=stage.advance,
             )
         for note in notes:
             display.say(f"note: {note}")
@@ -315,7 +316,6 @@ def _work_off(
     )
     if before:
         display.say(f"continuing: {before:,} rows are done already")
-    run.storage.delete(SUCCESS_FILE)  # of a finished run from which parts were deleted
     reads = plan_reads(run, pending, job, actors=backend.actors(job))
     with (
         display.stage("score", total, "rows", done=before) as stage,

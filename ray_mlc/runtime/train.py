@@ -31,7 +31,7 @@ from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.runtime.progress import Display
-from ray_mlc.scoring.ledger import versions
+from ray_mlc.scoring.identity import versions
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 from ray_mlc.training.loop import MODEL_STATE, TokenizedExamples, load_weights
 

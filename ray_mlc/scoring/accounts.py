@@ -11,7 +11,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,14 +22,14 @@ from ray_mlc.config import LimitsConfig
 from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import LimitError, RayMlcError, RunMismatchError, StorageError, first_line
 from ray_mlc.scoring.ledger import FAILURES_FILE, SCRATCH, SUCCESS_FILE, SUMMARY_FILE, Run
-from ray_mlc.scoring.parts import Receipt, read_footer_key
-from ray_mlc.storage import Storage, filesystem_of, sweep
+from ray_mlc.scoring.nights import to_json
+from ray_mlc.scoring.parts import Receipt, map_parts, read_footer_key
+from ray_mlc.storage import filesystem_of, sweep
 
 LAG_S = 60.0
 """Longest time that a listing may lag behind writes before a part counts as lost."""
-FOOTERS_AT_ONCE = 1024
-"""Footers of parts that are queued for reading at once, so that memory does not grow with them."""
 PENDING, WRITTEN, EARLIER, SET_ASIDE = range(4)
+_SUMMED = ("rows", "labels", "tokens", "truncated", "k_cut", "real_tokens", "padded_tokens")
 BAD_STATUSES = ("decode_error", "not_finite", "too_long")
 
 
@@ -51,10 +50,7 @@ class Sums:
 
     def add(self, receipt: Receipt) -> None:
         """Add a unit."""
-        for name in (
-            *("rows", "labels", "tokens", "truncated", "k_cut"),
-            *("real_tokens", "padded_tokens"),
-        ):
+        for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(receipt, name))
         self.statuses.update(receipt.statuses)
         self.errors.update(receipt.errors)
@@ -143,8 +139,8 @@ def finish_run(
     failures = _failures(run, tally)
     summary = _summarize(run, tally, failures, seconds=seconds)
     check()
-    _put_json(run.storage, FAILURES_FILE, failures)
-    _put_json(run.storage, SUMMARY_FILE, summary)
+    run.storage.put(FAILURES_FILE, to_json(failures))
+    run.storage.put(SUMMARY_FILE, to_json(summary))
     sweep(run.storage, SCRATCH)  # of writers that were killed while this process went on
     check_limits(run, summary, limits)
     check()
@@ -206,9 +202,7 @@ def earlier_receipts(run: Run, positions: NDArray[np.int64]) -> Iterator[Receipt
             raise RunMismatchError(f"{run.storage.uri}: {part} belongs to another run")
         return Receipt(**footer["receipt"])
 
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        for low in range(0, len(positions), FOOTERS_AT_ONCE):
-            yield from pool.map(read, positions[low : low + FOOTERS_AT_ONCE].tolist())
+    return map_parts(read, positions.tolist())
 
 
 def _failures(run: Run, tally: Tally) -> list[dict[str, Any]]:
@@ -275,7 +269,3 @@ def _beyond_limits(summary: Mapping[str, Any], limits: LimitsConfig) -> str | No
             shown = f"{limit:.2%} of {total:,}" if limit < 1 else f"{limit:,.0f}"
             return f"{count:,} {name.replace('_', ' ')}, limits.{name} allows {shown}"
     return None
-
-
-def _put_json(storage: Storage, path: str, value: object) -> None:
-    storage.put(path, json.dumps(value, indent=1, ensure_ascii=False).encode())

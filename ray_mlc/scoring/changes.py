@@ -55,12 +55,13 @@ def compare_inputs(
     gone = [source for source in planned if source not in now]
     differing = [file for source, file in now.items() if _differs(planned.get(source), file)]
     written, unfinished = _sources_by_state(plan, pending) if differing else (set(), set())
-    unreadable = {row["source"] for row in plan.faulty_files() if row["rows"] is None}
-    again = [file for file in differing if file.source not in written] + [
-        now[source]
-        for source in sorted(unreadable & set(now))
-        if not _differs(planned[source], now[source]) and _readable(listing.root, now[source])
+    unreadable = [
+        now[row["source"]]
+        for row in plan.faulty_files()
+        if row["rows"] is None and row["source"] in now and now[row["source"]] not in differing
     ]
+    again = [file for file in differing if file.source not in written]
+    again += _readable(listing.root, unreadable)
     changed = [file for file in differing if file.source in written]
     refused = [file for file in changed if not add_new or file.source in unfinished]
     if refused:
@@ -133,10 +134,10 @@ def _sources_by_state(plan: CorpusPlan, pending: NDArray[np.int64]) -> tuple[set
     return written, unfinished
 
 
-def _readable(root: str, file: InputFile) -> bool:
-    """Whether the footer of a file can be read by now."""
-    (footer,) = read_footers(Listing(root, (file,), ()))
-    return footer.fault is None
+def _readable(root: str, files: Sequence[InputFile]) -> list[InputFile]:
+    """Those of some files whose footer can be read by now."""
+    footers = read_footers(Listing(root, tuple(files), ()))
+    return [footer.file for footer in footers if footer.fault is None]
 
 
 def _refuse_shared_folders(plan: CorpusPlan, new: Sequence[InputFile]) -> None:

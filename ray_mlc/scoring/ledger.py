@@ -17,77 +17,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from ray_mlc import __version__
 from ray_mlc.config import ScoreJob, dump_job
 from ray_mlc.corpus.columns import ReadSpec
-from ray_mlc.corpus.listing import Listing, would_list
+from ray_mlc.corpus.listing import Listing
 from ray_mlc.corpus.units import Unit, units_at
-from ray_mlc.errors import DataError, RunMismatchError, StorageError, UsageError
+from ray_mlc.errors import RunMismatchError, StorageError, UsageError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.scoring.changes import compare_inputs
+from ray_mlc.scoring.identity import asked_for, long_policy, refuse_difference, versions
+from ray_mlc.scoring.nights import LEDGER, Night, now, read_nights, to_json, write_night
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, reserved_columns, resolve_format
 from ray_mlc.scoring.plan import (
     CorpusPlan,
     combine,
     dump_columns,
-    dump_table,
     load_columns,
-    load_table,
     plan_corpus,
 )
-from ray_mlc.storage import (
-    Storage,
-    existing_paths,
-    filesystem_of,
-    join,
-    open_storage,
-    scheme_of,
-    sweep,
-)
+from ray_mlc.storage import Storage, existing_paths, join, open_storage, sweep
 
-LEDGER = "_ray_mlc"
 RUN_FILE = f"{LEDGER}/run.json"
 JOB_FILE = f"{LEDGER}/job.yaml"
 FAILURES_FILE = f"{LEDGER}/failures.json"
 SUMMARY_FILE = f"{LEDGER}/summary.json"
 SUCCESS_FILE = "_SUCCESS"
-NIGHT_FILE, FILES, UNITS = "night.json", "files", "units"
-NIGHTS_FOLDER = f"{LEDGER}/runs"
 SCRATCH = f"{LEDGER}/tmp"
 SCHEMA_VERSION = 2
-_VERSIONED = ("ray-mlc", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, what is done and the total."""
-
-
-@dataclass(frozen=True)
-class Night:
-    """One plan executed in a run."""
-
-    number: int
-    """1 for the first."""
-    record: Mapping[str, Any]
-    """Content of `night.json`."""
-    files: pa.Table
-    """`scoring.plan.FILES_SCHEMA`."""
-    units: pa.Table
-    """`corpus.units.UNITS_SCHEMA`."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +182,7 @@ def open_run(
     *,
     add_new: bool = False,
     check: Callable[[], None] = lambda: None,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[Run, NDArray[np.int64], list[str]]:
     """Start a run in an empty output folder, or continue the one that is there.
 
@@ -231,7 +197,7 @@ def open_run(
             only for a new run.
         add_new: Plan files that the run does not know as its next night.
         check: Called before anything becomes valid; raises if the output is no longer ours.
-        progress: Told about footers read.
+        progress: Called with 1 after each footer.
 
     Returns:
         The run, the positions of the units to do, and sentences that the user should see.
@@ -250,24 +216,25 @@ def open_run(
         if recorded is None:
             raise StorageError(f"{join(storage.uri, RUN_FILE)}: written, but it cannot be read")
     record = _decode(storage, recorded)
-    _refuse_difference(record, storage, job, model)
-    nights = _read_nights(storage)
+    refuse_difference(record, job, model, uri=storage.uri)
+    nights = read_nights(storage)
     notes: list[str] = []
     if not nights:  # killed between run.json and its first night
         notes += planner.add(1, load_columns(record["columns"]), listing, {})
-        nights = _read_nights(storage)
+        nights = read_nights(storage)
     run = Run(storage, record, nights)
     sweep(storage, SCRATCH)  # temporary files of killed writers; a living one writes its again
     there = run.listing()
     pending = run.pending(there)
     changes = compare_inputs(run.plan, pending, listing, uri=storage.uri, add_new=add_new)
     notes += changes.notes
-    if changes.to_plan:
+    if changes.to_plan or len(pending):
         check()
-        storage.delete(SUCCESS_FILE)
+        storage.delete(SUCCESS_FILE)  # goes before there is more to do, and comes back last
+    if changes.to_plan:
         wanted = Listing(listing.root, changes.to_plan, listing.hidden)
         notes += planner.add(len(nights) + 1, run.plan.spec, wanted, changes.record)
-        run = Run(storage, record, _read_nights(storage))
+        run = Run(storage, record, read_nights(storage))
         pending = run.pending(there)
     if hidden := run.nights[0].record.get("hidden"):
         notes.append(f"{len(hidden)} hidden file(s) were skipped, such as {hidden[0]}")
@@ -287,7 +254,7 @@ def read_run(storage: Storage) -> Run:
             "of `ray-mlc score`"
         )
     record = _decode(storage, recorded)
-    nights = _read_nights(storage)
+    nights = read_nights(storage)
     if not nights:
         raise UsageError(
             f"{storage.uri}: the run was stopped before its plan was written: run the same "
@@ -310,55 +277,6 @@ def _decode(storage: Storage, recorded: bytes) -> dict[str, Any]:
     return record
 
 
-def _read_nights(storage: Storage) -> tuple[Night, ...]:
-    """Every night whose `night.json` is there; the plan files of others were never valid."""
-    paths = existing_paths(storage.list(NIGHTS_FOLDER))
-    numbers = sorted(
-        int(name) for _, name, file in _night_files(paths) if file == NIGHT_FILE and name.isdigit()
-    )
-    if numbers != list(range(1, len(numbers) + 1)):
-        raise UsageError(f"{join(storage.uri, NIGHTS_FOLDER)}: nights {numbers}: one is missing")
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        return tuple(pool.map(lambda number: _read_night(storage, number), numbers))
-
-
-def _night_files(paths: set[str]) -> Iterator[tuple[str, str, str]]:
-    """Folder, number and file name of everything below the folder of nights."""
-    for path in paths:
-        elements = path.removeprefix(f"{NIGHTS_FOLDER}/").split("/")
-        if len(elements) == 2:
-            yield path, elements[0], elements[1]
-
-
-def _read_night(storage: Storage, number: int) -> Night:
-    folder = f"{NIGHTS_FOLDER}/{number}"
-
-    def read(name: str) -> bytes:
-        data = storage.read(f"{folder}/{name}")
-        if data is None:
-            raise UsageError(f"{join(storage.uri, folder, name)}: missing: the run is damaged")
-        return data
-
-    record = json.loads(read(NIGHT_FILE))
-    tables = []
-    for kind in (FILES, UNITS):
-        digest = record["plan"][kind]
-        name = _plan_file(kind, digest)
-        data = read(name)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise UsageError(
-                f"{join(storage.uri, folder, name)}: is not the plan that the night was started "
-                "with: the run is damaged"
-            )
-        tables.append(load_table(data))
-    return Night(number, record, *tables)
-
-
-def _plan_file(kind: str, digest: str) -> str:
-    """Named by content: another planner's file of the same night is never overwritten."""
-    return f"{kind}-{digest[:16]}.arrow"
-
-
 @dataclass(frozen=True)
 class _Planner:
     """Writes runs and nights; what is planned becomes valid with the last file."""
@@ -366,7 +284,7 @@ class _Planner:
     job: ScoreJob
     model: ModelFolder
     storage: Storage
-    progress: Progress | None
+    progress: Callable[[int], None] | None
     check: Callable[[], None]
 
     def start(self, listing: Listing, resolved: ResolvedEngine) -> None:
@@ -375,9 +293,9 @@ class _Planner:
         format_ = resolve_format(job.output.format, model.label_set)
         plan, _ = self._plan(listing, format_, None)
         identity = {
-            **_asked(job, model),
+            **asked_for(job, model),
             "output.format": format_,
-            "long.policy": _long_policy(job, model),
+            "long.policy": long_policy(job, model),
             "long.max_tokens": resolved.max_tokens,
             "engine.name": resolved.name,
             "engine.device": resolved.device,
@@ -389,7 +307,7 @@ class _Planner:
         record = {
             "schema_version": SCHEMA_VERSION,
             "digest": hashlib.sha256(canonical.encode()).hexdigest(),
-            "created": _now(),
+            "created": now(),
             "model": model.name,
             "model_location": model.location,
             "labels": list(model.label_set.names),
@@ -399,9 +317,9 @@ class _Planner:
             "versions": versions(),
         }
         self.check()
-        if self.storage.create(RUN_FILE, _to_json(record)):
+        if self.storage.create(RUN_FILE, to_json(record)):
             self.storage.put(JOB_FILE, dump_job(job).encode())
-            self._write_night(1, plan, listing, {})
+            self._write(1, plan, listing, {})
 
     def add(
         self, number: int, spec: ReadSpec, listing: Listing, more: Mapping[str, Any]
@@ -409,7 +327,7 @@ class _Planner:
         """Plan some files as a night of their own; what the user should know."""
         format_ = resolve_format(self.job.output.format, self.model.label_set)
         plan, left_out = self._plan(listing, format_, spec)
-        self._write_night(number, plan, listing, {**more, "left_out": left_out})
+        self._write(number, plan, listing, {**more, "left_out": left_out})
         if not left_out:
             return []
         return [f"the run has no column {', '.join(left_out)}: left out of the new files' parts"]
@@ -417,104 +335,14 @@ class _Planner:
     def _plan(
         self, listing: Listing, format_: str, spec: ReadSpec | None
     ) -> tuple[CorpusPlan, list[str]]:
-        total = len(listing.files)
-        done = iter(range(1, total + 1))
-
-        def step(_: int) -> None:
-            if self.progress is not None:
-                self.progress("footers", next(done), total)
-
         reserved = reserved_columns(format_, self.model.label_set)
-        return plan_corpus(listing, self.job, reserved=reserved, spec=spec, progress=step)
+        return plan_corpus(listing, self.job, reserved=reserved, spec=spec, progress=self.progress)
 
-    def _write_night(
+    def _write(
         self, number: int, plan: CorpusPlan, listing: Listing, more: Mapping[str, Any]
     ) -> None:
-        folder = f"{NIGHTS_FOLDER}/{number}"
-        digests = {}
-        for kind, table in ((FILES, plan.files), (UNITS, plan.units)):
-            data = dump_table(table)
-            digests[kind] = hashlib.sha256(data).hexdigest()
-            self.storage.put(f"{folder}/{_plan_file(kind, digests[kind])}", data)
-        record = {
-            "number": number,
-            "created": _now(),
-            "files": len(plan.files),
-            "units": len(plan.units),
-            "rows": plan.rows,
-            "hidden": list(listing.hidden),
-            **more,
-            "plan": digests,
-        }
-        self.check()
-        if not self.storage.create(f"{folder}/{NIGHT_FILE}", _to_json(record)):
-            raise RunMismatchError(
-                f"{join(self.storage.uri, folder)}: another command has planned this night: "
-                "run the same command again"
-            )
-
-
-def _to_json(value: object) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode()
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _asked(job: ScoreJob, model: ModelFolder) -> dict[str, Any]:
-    """What a command says about the rows' content; `auto` and null are left to `resolve`."""
-    asked: dict[str, Any] = {
-        "model": model.digest,
-        "decision": model.info.decision.model_dump(),
-        "input.root": list_root(job),
-        "input.text": job.input.text,
-        "input.max_text_bytes": job.input.max_text_bytes,
-        "output.keep": job.output.keep,
-        "output.k": job.output.k,
-        "output.floor": job.output.floor,
-        "units.rows": job.units.rows,
-        "units.bytes": job.units.bytes,
-        "long.policy": _long_policy(job, model),
-    }
-    long = job.long
-    optional = {
-        "output.format": job.output.format,
-        "long.max_tokens": long.max_tokens if long else model.max_tokens,
-        "engine.name": job.engine.name,
-        "engine.dtype": job.engine.dtype,
-        "batching.max_batch_tokens": job.batching.max_batch_tokens,
-    }
-    return asked | {key: value for key, value in optional.items() if value not in ("auto", None)}
-
-
-def list_root(job: ScoreJob) -> str:
-    """What the job names as input, in a form that two commands can be compared by."""
-    paths = [job.input.path] if isinstance(job.input.path, str) else job.input.path
-    return " ".join(sorted(filesystem_of(path)[1].rstrip("/") for path in paths))
-
-
-def _long_policy(job: ScoreJob, model: ModelFolder) -> str:
-    return job.long.policy if job.long is not None else model.info.long.policy
-
-
-def refuse_output_in_input(job: ScoreJob, listing: Listing) -> None:
-    """Refuse an output that the next run would read as input.
-
-    Raises:
-        DataError: If the input's paths would find the parts.
-    """
-    output = job.output.path
-    if scheme_of(output) != scheme_of(listing.root):
-        return
-    folder = filesystem_of(output)[1].rstrip("/")
-    # one part for each depth of folders: all that a glob can tell apart
-    parts = {item.part_folder.count("/"): item.part_folder for item in listing.files}
-    if any(would_list(job.input.path, f"{folder}/{part}/0.parquet") for part in parts.values()):
-        raise DataError(
-            f"output.path {output} lies inside the input {listing.root}: the next run would read "
-            "its own results"
-        )
+        record = {"hidden": list(listing.hidden), **more}
+        write_night(self.storage, number, plan, record, check=self.check)
 
 
 def _refuse_foreign(storage: Storage) -> None:
@@ -525,36 +353,3 @@ def _refuse_foreign(storage: Storage) -> None:
                 f"{storage.uri}: holds {info.path}, which belongs to no run of ray-mlc: "
                 "choose an empty or new folder"
             )
-
-
-def _refuse_difference(
-    record: Mapping[str, Any], storage: Storage, job: ScoreJob, model: ModelFolder
-) -> None:
-    recorded = record["identity"]
-    for key, value in _asked(job, model).items():
-        if recorded[key] != value:
-            shown = (recorded[key], value)
-            if key == "model":
-                shown = (f"{record['model']} ({shown[0][:12]})", f"{model.name} ({value[:12]})")
-            raise RunMismatchError(
-                f"{storage.uri}: holds a run with {key} {_short(shown[0])}, the command has "
-                f"{_short(shown[1])}: repeat the first command, or choose another output"
-            )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-def versions() -> dict[str, str]:
-    """Versions of what scores depend on."""
-    return {name: _version(name) for name in _VERSIONED}
-
-
-@cache
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return __version__ if name == "ray-mlc" else "absent"

@@ -7,10 +7,11 @@ committed whole, so a reader sees all of it or nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +32,16 @@ from ray_mlc.labels import LabelSet
 from ray_mlc.scoring.lease import check_holder
 from ray_mlc.storage import Storage
 
+T = TypeVar("T")
+U = TypeVar("U")
+
 FOOTER_KEY = b"ray_mlc"
 ERRORS_KEPT = 10
 """Different error messages that a receipt keeps."""
+PARTS_AT_ONCE = 16
+"""Parts that are looked at together."""
+PARTS_QUEUED = 1024
+"""Parts that wait for that."""
 WIDE_UP_TO = 64
 """Labels up to which `format: auto` gives one column per label."""
 BLOCK_PADDED = "__ray_mlc_padded"
@@ -326,3 +334,13 @@ def read_footer_key(metadata: pq.FileMetaData) -> dict[str, Any] | None:
     """Content of a part's footer key; None if the file is not a part of ours."""
     raw = (metadata.metadata or {}).get(FOOTER_KEY)
     return None if raw is None else dict(json.loads(raw))
+
+
+def map_parts(look: Callable[[T], U], parts: Sequence[T]) -> Iterator[U]:
+    """Call `look` for every part, several at a time and in order: each mostly waits for storage.
+
+    Only some are queued at once, so that memory does not grow with the number of parts.
+    """
+    with ThreadPoolExecutor(max_workers=PARTS_AT_ONCE) as pool:
+        for low in range(0, len(parts), PARTS_QUEUED):
+            yield from pool.map(look, parts[low : low + PARTS_QUEUED])

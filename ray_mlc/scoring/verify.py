@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,9 +17,9 @@ import pyarrow.parquet as pq
 
 from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import first_line
-from ray_mlc.scoring.accounts import FOOTERS_AT_ONCE
-from ray_mlc.scoring.ledger import FAILURES_FILE, LEDGER, SUCCESS_FILE, Run, read_run
-from ray_mlc.scoring.parts import read_footer_key
+from ray_mlc.scoring.ledger import FAILURES_FILE, SUCCESS_FILE, Run, read_run
+from ray_mlc.scoring.nights import LEDGER
+from ray_mlc.scoring.parts import map_parts, read_footer_key
 from ray_mlc.scoring.rescore import Rescored, rescore
 from ray_mlc.storage import filesystem_of, open_storage
 
@@ -207,9 +206,7 @@ def _look_at(
         except (KeyError, TypeError):  # a footer key that looks like ours, but is not
             return _Found(part, problem="is not a part of ray-mlc")
 
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        for low in range(0, len(parts), FOOTERS_AT_ONCE):
-            yield from pool.map(look, parts[low : low + FOOTERS_AT_ONCE])
+    return map_parts(look, parts)
 
 
 def _set_aside(

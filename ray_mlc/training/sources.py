@@ -25,6 +25,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
+from ray_mlc.corpus.types import is_bytes, is_string
 from ray_mlc.errors import DataError, first_line
 from ray_mlc.storage import filesystem_of, join
 
@@ -496,25 +497,16 @@ def _label_kind(found: pa.DataType) -> str:
     return "integer" if pa.types.is_integer(found) else str(found)
 
 
-def is_string(found: pa.DataType) -> bool:
-    """Whether Arrow stores the type as text."""
-    types = pa.types
-    some = types.is_string(found) or types.is_large_string(found) or types.is_string_view(found)
-    return bool(some)
-
-
 def is_text(found: pa.DataType) -> bool:
     """Strings, bytes, either as a dictionary, or nothing but nulls."""
     if pa.types.is_dictionary(found):
         return is_text(found.value_type)
-    return is_string(found) or pa.types.is_null(found) or is_bytes(found)
+    return is_string(found) or pa.types.is_null(found) or has_bytes(found)
 
 
-def is_bytes(found: pa.DataType) -> bool:
-    """Whether Arrow stores the type as bytes."""
-    types = pa.types
-    some = types.is_binary(found) or types.is_large_binary(found) or types.is_binary_view(found)
-    return bool(some or types.is_fixed_size_binary(found))
+def has_bytes(found: pa.DataType) -> bool:
+    """Whether Arrow stores the type as bytes, be their number fixed or not."""
+    return is_bytes(found) or bool(pa.types.is_fixed_size_binary(found))
 
 
 def is_list(found: pa.DataType) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 from chaos.cases import CASES
 from chaos.trial import Result, run_trial
 from chaos.workload import make_workload
-from ray_mlc.scoring.ledger import versions
+from ray_mlc.scoring.identity import versions
 
 WORKLOAD_SEED = 0
 

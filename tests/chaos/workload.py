@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from support.models import write_tiny_encoder, write_tiny_model
 
 from chaos.compare import Expected, read_expected
 from ray_mlc import synthetic
@@ -92,7 +92,8 @@ def make_workload(folder: Path, *, seed: int) -> Workload:
     expected = folder / "expected"
     if not (expected / "_SUCCESS").is_file():
         write_corpus(folder / "corpus", seed=seed)
-        write_model(folder / "encoder", folder / "model", seed=seed)
+        write_tiny_encoder(folder / "encoder", seed=seed)
+        write_tiny_model(folder / "encoder", folder / "model", max_tokens=MAX_TOKENS, seed=seed)
         options = {
             "model": str(folder / "model"),
             "input": str(folder / "corpus"),
@@ -120,45 +121,3 @@ def write_corpus(folder: Path, *, seed: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.slice(start, count), path, row_group_size=group)
         start += count
-
-
-def write_model(encoder: Path, folder: Path, *, seed: int) -> None:
-    """A model folder whose scores differ from text to text and lie all over 0 to 1."""
-    import torch
-
-    from ray_mlc.config import LongConfig
-    from ray_mlc.model.canaries import record_canaries
-    from ray_mlc.model.classifier import Classifier
-    from ray_mlc.model.decisions import Decision
-    from ray_mlc.model.encoder import new_classifier_model, output_layer
-    from ray_mlc.model.engines.torch_engine import TorchEngine
-    from ray_mlc.model.folder import ModelInfo, write_model_folder
-    from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
-
-    label_set = synthetic.LABELS
-    texts = synthetic.documents(100, seed=seed)["text"].to_pylist()
-    sizes = {"vocab_size": 256, "hidden_size": 16, "intermediate_size": 16, "max_tokens": 64}
-    synthetic.write_encoder(encoder, texts=texts, seed=seed, **sizes)
-    bias = np.linspace(-1.5, 0.5, len(label_set))
-    model = new_classifier_model(encoder, label_set, head_bias=bias, seed=seed)
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            if "attention.self.value.weight" in name or "attention.output.dense" in name:
-                weights.mul_(6)
-        generator = torch.Generator().manual_seed(seed)
-        output_layer(model, len(label_set)).weight.normal_(generator=generator)
-    tokenizer = Tokenizer.load(encoder, max_tokens=MAX_TOKENS)
-    engine = TorchEngine(model, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_model_folder(
-        folder,
-        model=model,
-        tokenizer=load_pretrained_tokenizer(encoder),
-        info=ModelInfo(
-            labels=list(label_set.names),
-            decision=Decision(threshold=0.6),
-            long=LongConfig(policy="truncate", max_tokens=MAX_TOKENS),
-        ),
-        canaries=record_canaries(Classifier(label_set, tokenizer, engine, 4096)),
-        history=[],
-    )

@@ -27,11 +27,10 @@ from support.object_store import (
     uploads_in_progress,
 )
 
-from ray_mlc import storage as storage_module
 from ray_mlc.corpus import reading
 from ray_mlc.corpus.listing import list_corpus
 from ray_mlc.errors import DataError, LimitError, StorageError
-from ray_mlc.storage import filesystem_of, open_storage, sweep
+from ray_mlc.storage import filesystem_of, filesystems, objects, open_storage, s3, sweep
 
 BUCKET = "bucket"
 CORPUS = f"s3://{BUCKET}/corpus/2026-11-20"
@@ -70,9 +69,9 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients give up after seconds, not minutes."""
-    monkeypatch.setattr(storage_module, "RETRY_BUDGET_S", 20.0)
-    monkeypatch.setattr(storage_module, "REQUEST_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(storage_module, "ARROW_ATTEMPTS", 2)
+    monkeypatch.setattr(objects, "RETRY_BUDGET_S", 20.0)
+    monkeypatch.setattr(s3, "REQUEST_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(filesystems, "ARROW_ATTEMPTS", 2)
     monkeypatch.setattr(reading, "READ_BUDGET_S", 20.0)
 
 
@@ -287,8 +286,8 @@ def test_a_store_that_goes_away_sets_nothing_aside(
     monkeypatch: pytest.MonkeyPatch,
     when: str,
 ) -> None:
-    monkeypatch.setattr(storage_module, "RETRY_BUDGET_S", 0.5)
-    monkeypatch.setattr(storage_module, "ARROW_ATTEMPTS", 1)
+    monkeypatch.setattr(objects, "RETRY_BUDGET_S", 0.5)
+    monkeypatch.setattr(filesystems, "ARROW_ATTEMPTS", 1)
     monkeypatch.setattr(reading, "READ_BUDGET_S", 0.5)
     output = f"s3://{BUCKET}/away/{when}"
     seen = 0

@@ -34,8 +34,9 @@ from ray_mlc.model.folder import INFO_FILE, open_model
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
+from ray_mlc.scoring.identity import refuse_output_in_input
 from ray_mlc.scoring.lease import LEASE_FILE, Owner
-from ray_mlc.scoring.ledger import open_run, read_run, refuse_output_in_input
+from ray_mlc.scoring.ledger import open_run, read_run
 from ray_mlc.scoring.parts import Receipt, read_footer_key
 from ray_mlc.scoring.verify import progress_of, verify
 from ray_mlc.storage import open_storage

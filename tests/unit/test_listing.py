@@ -101,6 +101,12 @@ def test_the_root_follows_from_what_was_written_not_from_what_matches(tmp_path: 
         assert set(one.files) < set(other.files)
 
 
+@pytest.mark.parametrize("name", ["*.parquet", "[z].parquet", "a?.parquet"])
+def test_a_file_that_is_named_like_a_glob_is_taken_by_its_name(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name, "other.parquet", "ab.parquet", "z.parquet")
+    assert sources(str(tmp_path / name)) == [name]
+
+
 def test_a_file_is_no_folder_for_a_glob(tmp_path: Path) -> None:
     touch(tmp_path, "a.parquet")
     with pytest.raises(DataError, match="no file matches"):

@@ -147,7 +147,7 @@ def test_success_goes_first_when_a_night_is_added(
 ) -> None:
     tag()
 
-    def killed(*args: Any) -> None:
+    def killed(*args: Any, **options: Any) -> None:
         assert not (out / "_SUCCESS").exists()
         raise RuntimeError("killed")
 
@@ -158,7 +158,7 @@ def test_success_goes_first_when_a_night_is_added(
             killed()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray_mlc.scoring.ledger._Planner._write_night", killed)
+        patch.setattr("ray_mlc.scoring.ledger.write_night", killed)
         shutil.copy(corpus / "part-00000.parquet", corpus / "tuesday.parquet")
         with pytest.raises(RuntimeError, match="killed"):
             score(score_job(corpus, out), LocalBackend(), Display(quiet=True), add_new=True)

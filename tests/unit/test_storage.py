@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from ray_mlc import storage as storage_module
 from ray_mlc.config import ScoreJob, load_job
 from ray_mlc.errors import ConfigError, DataError, StorageError, first_line, redact
 from ray_mlc.storage import (
@@ -26,6 +25,7 @@ from ray_mlc.storage import (
     scheme_of,
     sweep,
 )
+from ray_mlc.storage.s3 import CREDENTIAL_VARIABLES
 
 
 @pytest.fixture
@@ -426,7 +426,7 @@ def test_keys_of_the_credentials_file_serve_where_the_environment_has_none(
     )
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    for name in (*storage_module._CREDENTIAL_VARIABLES, "AWS_SECRET_ACCESS_KEY"):
+    for name in (*CREDENTIAL_VARIABLES, "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
 
     def keys() -> set[str]:

@@ -1,0 +1,122 @@
+"""What decides a run's rows, and refusing a command that would decide otherwise.
+
+A run records at its first start all that its rows depend on. `auto` and null in a job leave a value
+to that record; whatever a later command does say must be equal to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ray_mlc import __version__
+from ray_mlc.config import ScoreJob
+from ray_mlc.corpus.listing import Listing, would_list
+from ray_mlc.errors import DataError, RunMismatchError
+from ray_mlc.model.folder import ModelFolder
+from ray_mlc.storage import filesystem_of, scheme_of
+
+_VERSIONED = ("ray-mlc", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
+
+
+def asked_for(job: ScoreJob, model: ModelFolder) -> dict[str, Any]:
+    """What a command says about the rows' content; `auto` and null are left to `resolve`."""
+    asked: dict[str, Any] = {
+        "model": model.digest,
+        "decision": model.info.decision.model_dump(),
+        "input.root": _list_root(job),
+        "input.text": job.input.text,
+        "input.max_text_bytes": job.input.max_text_bytes,
+        "output.keep": job.output.keep,
+        "output.k": job.output.k,
+        "output.floor": job.output.floor,
+        "units.rows": job.units.rows,
+        "units.bytes": job.units.bytes,
+        "long.policy": long_policy(job, model),
+    }
+    long = job.long
+    optional = {
+        "output.format": job.output.format,
+        "long.max_tokens": long.max_tokens if long else model.max_tokens,
+        "engine.name": job.engine.name,
+        "engine.dtype": job.engine.dtype,
+        "batching.max_batch_tokens": job.batching.max_batch_tokens,
+    }
+    return asked | {key: value for key, value in optional.items() if value not in ("auto", None)}
+
+
+def _list_root(job: ScoreJob) -> str:
+    """What the job names as input, in a form that two commands can be compared by."""
+    paths = [job.input.path] if isinstance(job.input.path, str) else job.input.path
+    return " ".join(sorted(filesystem_of(path)[1].rstrip("/") for path in paths))
+
+
+def long_policy(job: ScoreJob, model: ModelFolder) -> str:
+    """The long-document policy: the job's, else the model's."""
+    return job.long.policy if job.long is not None else model.info.long.policy
+
+
+def refuse_output_in_input(job: ScoreJob, listing: Listing) -> None:
+    """Refuse an output that the next run would read as input.
+
+    Raises:
+        DataError: If the input's paths would find the parts.
+    """
+    output = job.output.path
+    if scheme_of(output) != scheme_of(listing.root):
+        return
+    folder = filesystem_of(output)[1].rstrip("/")
+    # one part for each depth of folders: all that a glob can tell apart
+    parts = {item.part_folder.count("/"): item.part_folder for item in listing.files}
+    if any(would_list(job.input.path, f"{folder}/{part}/0.parquet") for part in parts.values()):
+        raise DataError(
+            f"output.path {output} lies inside the input {listing.root}: the next run would read "
+            "its own results"
+        )
+
+
+def refuse_difference(
+    record: Mapping[str, Any], job: ScoreJob, model: ModelFolder, *, uri: str
+) -> None:
+    """Refuse a command that would make other rows than the run.
+
+    Args:
+        record: Content of `run.json`.
+        job: The command.
+        model: Its model.
+        uri: Output, for the error text.
+
+    Raises:
+        RunMismatchError: With the first difference.
+    """
+    recorded = record["identity"]
+    for key, value in asked_for(job, model).items():
+        if recorded[key] != value:
+            shown = (recorded[key], value)
+            if key == "model":
+                shown = (f"{record['model']} ({shown[0][:12]})", f"{model.name} ({value[:12]})")
+            raise RunMismatchError(
+                f"{uri}: holds a run with {key} {_short(shown[0])}, the command has "
+                f"{_short(shown[1])}: repeat the first command, or choose another output"
+            )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def versions() -> dict[str, str]:
+    """Versions of what scores depend on."""
+    return {name: _version(name) for name in _VERSIONED}
+
+
+@cache
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return __version__ if name == "ray-mlc" else "absent"
