@@ -19,12 +19,9 @@ import pyarrow as pa
 
 from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile
-from ray_mlc.corpus.types import is_bytes, is_string
+from ray_mlc.corpus.types import is_bytes, is_string, without_views
 from ray_mlc.errors import DataError, as_line
 from ray_mlc.labels import unique_when_folded
-
-_WITHOUT_VIEW = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-"""Arrow widens no views: where another file has the plain type, so has the output."""
 
 
 @dataclass(frozen=True)
@@ -223,24 +220,22 @@ def judge_schema(
         if (index := schema.get_field_index(name)) < 0:
             continue
         type_ = schema.field(index).type
-        if name in types:
-            wider = widest(types[name], type_)
-            if wider is None:
-                return f"column {name!r} is {type_}, {types[name]} in the files before"
-            type_ = wider
-        widened[name] = type_
+        wider = widest(types.get(name, type_), type_)
+        if wider is None:
+            return f"column {name!r} is {type_}, {types[name]} in the files before"
+        widened[name] = wider
     types.update(widened)
     return None
 
 
 def widest(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """A type that holds every value of both exactly; None if there is none."""
+    """A type without views that holds every value of both exactly; None if there is none."""
+    one, other = without_views(one), without_views(other)
     if one.equals(other):
         return one
     if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
         plain = [item.value_type if pa.types.is_dictionary(item) else item for item in (one, other)]
         return widest(*plain)
-    one, other = (_WITHOUT_VIEW.get(item, item) for item in (one, other))
     for exact, real in ((one, other), (other, one)):
         digits = {pa.float32(): 24, pa.float64(): 53, pa.float16(): 11}.get(real, 0)
         if pa.types.is_integer(exact) and digits and exact.bit_width > digits:

@@ -90,7 +90,7 @@ def read_block(units: Sequence[Unit], spec: ReadSpec, *, max_text_bytes: int) ->
                 read = _read_units(file, todo, spec, schema, max_text_bytes, refuse)
         except _UNREADABLE as error:
             refuse(error)
-            read = [_marker(unit, schema, error) for unit in todo]
+            read = [_marker(unit, schema, first_line(error)) for unit in todo]
         tables += read
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
@@ -116,7 +116,7 @@ def _read_units(
             tables += _read_groups(file, start, stop, group_units, spec, schema, max_text_bytes)
         except _UNREADABLE as error:
             refuse(error)
-            tables += [_marker(unit, schema, error) for unit in group_units]
+            tables += [_marker(unit, schema, first_line(error)) for unit in group_units]
     return tables
 
 
@@ -198,8 +198,13 @@ def _unit_table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _marker(unit: Unit, schema: pa.Schema, error: BaseException) -> pa.Table:
-    """One row that says that the unit could not be read."""
+def unread_block(unit: Unit, spec: ReadSpec, reason: str) -> pa.Table:
+    """As `read_block`, for a unit that is not to be read: its marker row."""
+    return _marker(unit, block_schema(spec), reason)
+
+
+def _marker(unit: Unit, schema: pa.Schema, reason: str) -> pa.Table:
+    """One row that says why the unit could not be read."""
     values: dict[str, pa.Array] = {
         name: pa.nulls(1, schema.field(name).type) for name in schema.names
     }
@@ -208,7 +213,7 @@ def _marker(unit: Unit, schema: pa.Schema, error: BaseException) -> pa.Table:
     values[BLOCK_STATUS] = pa.array([OK], pa.int8())
     values[BLOCK_UNIT_FIRST] = pa.array([unit.first_row], pa.int64())
     values[BLOCK_UNIT_ROWS] = pa.array([unit.rows], pa.int32())
-    values[BLOCK_FAULT] = pa.array([f"read: {first_line(error)}"], pa.string())
+    values[BLOCK_FAULT] = pa.array([f"read: {reason}"], pa.string())
     return pa.Table.from_arrays([values[name] for name in schema.names], schema=schema)
 
 

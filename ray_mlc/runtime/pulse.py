@@ -47,7 +47,7 @@ class Pulse:
         self._events = self._rows = self._actors = 0
         self._stopping = False
         self._stages: dict[str, str] = {}
-        self._attempts: dict[str, int] = {}
+        self._attempts: dict[str, tuple[str, int]] = {}
 
     def ready(self) -> None:
         """An actor has loaded its model."""
@@ -60,22 +60,21 @@ class Pulse:
         self._rows += rows
 
     def enter(self, name: str, stage: str) -> tuple[bool, int]:
-        """A block enters a stage: whether to drop it, and how often its scoring was begun before.
+        """A block enters a stage: whether to drop it, and how often that stage was begun before.
 
-        The count starts again when the scoring ends, so it is of processes that died over it.
+        The count starts again with the next stage, so it is of processes that died in this one.
         """
         self._events += 1
         self._stages.pop(name, None)  # the newest goes last
         self._stages[name] = stage
-        attempts = self._attempts.get(name, 0)
-        if stage == SCORING:
-            self._attempts[name] = attempts + 1
-        else:
-            self._attempts.pop(name, None)
+        last, attempts = self._attempts.get(name, (stage, 0))
+        if last != stage:
+            attempts = 0
+        self._attempts[name] = stage, attempts + 1
         return self._stopping, attempts
 
     def leave(self, name: str) -> None:
-        """A block is committed, or a unit of it scored on its own."""
+        """A block is committed, or a unit of it read or scored on its own."""
         self._events += 1
         self._stages.pop(name, None)
         self._attempts.pop(name, None)

@@ -28,7 +28,7 @@ from ray.data.block import BlockMetadata
 
 from ray_mlc import errors
 from ray_mlc.config import ActorsConfig, Range, ScoreJob
-from ray_mlc.corpus.rows import BLOCK_UNIT_FIRST, block_schema
+from ray_mlc.corpus.rows import BLOCK_UNIT_FIRST, block_schema, unread_block
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import RayMlcError, ResourceError, first_line
 from ray_mlc.model.engines.choose import ResolvedEngine, resolve
@@ -54,6 +54,7 @@ ACTORS_PER_NODE = 8
 """Model copies per node that `auto` goes up to; more cores become more threads of each."""
 MAX_DEATHS = 3
 """Processes that may die over a unit before it is set aside."""
+DIED_OVER_IT = "{} processes died over it, one after the other"
 RECEIPT_COLUMN = "receipt"
 BEAT_S = 1.0
 """Seconds between two signs of life of an actor."""
@@ -175,10 +176,30 @@ class UnitSource(Datasource):  # type: ignore[misc]
 
 def _reader(work: Work, units: list[Unit], reporter: Reporter) -> Callable[[], list[pa.Table]]:
     def read() -> list[pa.Table]:
-        dropped, _ = reporter.enter(_name(units[0].source, units[0].first_row), READING)
-        return [block_schema(work.spec).empty_table() if dropped else work.read(units)]
+        dropped, deaths = reporter.enter(_name(units[0].source, units[0].first_row), READING)
+        if dropped:
+            return [block_schema(work.spec).empty_table()]
+        if not deaths:
+            return [work.read(units)]
+        return [_joined([_read_carefully(work, unit, reporter) for unit in units])]
 
     return read
+
+
+def _read_carefully(work: Work, unit: Unit, reporter: Reporter) -> pa.Table:
+    """Read one unit of a block over which a process died: Arrow aborts over some damages."""
+    name = f"the unit of {_name(unit.source, unit.first_row)}"
+    _, deaths = reporter.enter(name, READING)
+    if deaths >= MAX_DEATHS:
+        block = unread_block(unit, work.spec, DIED_OVER_IT.format(deaths))
+    else:
+        block = work.read([unit])
+    reporter.leave(name)
+    return block
+
+
+def _joined(blocks: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(blocks).unify_dictionaries().combine_chunks()
 
 
 def _name(source: str, first_row: int) -> str:
@@ -231,15 +252,14 @@ class ScoreActor:
             return self._nothing
         if not deaths:
             return self._call(block, self._progress)
-        units = [self._carefully(unit) for unit in split_units(block)]
-        return pa.concat_tables(units).unify_dictionaries().combine_chunks()
+        return _joined([self._carefully(unit) for unit in split_units(block)])
 
     def _carefully(self, unit: pa.Table) -> pa.Table:
         """Score one unit of a block over which a process died."""
         name = f"the unit of {_name_of(unit)}"
         _, deaths = self._reporter.enter(name, SCORING)
         if deaths >= MAX_DEATHS:
-            unit = set_aside(unit, f"score: {deaths} processes died over it, one after the other")
+            unit = set_aside(unit, f"score: {DIED_OVER_IT.format(deaths)}")
         scored = self._call(unit, self._progress)
         self._reporter.leave(name)
         return scored

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -311,23 +310,8 @@ def serialize(table: pa.Table, schema: pa.Schema, footer: dict[str, Any]) -> byt
         for name in schema.names
         if not pa.types.is_floating(schema.field(name).type) and name != "row"
     ]
-    try:
-        pq.write_table(table, sink, compression="zstd", use_dictionary=repeated or False)
-    except pa.ArrowNotImplementedError:
-        # Arrow writes no slices of structs that hold views; a copy is no slice
-        sink = pa.BufferOutputStream()
-        table = _copied(table)
-        pq.write_table(table, sink, compression="zstd", use_dictionary=repeated or False)
+    pq.write_table(table, sink, compression="zstd", use_dictionary=repeated or False)
     return bytes(sink.getvalue())
-
-
-def _copied(table: pa.Table) -> pa.Table:
-    """A table whose arrays begin where their memory does."""
-    sink = pa.BufferOutputStream()
-    with pa_ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    with pa_ipc.open_stream(sink.getvalue()) as reader:
-        return reader.read_all()
 
 
 def read_footer_key(metadata: pq.FileMetaData) -> dict[str, Any] | None:

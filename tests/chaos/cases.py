@@ -91,10 +91,10 @@ def kill_raylet(trial: Trial) -> None:
 
 
 def kill_at_hook(trial: Trial) -> None:
-    """SIGKILL at the worst points: around a rename, before `_SUCCESS`, before `run.json`."""
-    kinds = ("before_rename", "after_rename", "before_success", "before_run")
+    """SIGKILL at the worst points: around a rename, before `_SUCCESS`, `run.json`, `night.json`."""
+    kinds = ("before_rename", "after_rename", "before_success", "before_run", "before_night")
     kind = kinds[trial.seed % len(kinds)]
-    local = trial.local if trial.local is not None else trial.seed % 8 >= 4
+    local = trial.local if trial.local is not None else trial.seed % 10 >= 5
     within = kind.endswith("rename")
     parts = trial.random.randint(1, trial.workload.parts - 2) if within else 0
     command = trial.begin(local=local, fault={"kind": kind, "parts": parts})
@@ -322,7 +322,7 @@ def stale_writer(trial: Trial) -> None:
 
 
 def kill_second_night(trial: Trial) -> None:
-    """SIGKILL while new files are added to a finished run."""
+    """SIGKILL while new files are added to a finished run, or just before they are planned."""
     corpus = trial.base / "corpus"
     shutil.copytree(trial.workload.corpus, corpus, ignore=_late)
     trial.corpus = str(corpus)
@@ -333,6 +333,17 @@ def kill_second_night(trial: Trial) -> None:
     for name in LATE_FILES:
         (corpus / name).parent.mkdir(exist_ok=True)
         shutil.copy2(trial.workload.corpus / name, corpus / name)
+    if trial.seed % 3 == 2:
+        # `_SUCCESS` is gone, the plan is written, the night is not
+        fault = {"kind": "before_night", "parts": first}
+        command = trial.begin("--add-new", local=local, fault=fault)
+        command.wait(COMMAND_S)
+        trial.struck_from_inside(f"before_night, {'local' if local else 'ray'}")
+        trial.result.exits.append(command.process.returncode)
+        if trial.place.read("_SUCCESS") is not None:
+            trial.problem("_SUCCESS is still there while a night is planned")
+        trial.carry_on("--add-new", local=local)
+        return
     command = trial.begin("--add-new", local=local)
     parts = trial.random.randint(first + 1, trial.workload.parts - 1)
     if trial.reach(Moment(parts, trial.random.uniform(0.0, 0.03)), command):
@@ -406,7 +417,7 @@ CASES = {
     "2-actor": Case("SIGKILL of an actor's process", kill_actor, 25),
     "3-node": Case("raylet of a node of three killed", kill_raylet, 5),
     "4-hooks": Case(
-        "SIGKILL around a rename, before `_SUCCESS`, before `run.json`", kill_at_hook, 10
+        "SIGKILL around a rename, before `_SUCCESS`, `run.json`, `night.json`", kill_at_hook, 10
     ),
     "5-disk": Case("disk full, then space is freed", fill_disk, 5),
     "6-store": Case("store: 500, 503, no answer, for one call in ten", failing_store, 10),
@@ -416,6 +427,6 @@ CASES = {
     "9-clock": Case("clock moved by hours", move_clock, 3),
     "10-stale": Case("stopped command that lost its lease goes on", stale_writer, 5),
     "11-stream": Case("streams that break, answers that are lost", broken_stream, 5),
-    "12-night": Case("SIGKILL while a second night is added", kill_second_night, 3),
+    "12-night": Case("SIGKILL while a second night is added", kill_second_night, 6),
 }
 """All cases by name; the names hold the order."""

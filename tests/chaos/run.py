@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, help="trials per case; default: each case's own")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=600, help="start no trial after that")
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time: they mostly wait")
     options = parser.parse_args(arguments)
     unknown = set(options.cases.split(",")) - CASES.keys()
     if unknown:
@@ -48,15 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="chaos-work-"))
     workload = make_workload(work / "workload", seed=WORKLOAD_SEED)
-    for name in options.cases.split(","):
-        case = CASES[name]
-        for seed in range(options.first_seed, options.first_seed + (options.seeds or case.seeds)):
-            done = {(line["case"], line["seed"]) for line in read_lines(options.output)}
-            if (name, seed) in done or time.monotonic() > deadline:
-                continue
-            result = run_trial(workload, name, case.body, seed, work / f"{name}-{seed}")
-            write_line(options.output, result)
-            print(describe(result), flush=True)
+    first, done = (
+        options.first_seed,
+        {(line["case"], line["seed"]) for line in read_lines(options.output)},
+    )
+    todo = [
+        (name, seed)
+        for name in options.cases.split(",")
+        for seed in range(first, first + (options.seeds or CASES[name].seeds))
+        if (name, seed) not in done
+    ]
+
+    def run(trial: tuple[str, int]) -> Result | None:
+        name, seed = trial
+        if time.monotonic() > deadline:
+            return None
+        return run_trial(workload, name, CASES[name].body, seed, work / f"{name}-{seed}")
+
+    with ThreadPoolExecutor(max_workers=options.jobs) as pool:
+        for future in as_completed([pool.submit(run, trial) for trial in todo]):
+            if (result := future.result()) is not None:
+                write_line(options.output, result)
+                print(describe(result), flush=True)
     lines = read_lines(options.output)
     table = options.output.with_suffix(".md")
     table.write_text(report(lines), encoding="utf-8")

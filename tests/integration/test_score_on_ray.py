@@ -278,6 +278,41 @@ def test_a_stopped_run_finishes_what_is_in_flight_and_goes_on(
 
 
 @pytest.mark.slow
+def test_a_unit_whose_reading_kills_is_set_aside_and_the_rest_is_there(
+    ray_local: Any,
+    make_job: Callable[..., ScoreJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corpus, output = tmp_path / "corpus", tmp_path / "out"
+    synthetic.write_corpus(corpus, rows=60, files=1, seed=1)
+    from ray_mlc.runtime import ray_data
+
+    def dying(work: Any, units: Any, reporter: Any) -> Callable[[], list[pa.Table]]:
+        """Arrow aborts over a damage in rows 10 to 19."""
+
+        class Deadly:
+            spec = work.spec
+
+            def read(self, units: Any) -> pa.Table:
+                if any(unit.first_row == 10 for unit in units):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return work.read(units)
+
+        return real(Deadly(), units, reporter)
+
+    real = ray_data._reader
+    monkeypatch.setattr(ray_data, "_reader", dying)
+    with pytest.raises(LimitError, match="10 bad rows"):
+        on_ray(make_job(corpus, output, "actors.count=1", "units.rows=10", "output.keep=[id]"))
+    (failure,) = json.loads((output / "_ray_mlc" / "failures.json").read_text())
+    assert (failure["source"], failure["first_row"]) == ("part-00000.parquet", 10)
+    assert failure["reason"] == "read: 3 processes died over it, one after the other"
+    assert rows_of(output)["row"].to_pylist() == [*range(10), *range(20, 60)]
+    assert verify(str(output), deep=True).holds
+
+
+@pytest.mark.slow
 def test_actors_that_cannot_start_say_why_in_one_line(
     ray_local: Any,
     corpus: Path,

@@ -21,8 +21,10 @@ def test_a_block_is_in_flight_from_its_scoring_to_its_commit() -> None:
     assert (pulse.state().in_flight, pulse.state().oldest) == (0, "")
 
 
-def test_only_scorings_that_did_not_end_count_as_deaths() -> None:
+def test_only_stages_that_did_not_end_count_as_deaths() -> None:
     pulse = Pulse()
+    assert pulse.enter("a", READING) == (False, 0)
+    assert pulse.enter("a", READING) == (False, 1)
     assert pulse.enter("a", SCORING) == (False, 0)
     assert pulse.enter("a", SCORING) == (False, 1)
     assert pulse.enter("a", SCORING) == (False, 2)

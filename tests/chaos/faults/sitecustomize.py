@@ -9,7 +9,8 @@ functions of the standard library by ones that do the same until it is time to f
     row_s       seconds that a document takes longer in the forward pass
     commit_s    seconds that the rename of a part takes longer
     fault       null, or {kind, parts, marker, …}: once `parts` parts have been committed,
-                  before_rename, after_rename, before_success, before_run   SIGKILL to the process
+                  before_rename, after_rename, before_success, before_run, before_night
+                              SIGKILL to the process
                   disk_full   ENOSPC until the file `freed` is there
                   clock       the wall clock of the command moves by `shift_s`
 
@@ -92,6 +93,7 @@ def patch_commits(faults: Faults) -> None:
                     (faults.kind == "before_rename" and part)
                     or (faults.kind == "before_success" and path == "_SUCCESS")
                     or (faults.kind == "before_run" and path == "_ray_mlc/run.json")
+                    or (faults.kind == "before_night" and path.endswith("/night.json"))
                 )
                 if hit and faults.due():
                     faults.strike()
