@@ -220,7 +220,7 @@ def simulate(units: int) -> dict[str, Any]:
 def _receipts(run: Run, positions: np.ndarray[Any, Any]) -> list[Receipt]:
     return [
         Receipt(unit.source, unit.first_row, unit.rows, unit.part, statuses={"ok": unit.rows})
-        for unit in run.units(positions)
+        for unit in run.plan.units_at(positions)
     ]
 
 
@@ -273,7 +273,7 @@ def _write_parts(run: Run, output: Path) -> None:
     footer = run.commit_spec(holder=None).footer
     schema = run.output.schema
     rows = pa.Table.from_pylist([dict.fromkeys(schema.names)] * 2, schema=schema)
-    for unit in run.units(np.arange(len(run.plan.units))):
+    for unit in run.plan.units_at(np.arange(len(run.plan.units))):
         receipt = json.loads(
             Receipt(unit.source, unit.first_row, 2, unit.part, statuses={"ok": 2}).to_json()
         )
@@ -365,7 +365,7 @@ def small_files(files: int) -> dict[str, Any]:
         with clock.step("reads"):
             reads = plan_reads(run, pending, job, actors=16)
         with clock.step("read_one"):
-            units = run.units(reads[0])
+            units = run.plan.units_at(reads[0])
             block = corpus_rows.read_block(units, run.plan.spec, max_text_bytes=2**30)
         assert block.num_rows == sum(unit.rows for unit in units)
         assert sum(len(read) for read in reads) == files

@@ -172,10 +172,17 @@ class BatchingConfig(Section):
 class EngineConfig(Section):
     """How the encoder is run."""
 
-    name: Literal["auto", "torch"] = "auto"
-    """Library that runs the encoder."""
+    name: Literal["auto", "torch", "openvino"] = "auto"
+    """Library that runs the encoder; `auto`: the fastest on documents of the corpus, of those that
+    are installed and hold on the canaries."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the hardware has it and the canaries hold, else float32."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> EngineConfig:
+        if self.name == "openvino" and self.dtype == "float16":
+            raise ValueError("dtype is float16, expected float32 or bfloat16 with name: openvino")
+        return self
 
 
 class ActorsConfig(Section):

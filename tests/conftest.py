@@ -89,7 +89,8 @@ def score_job(tiny_model: Path) -> Callable[..., ScoreJob]:
     ) -> ScoreJob:
         path = str(corpus) if isinstance(corpus, Path | str) else list(corpus)
         options = {"model": str(model), "input": path, "output": str(output)}
-        settings = ("engine.dtype=float32", "units.rows=30", *overrides)
+        engine = ("engine.dtype=float32", "batching.max_batch_tokens=4096")  # nothing to race
+        settings = (*engine, "units.rows=30", *overrides)
         return load_job(ScoreJob, options=options, overrides=settings)
 
     return make

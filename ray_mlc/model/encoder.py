@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.labels import LabelSet
+from ray_mlc.model.cache import cache_folder
 
 
 def fetch(encoder: str) -> Path:
@@ -77,10 +78,9 @@ def _download_uri(uri: str) -> Path:
 
     from ray_mlc.storage import filesystem_of
 
-    target = Path.home() / ".cache" / "ray_mlc" / hashlib.sha256(uri.encode()).hexdigest()[:16]
     filesystem, path = filesystem_of(uri)
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        target = cache_folder("models") / hashlib.sha256(uri.encode()).hexdigest()[:16]
         pa_fs.copy_files(path, str(target), source_filesystem=filesystem)
     except (OSError, ValueError) as error:
         raise ModelError(f"{uri}: cannot be copied ({first_line(error)})") from None

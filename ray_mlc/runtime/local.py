@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc.config import ScoreJob
-from ray_mlc.model.engines.choose import ResolvedEngine, resolve
+from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.runtime.interrupt import Stop
-from ray_mlc.runtime.score import ScoreStep, Work
+from ray_mlc.runtime.score import ScoreStep, Work, resolve_engine
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
+from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.sample import sample_units
 
 
 class LocalBackend:
@@ -24,15 +26,10 @@ class LocalBackend:
         """See `Backend.start`."""
         return nullcontext()
 
-    def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
+    def resolve(self, folder: ModelFolder, plan: CorpusPlan, job: ScoreJob) -> ResolvedEngine:
         """See `Backend.resolve`."""
-        return resolve(
-            folder,
-            job.engine,
-            job.batching,
-            cuda=bool(job.actors.gpus != "auto" and job.actors.gpus > 0),
-            max_tokens=job.long.max_tokens if job.long else None,
-        )
+        cuda = bool(job.actors.gpus != "auto" and job.actors.gpus > 0)
+        return resolve_engine(job, folder, sample_units(plan), plan.spec, cuda=cuda)
 
     def actors(self, job: ScoreJob) -> int:
         """See `Backend.actors`."""
@@ -63,4 +60,4 @@ class LocalBackend:
         for read in reads:
             if stop.requested:
                 return
-            yield work.write(step.both(work.read(run.units(read)), progress))
+            yield work.write(step.both(work.read(run.plan.units_at(read)), progress))

@@ -31,12 +31,12 @@ from ray_mlc.config import ActorsConfig, Range, ScoreJob
 from ray_mlc.corpus.rows import BLOCK_UNIT_FIRST, block_schema, unread_block
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import RayMlcError, ResourceError, first_line
-from ray_mlc.model.engines.choose import ResolvedEngine, resolve
+from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Reporter, Watch, start_pulse
 from ray_mlc.runtime.ray_private import map_whole_blocks
-from ray_mlc.runtime.score import ScoreStep, TokenizeStep, Work
+from ray_mlc.runtime.score import ScoreStep, TokenizeStep, Work, resolve_engine
 from ray_mlc.runtime.session import (
     NodeResources,
     cluster_nodes,
@@ -46,6 +46,8 @@ from ray_mlc.runtime.session import (
 )
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt, split_units
+from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.sample import sample_units
 from ray_mlc.scoring.score import scored_schema, set_aside
 
 IO_CPUS = 0.25
@@ -163,7 +165,7 @@ class UnitSource(Datasource):  # type: ignore[misc]
         sizes = self._run.plan.units["bytes"].to_numpy()
         tasks = []
         for read in self._reads:
-            units = self._run.units(read)
+            units = self._run.plan.units_at(read)
             metadata = BlockMetadata(
                 num_rows=sum(unit.rows for unit in units),
                 size_bytes=int(sizes[read].sum()),
@@ -317,21 +319,17 @@ class RayBackend:
                     raise
                 time.sleep(0.5)
 
-    def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
+    def resolve(self, folder: ModelFolder, plan: CorpusPlan, job: ScoreJob) -> ResolvedEngine:
         """See `Backend.resolve`: a task with an actor's resources does it."""
-        plan = self.plan
+        actors, units, spec = self.plan, sample_units(plan), plan.spec
+        location = folder.location
 
         def work() -> ResolvedEngine:
-            return resolve(
-                open_model(folder.location),
-                job.engine,
-                job.batching,
-                cuda=plan.gpus > 0,
-                max_tokens=job.long.max_tokens if job.long else None,
-                threads=plan.threads,
-            )
+            cuda = actors.gpus > 0
+            model = open_model(location)
+            return resolve_engine(job, model, units, spec, cuda=cuda, threads=actors.threads)
 
-        options: dict[str, Any] = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
+        options: dict[str, Any] = {"num_cpus": actors.cpus, "num_gpus": actors.gpus}
         if job.actors.labels:
             options["label_selector"] = job.actors.labels
         with own_errors():

@@ -25,7 +25,12 @@ from ray_mlc.corpus.rows import read_block
 from ray_mlc.corpus.units import Unit, group_reads
 from ray_mlc.errors import InterruptedRunError, RayMlcError
 from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier
+from ray_mlc.model.engines.choose import (
+    ResolvedEngine,
+    describe_trials,
+    load_classifier,
+    resolve,
+)
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.runtime.interrupt import Stop, listen
@@ -42,6 +47,8 @@ from ray_mlc.scoring.identity import refuse_output_in_input
 from ray_mlc.scoring.lease import Lease, check_holder, hold_lease
 from ray_mlc.scoring.ledger import Run, open_run
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
+from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.sample import sample_texts
 from ray_mlc.scoring.score import score_block, tokenize_block
 from ray_mlc.storage import open_storage
 
@@ -151,13 +158,34 @@ class ScoreStep:
         return self(self.tokenize(block), progress)
 
 
+def resolve_engine(
+    job: ScoreJob,
+    folder: ModelFolder,
+    units: Sequence[Unit],
+    spec: ReadSpec,
+    *,
+    cuda: bool,
+    threads: int | None = None,
+) -> ResolvedEngine:
+    """Resolve the engine, with documents of some units to try candidates on."""
+    return resolve(
+        folder,
+        job.engine,
+        job.batching,
+        cuda=cuda,
+        max_tokens=job.long.max_tokens if job.long else None,
+        threads=threads,
+        sample=lambda: sample_texts(units, spec, max_text_bytes=job.input.max_text_bytes),
+    )
+
+
 class Backend(Protocol):
     """Where the work is done."""
 
     def start(self) -> AbstractContextManager[None]:
         """Make ready for a block; entered when the lease is held, because it may cost a while."""
 
-    def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
+    def resolve(self, folder: ModelFolder, plan: CorpusPlan, job: ScoreJob) -> ResolvedEngine:
         """Turn every `auto` of the engine into a fact, on the hardware that will score."""
 
     def actors(self, job: ScoreJob) -> int:
@@ -258,7 +286,7 @@ def score(
                 job,
                 folder,
                 inputs.listing,
-                lambda model: ready().resolve(model, job),
+                lambda model, plan: ready().resolve(model, plan, job),
                 add_new=add_new,
                 check=check,
                 progress=stage.advance,
@@ -314,6 +342,8 @@ def _work_off(
         f"{total:,} rows in {len(run.plan.units):,} units of {len(run.plan.files):,} files; "
         f"{engine.name} {engine.dtype} on {engine.device}, at most {engine.max_tokens} tokens"
     )
+    if not before and (measured := describe_trials(engine)):
+        display.say(measured)
     if before:
         display.say(f"continuing: {before:,} rows are done already")
     reads = plan_reads(run, pending, job, actors=backend.actors(job))

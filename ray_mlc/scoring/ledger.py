@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from ray_mlc.config import ScoreJob, dump_job
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import Listing
-from ray_mlc.corpus.units import Unit, units_at
 from ray_mlc.errors import RunMismatchError, StorageError, UsageError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
@@ -152,17 +151,6 @@ class Run:
             [index for index, part in enumerate(self.part_paths) if part not in there], np.int64
         )
 
-    def units(self, positions: NDArray[np.int64]) -> list[Unit]:
-        """The units at some positions of the plan."""
-        plan = self.plan
-        units = units_at(plan.units, positions, plan.sources, plan.part_folders)
-        files = plan.units["file"].to_numpy()[positions].tolist()
-        size_F, mtime_F = (plan.files[name].to_numpy() for name in ("size", "mtime_ns"))
-        return [
-            replace(unit, file_size=int(size_F[file]), file_mtime_ns=int(mtime_F[file]))
-            for unit, file in zip(units, files, strict=True)
-        ]
-
     @property
     def summary(self) -> dict[str, Any]:
         """The summary that the last process wrote; empty if none has finished."""
@@ -178,7 +166,7 @@ def open_run(
     job: ScoreJob,
     model: ModelFolder,
     listing: Listing,
-    resolve: Callable[[ModelFolder], ResolvedEngine],
+    resolve: Callable[[ModelFolder, CorpusPlan], ResolvedEngine],
     *,
     add_new: bool = False,
     check: Callable[[], None] = lambda: None,
@@ -193,8 +181,8 @@ def open_run(
         job: What the command asks for.
         model: The model, found complete.
         listing: The input's files as they are now.
-        resolve: Turns every `auto` of the engine into a fact, where the actors will run; called
-            only for a new run.
+        resolve: Turns every `auto` of the engine into a fact, where the actors will run, for a
+            model and a plan; called only for a new run.
         add_new: Plan files that the run does not know as its next night.
         check: Called before anything becomes valid; raises if the output is no longer ours.
         progress: Called with 1 after each footer.
@@ -211,7 +199,7 @@ def open_run(
     planner = _Planner(job, model, storage, progress, check)
     if recorded is None:
         _refuse_foreign(storage)
-        planner.start(listing, resolve(model))
+        planner.start(listing, resolve)
         recorded = storage.read(RUN_FILE)
         if recorded is None:
             raise StorageError(f"{join(storage.uri, RUN_FILE)}: written, but it cannot be read")
@@ -287,11 +275,14 @@ class _Planner:
     progress: Callable[[int], None] | None
     check: Callable[[], None]
 
-    def start(self, listing: Listing, resolved: ResolvedEngine) -> None:
+    def start(
+        self, listing: Listing, resolve: Callable[[ModelFolder, CorpusPlan], ResolvedEngine]
+    ) -> None:
         """Plan the first night, then create `run.json` exclusively: of two starters one wins."""
         job, model = self.job, self.model
         format_ = resolve_format(job.output.format, model.label_set)
         plan, _ = self._plan(listing, format_, None)
+        resolved = resolve(model, plan)
         identity = {
             **asked_for(job, model),
             "output.format": format_,

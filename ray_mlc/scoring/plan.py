@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as pa_ipc
+from numpy.typing import NDArray
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.columns import KeptColumn, ReadSpec, fit_columns, resolve_columns, text_columns
 from ray_mlc.corpus.footers import Footer, read_footers
 from ray_mlc.corpus.listing import InputFile, Listing
-from ray_mlc.corpus.units import UNITS_SCHEMA, plan_units
+from ray_mlc.corpus.units import UNITS_SCHEMA, Unit, plan_units, units_at
 
 FILES_SCHEMA = pa.schema(
     [
@@ -71,6 +72,16 @@ class CorpusPlan:
     def rows(self) -> int:
         """Planned rows."""
         return int(self.units["rows"].to_numpy().sum(dtype=np.int64))
+
+    def units_at(self, positions: NDArray[np.int64]) -> list[Unit]:
+        """The units at some positions."""
+        units = units_at(self.units, positions, self.sources, self.part_folders)
+        files = self.units["file"].to_numpy()[positions].tolist()
+        size_F, mtime_F = (self.files[name].to_numpy() for name in ("size", "mtime_ns"))
+        return [
+            replace(unit, file_size=int(size_F[file]), file_mtime_ns=int(mtime_F[file]))
+            for unit, file in zip(units, files, strict=True)
+        ]
 
     def faulty_files(self) -> list[dict[str, Any]]:
         """Files that were set aside when they were planned, as rows of `FILES_SCHEMA`."""

@@ -75,7 +75,7 @@ def rescore(run: Run, parts: set[str], *, model: str | None, sample: int, seed: 
         [index for index, part in enumerate(run.part_paths) if part in parts], np.int64
     )
     chosen = np.sort(rng.permutation(written)[:UNITS])
-    for unit in run.units(chosen):
+    for unit in run.plan.units_at(chosen):
         share = rng.permutation(unit.rows)[: -(-sample // max(1, len(chosen)))]
         problem = _compare(run, unit, np.sort(share), classifier, result)
         if problem is not None:

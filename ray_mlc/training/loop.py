@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ray_mlc.config import TrainingConfig
 from ray_mlc.model.batching import plan_batches
 from ray_mlc.model.classifier import sigmoid
-from ray_mlc.model.engines.torch_engine import pad
+from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.tokenization import Ragged
 
 BUCKET_STEPS = 50

@@ -27,6 +27,7 @@ from ray_mlc.runtime.score import Work
 from ray_mlc.scoring import ledger, rescore
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
+from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.score import score_block, tokenize_block
 
 LABELS = LabelSet(("Spam", "spam", "news of the day", "x/y", "ü"))
@@ -130,7 +131,7 @@ def doubles() -> Iterator[None]:
 class DoubleBackend:
     """Every step in this process with the double."""
 
-    def resolve(self, folder: ModelFolder, job: ScoreJob) -> ResolvedEngine:
+    def resolve(self, folder: ModelFolder, plan: CorpusPlan, job: ScoreJob) -> ResolvedEngine:
         """As `model.engines.choose.resolve` does, without trying engines."""
         asked = job.batching.max_batch_tokens
         long = job.long
@@ -171,7 +172,7 @@ class DoubleBackend:
         classifier = Classifier(LABELS, tokenizer, HashEngine(), work.resolved.max_batch_tokens)
         for read in reads:
             tokens = tokenize_block(
-                work.read(run.units(read)), classifier.tokenizer, policy=work.policy
+                work.read(run.plan.units_at(read)), classifier.tokenizer, policy=work.policy
             )
             block = score_block(tokens, classifier, work.thresholds_L, work.output, progress=scored)
             yield work.write(block)

@@ -16,11 +16,12 @@ from ray_mlc.errors import ModelError
 from ray_mlc.model.canaries import TOLERANCE, record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.encoder import load_classifier_model, output_layer
-from ray_mlc.model.engines import choose
+from ray_mlc.model.engines import choose, openvino_engine
 from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier, resolve
-from ray_mlc.model.engines.torch_engine import TorchEngine, pad
+from ray_mlc.model.engines.protocol import Engine, pad
+from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import CANARIES_FILE, HISTORY_FILE, INFO_FILE, ModelFolder, open_model
-from ray_mlc.model.tokenization import Tokenizer
+from ray_mlc.model.tokenization import Ragged, Tokenizer
 
 TEXTS = synthetic.documents(30, seed=6)["text"].to_pylist()
 AUTO = EngineConfig(), BatchingConfig()
@@ -121,6 +122,69 @@ def test_auto_falls_back_to_float32_where_bfloat16_moves_scores(
     resolved = resolve(steep, *AUTO, cuda=False, max_tokens=None)
     assert resolved.dtype == "float32"
     assert "bfloat16 does not hold on the canaries" in caplog.text
+
+
+@pytest.mark.skipif(not openvino_engine.available(), reason="OpenVINO is not installed")
+@pytest.mark.parametrize(
+    ("speeds", "winner"), [([100.0, 200.0], "openvino"), ([200.0, 100.0], "torch")]
+)
+def test_of_the_engines_that_hold_the_fastest_on_the_sample_is_taken_and_recorded(
+    plain: ModelFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    speeds: list[float],
+    winner: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "openvino-cache"))
+    monkeypatch.setattr("ray_mlc.model.canaries.MAX_FLIPS", 0.2)
+    monkeypatch.setitem(TOLERANCE, "bfloat16", 0.5)
+    monkeypatch.setattr("ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda: True)
+    raced: list[list[str]] = []
+
+    def race(engines: list[Engine], ids: Ragged, **_: object) -> list[float]:
+        raced.append([engine.name for engine in engines])
+        assert len(ids) == len(TEXTS)
+        return speeds
+
+    monkeypatch.setattr(choose, "race", race)
+    named = BatchingConfig(max_batch_tokens=512)
+    options = {"cuda": False, "max_tokens": None, "sample": lambda: TEXTS}
+    resolved = resolve(plain, EngineConfig(), named, **options)
+    assert raced == [["torch", "openvino"]]
+    assert (resolved.name, resolved.dtype, resolved.max_batch_tokens) == (winner, "bfloat16", 512)
+    assert [trial.tokens_per_s for trial in resolved.trials] == speeds
+    assert "torch bfloat16 " in (choose.describe_trials(resolved) or "")
+    assert ResolvedEngine.model_validate(resolved.model_dump()) == resolved
+
+
+def test_batch_sizes_are_tried_on_the_sample_unless_one_is_named(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(str(tiny_model))
+    exact = EngineConfig(dtype="float32")
+    options = {"cuda": False, "max_tokens": None, "sample": lambda: TEXTS}
+    resolved = resolve(model, exact, BatchingConfig(), **options)
+    tried = [trial.max_batch_tokens for trial in resolved.trials if trial.verdict == "batch size"]
+    assert tried
+    assert tried == list(choose.BUDGETS["cpu"][: len(tried)])
+    assert resolved.max_batch_tokens in tried
+    named = resolve(model, exact, BatchingConfig(max_batch_tokens=99), **options)
+    assert (named.max_batch_tokens, len(named.trials)) == (99, 1)  # nothing is left to try
+
+
+def test_a_sample_that_cannot_be_tokenized_is_no_reason_to_stop(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = resolve(
+        open_model(str(tiny_model)),
+        EngineConfig(dtype="float32"),
+        BatchingConfig(),
+        cuda=False,
+        max_tokens=None,
+        sample=lambda: [7],  # type: ignore[list-item]
+    )
+    assert resolved.max_batch_tokens == choose.CPU_BATCH_TOKENS
+    assert choose.describe_trials(resolved) is None
 
 
 def test_a_named_precision_that_does_not_hold_is_refused_with_a_remedy(steep: ModelFolder) -> None:

@@ -350,7 +350,7 @@ def test_another_threshold_is_refused(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("engine.dtype=auto", "output.format=auto"),
+        ("engine.dtype=auto", "output.format=auto", "batching.max_batch_tokens=auto"),
         ("engine.name=torch", "output.format=wide"),
         ("long={policy: truncate}",),
         ("long.max_tokens=32",),

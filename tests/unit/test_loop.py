@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import BertConfig, BertForSequenceClassification
 
 from ray_mlc.config import TrainingConfig
-from ray_mlc.model.engines.torch_engine import pad
+from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.tokenization import Ragged
 from ray_mlc.training.loop import (
     MODEL_STATE,

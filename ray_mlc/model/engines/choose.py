@@ -8,7 +8,9 @@ another, because two precisions in one output could not be told apart afterwards
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from pydantic import Field
 
 from ray_mlc.config import BatchingConfig, EngineConfig, Section
@@ -17,8 +19,9 @@ from ray_mlc.model.canaries import check_canaries, record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.encoder import load_config, max_positions
 from ray_mlc.model.engines.protocol import Engine
+from ray_mlc.model.engines.race import best_budget, probe_budget, race
 from ray_mlc.model.folder import Canaries, ModelFolder
-from ray_mlc.model.tokenization import Tokenizer
+from ray_mlc.model.tokenization import Ragged, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,26 @@ CPU_BATCH_TOKENS = 4096
 """Padded tokens per CPU pass: activations of a small encoder then stay near the caches."""
 CUDA_BATCH_TOKENS = 65_536
 """Padded tokens per CUDA pass; a pass that does not fit is halved."""
+BUDGETS = {"cpu": (2048, 4096, 8192, 16_384), "cuda": (16_384, 32_768, 65_536, 131_072, 262_144)}
+"""What `max_batch_tokens: auto` tries."""
+TRIAL_S = 1.0
+"""About how long a candidate is timed."""
+RACE_SEED = 0
+
+
+class Trial(Section):
+    """A candidate, and what came of it."""
+
+    name: str
+    """Library."""
+    dtype: str
+    """Precision."""
+    max_batch_tokens: int
+    """Padded tokens per forward pass."""
+    tokens_per_s: float | None = None
+    """Tokens of the corpus's own documents per second and process; null: not timed."""
+    verdict: str
+    """How its scores compare with the canaries, or why it was not tried."""
 
 
 class ResolvedEngine(Section):
@@ -43,6 +66,8 @@ class ResolvedEngine(Section):
     """Tokens kept per document."""
     canaries: str = Field(default="")
     """How the engine compares with the recorded scores."""
+    trials: list[Trial] = Field(default_factory=list)
+    """What it was chosen from."""
 
 
 def resolve(
@@ -53,8 +78,13 @@ def resolve(
     cuda: bool,
     max_tokens: int | None,
     threads: int | None = None,
+    sample: Callable[[], Sequence[str]] | None = None,
 ) -> ResolvedEngine:
     """Turn every `auto` into a fact, on the hardware that will score.
+
+    The candidates that hold on the canaries are timed on the sample, and the fastest is taken. In
+    float32 there is no race: PyTorch, which `predict` and `evaluate` use too, gives the same
+    scores everywhere.
 
     Args:
         folder: The model.
@@ -63,10 +93,12 @@ def resolve(
         cuda: Whether the actors have a GPU.
         max_tokens: Tokens kept per document as the job says; None: as the model says.
         threads: CPU threads; None: PyTorch's default.
+        sample: Fetches documents like those that will be scored; None: nothing is timed, and the
+            first candidate that holds is taken, with the default batch size.
 
     Raises:
-        ModelError: If a named dtype does not hold on the canaries, or the model cannot take so
-            many tokens.
+        ModelError: If what is named does not hold on the canaries or cannot be loaded, or the model
+            cannot take so many tokens.
     """
     set_threads(threads)
     tokenizer = Tokenizer.load(folder.path, max_tokens=max_tokens or folder.max_tokens)
@@ -77,6 +109,10 @@ def resolve(
             f"{positions} positions: lower it"
         )
     device = "cuda" if cuda else "cpu"
+    if cuda and engine.name == "openvino":
+        raise ModelError(
+            "engine.name is openvino, which runs on CPUs, but actors have GPUs: set actors.gpus=0"
+        )
     asked = batching.max_batch_tokens
     default = max(CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS, tokenizer.max_tokens)
     budget = default if asked == "auto" else asked
@@ -86,28 +122,115 @@ def resolve(
             f"({tokenizer.max_tokens}): the longest document must fit into a batch"
         )
     canaries = reference_canaries(folder, tokenizer)
-    candidates = [engine.dtype] if engine.dtype != "auto" else _auto_dtypes(device)
-    for dtype in candidates:
-        chosen = ResolvedEngine(
-            name="torch",
-            device=device,
-            dtype=dtype,
-            max_batch_tokens=budget,
-            max_tokens=tokenizer.max_tokens,
-        )
-        classifier = _load(folder, chosen, tokenizer)
-        report = check_canaries(
-            _with_own_limit(classifier, folder),
-            canaries,
-            folder.info.decision.thresholds_L(folder.label_set),
-        )
-        if report.holds:
-            return chosen.model_copy(update={"canaries": str(report)})
-        log.warning("%s %s does not hold on the canaries: %s", device, dtype, report)
+    trials: list[Trial] = []
+    for dtype in [engine.dtype] if engine.dtype != "auto" else _auto_dtypes(device):
+        holding: list[tuple[ResolvedEngine, Engine]] = []
+        for name in _names(engine.name, device, dtype):
+            chosen = ResolvedEngine(
+                name=name,
+                device=device,
+                dtype=dtype,
+                max_batch_tokens=budget,
+                max_tokens=tokenizer.max_tokens,
+            )
+            loaded, verdict = _try(folder, chosen, tokenizer, canaries)
+            trials.append(Trial(name=name, dtype=dtype, max_batch_tokens=budget, verdict=verdict))
+            if loaded is not None:
+                holding.append((chosen.model_copy(update={"canaries": verdict}), loaded))
+                if sample is None:
+                    break
+        if holding:
+            if sample is None or (len(holding) == 1 and asked != "auto"):
+                return holding[0][0].model_copy(update={"trials": trials})
+            return _fastest(holding, trials, _encode(tokenizer, sample()), probe=asked == "auto")
     raise ModelError(
-        f"{folder.name}: {candidates[-1]} on {device} does not reproduce the canaries: {report}; "
+        f"{folder.name}: {trials[-1].name} {trials[-1].dtype} on {device}: {trials[-1].verdict}: "
         "train or copy the model again, or set engine.dtype=float32"
     )
+
+
+def _try(
+    folder: ModelFolder, chosen: ResolvedEngine, tokenizer: Tokenizer, canaries: Canaries
+) -> tuple[Engine | None, str]:
+    """Load a candidate and check it: the engine if it may be used, and why or why not."""
+    try:
+        classifier = _load(folder, chosen, tokenizer)
+    except ModelError as error:
+        if chosen.name == "torch":  # there is nothing left that could run the model
+            raise
+        log.warning("%s %s cannot be used: %s", chosen.name, chosen.dtype, error)
+        return None, str(error)
+    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+    report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
+    if report.holds:
+        return classifier.engine, str(report)
+    log.warning("%s %s does not hold on the canaries: %s", chosen.name, chosen.dtype, report)
+    return None, f"does not reproduce the canaries: {report}"
+
+
+def _fastest(
+    holding: Sequence[tuple[ResolvedEngine, Engine]],
+    trials: Sequence[Trial],
+    ids: Ragged,
+    *,
+    probe: bool,
+) -> ResolvedEngine:
+    """Time the candidates, if there are documents to do so with; the winner, with the table."""
+    timed = list(trials)
+    best, engine = holding[0]
+    if len(ids):
+        speeds = race(
+            [engine for _, engine in holding],
+            ids,
+            max_batch_tokens=best.max_batch_tokens,
+            seconds=TRIAL_S,
+            seed=RACE_SEED,
+        )
+        for (chosen, _), speed in zip(holding, speeds, strict=True):
+            timed = [
+                trial.model_copy(update={"tokens_per_s": round(speed, 1)})
+                if (trial.name, trial.dtype) == (chosen.name, chosen.dtype)
+                else trial
+                for trial in timed
+            ]
+        best, engine = holding[int(np.argmax(speeds))]
+        if probe:
+            best, more = _with_best_budget(best, engine, ids)
+            timed += more
+    return best.model_copy(update={"trials": timed})
+
+
+def _with_best_budget(
+    best: ResolvedEngine, engine: Engine, ids: Ragged
+) -> tuple[ResolvedEngine, list[Trial]]:
+    """Find the batch size that suits an engine; also what was tried."""
+    budgets = [budget for budget in BUDGETS[best.device] if budget >= best.max_tokens]
+    speeds = probe_budget(
+        engine, ids, budgets or [best.max_tokens], seconds=TRIAL_S / 2, seed=RACE_SEED
+    )
+    more = [
+        Trial(
+            name=best.name,
+            dtype=best.dtype,
+            max_batch_tokens=budget,
+            tokens_per_s=round(speed, 1),
+            verdict="batch size",
+        )
+        for budget, speed in speeds.items()
+    ]
+    return best.model_copy(update={"max_batch_tokens": best_budget(speeds)}), more
+
+
+def describe_trials(resolved: ResolvedEngine) -> str | None:
+    """What was measured, in one line; None if nothing was."""
+    timed = [trial for trial in resolved.trials if trial.tokens_per_s is not None]
+    if not timed:
+        return None
+    shown = " · ".join(
+        f"{trial.name} {trial.dtype} {trial.tokens_per_s:,.0f} at {trial.max_batch_tokens:,}"
+        for trial in timed
+    )
+    return f"tokens/s of one process on documents of this corpus, by tokens in a batch: {shown}"
 
 
 def load_classifier(
@@ -163,12 +286,40 @@ def set_threads(threads: int | None) -> None:
 
 
 def _load(folder: ModelFolder, resolved: ResolvedEngine, tokenizer: Tokenizer) -> Classifier:
-    from ray_mlc.model.engines.torch_engine import TorchEngine
+    engine: Engine
+    if resolved.name == "openvino":
+        from ray_mlc.model.engines.openvino_engine import OpenVinoEngine
 
-    engine: Engine = TorchEngine.load(
-        folder.path, pad_id=tokenizer.pad_id, device=resolved.device, dtype=resolved.dtype
-    )
+        engine = OpenVinoEngine.load(
+            folder.path, digest=folder.digest, pad_id=tokenizer.pad_id, dtype=resolved.dtype
+        )
+    else:
+        from ray_mlc.model.engines.torch_engine import TorchEngine
+
+        engine = TorchEngine.load(
+            folder.path, pad_id=tokenizer.pad_id, device=resolved.device, dtype=resolved.dtype
+        )
     return Classifier(folder.label_set, tokenizer, engine, resolved.max_batch_tokens)
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
+    """Token ids of the sample; of nothing, if the tokenizer fails over one of its texts."""
+    try:
+        return tokenizer.encode(texts)
+    except Exception as error:  # scoring finds the guilty text, and names it
+        log.warning("the sample cannot be tokenized, so no engine is timed: %s", error)
+        return tokenizer.encode([])
+
+
+def _names(asked: str, device: str, dtype: str) -> list[str]:
+    """Libraries to try, the one that runs every model first."""
+    if asked != "auto":
+        return [asked]
+    if device == "cpu" and dtype == "bfloat16":
+        from ray_mlc.model.engines import openvino_engine
+
+        return ["torch", "openvino"] if openvino_engine.available() else ["torch"]
+    return ["torch"]
 
 
 def _with_own_limit(classifier: Classifier, folder: ModelFolder) -> Classifier:

@@ -1,4 +1,4 @@
-"""What an engine is: token batch in, float32 logits out."""
+"""What an engine is: token batch in, float32 logits out; and what engines share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Engine(Protocol):
     """One way to run an encoder on one device."""
 
     name: str
-    """`torch`."""
+    """`torch` or `openvino`."""
     device: str
     """`cpu` or `cuda`."""
     dtype: str
@@ -35,3 +35,14 @@ class Engine(Protocol):
         Raises:
             OutOfMemoryError: If the batch does not fit.
         """
+
+
+def pad(
+    ids: Sequence[NDArray[np.int32]], pad_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pad ragged ids to the longest: ids and attention mask, both [B, T]."""
+    lengths_B = np.array([len(row) for row in ids])
+    mask_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
+    input_ids_BT = np.full(mask_BT.shape, pad_id, np.int64)
+    input_ids_BT[mask_BT] = np.concatenate(ids)
+    return input_ids_BT, mask_BT.astype(np.int64)

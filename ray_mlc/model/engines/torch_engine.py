@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError
-from ray_mlc.model.engines.protocol import OutOfMemoryError
+from ray_mlc.model.engines.onednn import pack_linears
+from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,7 +47,10 @@ class TorchEngine:
 
         if device == "cuda" and not torch.cuda.is_available():
             raise ModelError("this run is recorded for CUDA, but the process sees no GPU")
-        return cls(load_classifier_model(folder), pad_id=pad_id, device=device, dtype=dtype)
+        engine = cls(load_classifier_model(folder), pad_id=pad_id, device=device, dtype=dtype)
+        if device == "cpu":
+            pack_linears(engine._model)
+        return engine
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
@@ -68,17 +72,6 @@ class TorchEngine:
                 raise OutOfMemoryError(str(error).splitlines()[0]) from None
             raise
         return logits_BL
-
-
-def pad(
-    ids: Sequence[NDArray[np.int32]], pad_id: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pad ragged ids to the longest: ids and attention mask, both [B, T]."""
-    lengths_B = np.array([len(row) for row in ids])
-    mask_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
-    input_ids_BT = np.full(mask_BT.shape, pad_id, np.int64)
-    input_ids_BT[mask_BT] = np.concatenate(ids)
-    return input_ids_BT, mask_BT.astype(np.int64)
 
 
 def cpu_has_bfloat16() -> bool:

@@ -1,0 +1,163 @@
+"""OpenVINO on CPU: the extra `[openvino]`; the fastest there for small encoders.
+
+The model is converted once per machine, from the same weights, and kept in the user's cache under
+the model's digest: a model folder may lie on storage that nobody may write to. Conversion traces
+the PyTorch model; that nothing is lost on the way is for the canaries to show.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ray_mlc.errors import ModelError, first_line
+from ray_mlc.model.cache import cache_folder
+from ray_mlc.model.encoder import load_classifier_model, quiet_transformers
+from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
+
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+MODEL_FILE = "openvino_model.xml"
+INSTALL = "install the extra with `pip install 'ray-mlc[openvino]'`, or set engine.name=torch"
+
+
+def available() -> bool:
+    """Whether OpenVINO is installed."""
+    return find_spec("openvino") is not None
+
+
+class OpenVinoEngine:
+    """A sequence classification model, compiled for this CPU."""
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, compiled: Any, *, pad_id: int, dtype: str) -> None:
+        """Take over a compiled model with the inputs `input_ids` and `attention_mask`.
+
+        Args:
+            compiled: `openvino.CompiledModel`.
+            pad_id: Token id to pad with.
+            dtype: `float32` or `bfloat16`, as it was compiled.
+        """
+        self.dtype = dtype
+        self._pad_id = pad_id
+        self._request = compiled.create_infer_request()
+
+    @classmethod
+    def load(cls, folder: Path, *, digest: str, pad_id: int, dtype: str) -> OpenVinoEngine:
+        """Load a model folder, converting it if that has not been done on this machine.
+
+        Args:
+            folder: The model folder.
+            digest: Of the model: names the conversion in the cache.
+            pad_id: Token id to pad with.
+            dtype: `float32` or `bfloat16`.
+
+        Raises:
+            ModelError: If OpenVINO is not installed, or cannot convert the model.
+        """
+        if not available():
+            raise ModelError(f"engine openvino: OpenVINO is not installed here: {INSTALL}")
+        import openvino
+
+        core = openvino.Core()
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            # or every process of a pool would pin its threads to the same first cores
+            "ENABLE_CPU_PINNING": False,
+        }
+        path = _converted(folder, digest)
+        try:
+            compiled = core.compile_model(str(path), "CPU", options)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{folder}: OpenVINO cannot compile the model ({first_line(error)}): set "
+                "engine.name=torch"
+            ) from None
+        return cls(compiled, pad_id=pad_id, dtype=dtype)
+
+    def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """Pad one batch to its longest document and run it; see `Engine.logits`."""
+        input_ids_BT, mask_BT = pad(ids, self._pad_id)
+        try:
+            outputs = self._request.infer([input_ids_BT, mask_BT], share_inputs=True)
+        except RuntimeError as error:
+            if "bad_alloc" in str(error) or "allocate" in str(error):
+                raise OutOfMemoryError(first_line(error)) from None
+            raise
+        logits_BL: NDArray[np.float32] = outputs[0]
+        return logits_BL
+
+
+def _converted(folder: Path, digest: str) -> Path:
+    """The model in OpenVINO's form, made if it is not there; processes wait for one another."""
+    from filelock import FileLock
+
+    cache = cache_folder("openvino")
+    target = cache / f"{digest[:32]}-{version('openvino')}"
+    if not (target / MODEL_FILE).is_file():
+        with FileLock(f"{target}.lock"):
+            if not (target / MODEL_FILE).is_file():
+                _convert_into(folder, target)
+    return target / MODEL_FILE
+
+
+def _convert_into(folder: Path, target: Path) -> None:
+    """Convert in a folder beside, and rename it: a killed conversion leaves nothing half-made."""
+    scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
+    try:
+        convert(folder, scratch / MODEL_FILE)
+        os.replace(scratch, target)  # noqa: PTH105 - a folder
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def convert(folder: Path, path: Path) -> None:
+    """Write the model of a folder in OpenVINO's form, in float32, with shapes left open.
+
+    Raises:
+        ModelError: If OpenVINO cannot convert it.
+    """
+    import openvino
+
+    model = _Logits(load_classifier_model(folder).eval())
+    # two documents, so that nothing takes the batch for one
+    example_BT = torch.ones((2, 8), dtype=torch.int64)
+    open_shape = [([-1, -1], openvino.Type.i64)] * 2
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tracing: shapes that look constant to it
+            converted = openvino.convert_model(
+                model, example_input=(example_BT, example_BT), input=open_shape
+            )
+        openvino.save_model(converted, str(path), compress_to_fp16=False)
+    except Exception as error:  # whatever tracing a foreign model raises
+        raise ModelError(
+            f"{folder}: OpenVINO cannot convert the model ({first_line(error)}): set "
+            "engine.name=torch"
+        ) from None
+
+
+class _Logits(torch.nn.Module):
+    """Tensors in, tensor out: what can be traced."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits

@@ -1,0 +1,112 @@
+"""Time engines and batch sizes on documents like the corpus's.
+
+What is fastest depends on the model, the processor, the threads that an actor gets and the lengths
+of the documents: it is measured, not guessed. Batches are taken in random order, each is run once
+before it is timed (the first run of a shape compiles its kernels), and all candidates run the same
+ones, in turns, so that a busy moment of the machine hits none alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_mlc.model.batching import plan_batches
+from ray_mlc.model.engines.protocol import Engine, OutOfMemoryError
+from ray_mlc.model.tokenization import Ragged
+
+ROUNDS = 3
+"""Turns of each candidate; the best one counts, as the least disturbed."""
+WORTH_IT = 1.02
+"""Speed-up for which a batch twice as large is taken: it costs memory, and padding."""
+
+
+def sample_batches(
+    sample: Ragged, *, max_batch_tokens: int, seed: int
+) -> list[list[NDArray[np.int32]]]:
+    """Batches of a sample as scoring would make them, in random order."""
+    batches = plan_batches(sample.lengths, max_batch_tokens=max_batch_tokens)
+    order = np.random.default_rng(seed).permutation(len(batches))
+    return [sample.rows(batches[index]) for index in order]
+
+
+def race(
+    engines: Sequence[Engine], sample: Ragged, *, max_batch_tokens: int, seconds: float, seed: int
+) -> list[float]:
+    """Tokens per second of each engine, padding not counted.
+
+    Args:
+        engines: The candidates.
+        sample: Documents of at least one token each.
+        max_batch_tokens: Padded tokens per batch.
+        seconds: About how long each is timed, besides as long a time to warm up.
+        seed: Of the order of batches.
+
+    Raises:
+        OutOfMemoryError: If a batch does not fit.
+    """
+    batches = sample_batches(sample, max_batch_tokens=max_batch_tokens, seed=seed)
+    # the slowest decides how many batches are run by all
+    counts = [_warm_up(engine, batches, seconds / ROUNDS) for engine in engines]
+    timed = batches[: min(counts)]
+    tokens = sum(len(row) for batch in timed for row in batch)
+    best = [float("inf")] * len(engines)
+    for _ in range(ROUNDS):
+        for index, engine in enumerate(engines):
+            started = time.perf_counter()
+            for batch in timed:
+                engine.logits(batch)
+            best[index] = min(best[index], time.perf_counter() - started)
+    return [tokens / taken for taken in best]
+
+
+def _warm_up(engine: Engine, batches: Sequence[list[NDArray[np.int32]]], seconds: float) -> int:
+    """Run batches for some time; how many that were."""
+    started = time.perf_counter()
+    for count, batch in enumerate(batches, 1):
+        engine.logits(batch)
+        if time.perf_counter() - started > seconds:
+            return count
+    return len(batches)
+
+
+def probe_budget(
+    engine: Engine, sample: Ragged, budgets: Sequence[int], *, seconds: float, seed: int
+) -> dict[int, float]:
+    """Try larger and larger batches for as long as that pays.
+
+    Args:
+        engine: The engine.
+        sample: Documents.
+        budgets: Padded tokens per batch, rising.
+        seconds: About how long each is timed.
+        seed: Of the order of batches.
+
+    Returns:
+        Tokens per second by budget, for those that were tried and fit into memory.
+
+    Raises:
+        OutOfMemoryError: If not even the first fits.
+    """
+    speeds: dict[int, float] = {}
+    for budget in budgets:
+        try:
+            (speed,) = race([engine], sample, max_batch_tokens=budget, seconds=seconds, seed=seed)
+        except OutOfMemoryError:
+            if not speeds:
+                raise
+            break
+        pays = not speeds or speed > WORTH_IT * max(speeds.values())
+        speeds[budget] = speed
+        if not pays:
+            break
+    return speeds
+
+
+def best_budget(speeds: dict[int, float]) -> int:
+    """The smallest budget that no larger one beats by `WORTH_IT`."""
+    fastest = max(speeds.values())
+    return min(budget for budget, speed in speeds.items() if speed * WORTH_IT >= fastest)

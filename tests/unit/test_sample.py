@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_mlc.config import ScoreJob
+from ray_mlc.corpus.listing import list_corpus
+from ray_mlc.scoring.plan import CorpusPlan, plan_corpus
+from ray_mlc.scoring.sample import SAMPLE_CHARACTERS, SAMPLE_ROWS, sample_texts, sample_units
+
+MakeJob = Callable[..., ScoreJob]
+
+
+def plan_of(job: ScoreJob) -> CorpusPlan:
+    return plan_corpus(list_corpus(job.input.path), job, reserved=())[0]
+
+
+def texts_of(job: ScoreJob) -> list[str]:
+    plan = plan_of(job)
+    return sample_texts(sample_units(plan), plan.spec, max_text_bytes=2**20)
+
+
+def write(path: Path, texts: list[str | None], **options: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), path, **options)
+
+
+def test_a_small_corpus_is_its_own_sample(tmp_path: Path, score_job: MakeJob) -> None:
+    texts = [f"text {number}" for number in range(40)]
+    write(tmp_path / "in/a.parquet", texts)
+    assert texts_of(score_job(tmp_path / "in", tmp_path / "out", "units.rows=100")) == texts
+
+
+def test_a_sample_is_bounded_and_spread_over_the_corpus(tmp_path: Path, score_job: MakeJob) -> None:
+    for file in range(9):
+        rows = [f"{file} {row}" for row in range(3000)]
+        write(tmp_path / f"in/{file}.parquet", rows, row_group_size=1000)
+    job = score_job(tmp_path / "in", tmp_path / "out", "units.rows=1000")
+    texts = texts_of(job)
+    assert len(texts) == SAMPLE_ROWS
+    assert {text[0] for text in texts} == {"0", "2", "5", "8"}
+    rows_of_first = [int(text.split()[1]) for text in texts if text[0] == "0"]
+    assert (rows_of_first[0], rows_of_first[-1]) == (0, 999)
+    assert np.diff(rows_of_first).max() <= 3
+    assert texts == texts_of(job)
+
+
+def test_units_of_one_large_row_group_are_decoded_once(tmp_path: Path, score_job: MakeJob) -> None:
+    write(tmp_path / "in/a.parquet", [f"{row}" for row in range(1000)])
+    plan = plan_of(score_job(tmp_path / "in", tmp_path / "out", "units.rows=10"))
+    assert len(plan.units) == 100
+    assert [unit.first_row for unit in sample_units(plan)] == [0]
+
+
+def test_what_cannot_be_scored_is_in_no_sample(tmp_path: Path, score_job: MakeJob) -> None:
+    write(tmp_path / "in/a.parquet", [None, "", " ", "good", "x" * (SAMPLE_CHARACTERS + 5)])
+    write(tmp_path / "in/b.parquet", [f"some text {row}" for row in range(2000)])
+    damaged = bytearray((tmp_path / "in/b.parquet").read_bytes())
+    damaged[4:-1000] = bytes(len(damaged) - 1004)
+    (tmp_path / "in/b.parquet").write_bytes(damaged)
+    found = texts_of(score_job(tmp_path / "in", tmp_path / "out"))
+    assert found == ["good", "x" * SAMPLE_CHARACTERS]
+
+
+def test_a_corpus_without_rows_gives_no_sample(tmp_path: Path, score_job: MakeJob) -> None:
+    write(tmp_path / "in/a.parquet", [])
+    assert texts_of(score_job(tmp_path / "in", tmp_path / "out")) == []
