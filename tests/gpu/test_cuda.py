@@ -63,6 +63,20 @@ def test_the_canaries_hold(dtype: str, tiny_model: Path) -> None:
     assert report.max_difference <= TOLERANCE[dtype], str(report)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("budget", [32, 500, 20_000])
+def test_packed_scores_are_near_those_of_the_cpu(
+    dtype: str, budget: int, tiny_model: Path, exact_NL: NDArray[np.float32]
+) -> None:
+    tokenizer = Tokenizer.load(tiny_model)
+    engine = TorchEngine.load(
+        tiny_model, pad_id=tokenizer.pad_id, device="cuda", dtype=dtype, packed=True
+    )
+    label_set = open_model(str(tiny_model)).label_set
+    scores_NL = Classifier(label_set, tokenizer, engine, budget).predict_proba(TEXTS)
+    assert np.abs(scores_NL - exact_NL).max() <= TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("budget", [32, 500, 20_000])
 def test_float32_scores_do_not_depend_on_the_batch(tiny_model: Path, budget: int) -> None:
     whole_NL = classifier_on("cuda", "float32", tiny_model, 4096).predict_proba(TEXTS)

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from ray_mlc.config import BatchingConfig, EngineConfig, Section
-from ray_mlc.errors import ModelError
+from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.canaries import check_canaries, record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.encoder import load_config, max_positions
@@ -43,6 +43,8 @@ class Trial(Section):
     """Library."""
     dtype: str
     """Precision."""
+    packed: bool = False
+    """Whether documents lie end to end, without padding."""
     max_batch_tokens: int
     """Padded tokens per forward pass."""
     tokens_per_s: float | None = None
@@ -60,6 +62,8 @@ class ResolvedEngine(Section):
     """`cpu` or `cuda`."""
     dtype: str
     """Precision."""
+    packed: bool = False
+    """Whether documents lie end to end in a batch, without padding."""
     max_batch_tokens: int
     """Padded tokens per forward pass."""
     max_tokens: int
@@ -125,16 +129,24 @@ def resolve(
     trials: list[Trial] = []
     for dtype in [engine.dtype] if engine.dtype != "auto" else _auto_dtypes(device):
         holding: list[tuple[ResolvedEngine, Engine]] = []
-        for name in _names(engine.name, device, dtype):
+        for name, packed in _candidates(engine.name, device, dtype):
             chosen = ResolvedEngine(
                 name=name,
                 device=device,
                 dtype=dtype,
+                packed=packed,
                 max_batch_tokens=budget,
                 max_tokens=tokenizer.max_tokens,
             )
             loaded, verdict = _try(folder, chosen, tokenizer, canaries)
-            trials.append(Trial(name=name, dtype=dtype, max_batch_tokens=budget, verdict=verdict))
+            trial = Trial(
+                name=name,
+                dtype=dtype,
+                packed=packed,
+                max_batch_tokens=budget,
+                verdict=verdict,
+            )
+            trials.append(trial)
             if loaded is not None:
                 holding.append((chosen.model_copy(update={"canaries": verdict}), loaded))
                 if sample is None:
@@ -144,7 +156,7 @@ def resolve(
                 return holding[0][0].model_copy(update={"trials": trials})
             return _fastest(holding, trials, _encode(tokenizer, sample()), probe=asked == "auto")
     raise ModelError(
-        f"{folder.name}: {trials[-1].name} {trials[-1].dtype} on {device}: {trials[-1].verdict}: "
+        f"{folder.name}: {_shown(trials[-1])} on {device}: {trials[-1].verdict}: "
         "train or copy the model again, or set engine.dtype=float32"
     )
 
@@ -153,19 +165,25 @@ def _try(
     folder: ModelFolder, chosen: ResolvedEngine, tokenizer: Tokenizer, canaries: Canaries
 ) -> tuple[Engine | None, str]:
     """Load a candidate and check it: the engine if it may be used, and why or why not."""
+    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+    shown = _shown(chosen)
     try:
         classifier = _load(folder, chosen, tokenizer)
-    except ModelError as error:
-        if chosen.name == "torch":  # there is nothing left that could run the model
-            raise
-        log.warning("%s %s cannot be used: %s", chosen.name, chosen.dtype, error)
-        return None, str(error)
-    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
-    report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
+        report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
+    except (ModelError, RuntimeError, NotImplementedError) as error:
+        if chosen.name == "torch" and not chosen.packed:
+            raise  # there is nothing left that could run the model
+        log.warning("%s cannot be used: %s", shown, first_line(error))
+        return None, first_line(error)
     if report.holds:
         return classifier.engine, str(report)
-    log.warning("%s %s does not hold on the canaries: %s", chosen.name, chosen.dtype, report)
+    log.warning("%s does not hold on the canaries: %s", shown, report)
     return None, f"does not reproduce the canaries: {report}"
+
+
+def _shown(trial: Trial | ResolvedEngine) -> str:
+    """An engine in three words."""
+    return f"{trial.name} {trial.dtype}{' packed' if trial.packed else ''}"
 
 
 def _fastest(
@@ -189,7 +207,7 @@ def _fastest(
         for (chosen, _), speed in zip(holding, speeds, strict=True):
             timed = [
                 trial.model_copy(update={"tokens_per_s": round(speed, 1)})
-                if (trial.name, trial.dtype) == (chosen.name, chosen.dtype)
+                if _shown(trial) == _shown(chosen)
                 else trial
                 for trial in timed
             ]
@@ -212,6 +230,7 @@ def _with_best_budget(
         Trial(
             name=best.name,
             dtype=best.dtype,
+            packed=best.packed,
             max_batch_tokens=budget,
             tokens_per_s=round(speed, 1),
             verdict="batch size",
@@ -227,7 +246,7 @@ def describe_trials(resolved: ResolvedEngine) -> str | None:
     if not timed:
         return None
     shown = " · ".join(
-        f"{trial.name} {trial.dtype} {trial.tokens_per_s:,.0f} at {trial.max_batch_tokens:,}"
+        f"{_shown(trial)} {trial.tokens_per_s:,.0f} at {trial.max_batch_tokens:,}"
         for trial in timed
     )
     return f"tokens/s of one process on documents of this corpus, by tokens in a batch: {shown}"
@@ -297,7 +316,11 @@ def _load(folder: ModelFolder, resolved: ResolvedEngine, tokenizer: Tokenizer) -
         from ray_mlc.model.engines.torch_engine import TorchEngine
 
         engine = TorchEngine.load(
-            folder.path, pad_id=tokenizer.pad_id, device=resolved.device, dtype=resolved.dtype
+            folder.path,
+            pad_id=tokenizer.pad_id,
+            device=resolved.device,
+            dtype=resolved.dtype,
+            packed=resolved.packed,
         )
     return Classifier(folder.label_set, tokenizer, engine, resolved.max_batch_tokens)
 
@@ -311,15 +334,19 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
         return tokenizer.encode([])
 
 
-def _names(asked: str, device: str, dtype: str) -> list[str]:
-    """Libraries to try, the one that runs every model first."""
+def _candidates(asked: str, device: str, dtype: str) -> list[tuple[str, bool]]:
+    """Libraries to try, and whether packed; without a race the first that holds is taken."""
+    if device == "cuda":
+        # the varlen kernels know no float32
+        return [("torch", True), ("torch", False)] if dtype != "float32" else [("torch", False)]
     if asked != "auto":
-        return [asked]
-    if device == "cpu" and dtype == "bfloat16":
+        return [(asked, False)]
+    if dtype == "bfloat16":
         from ray_mlc.model.engines import openvino_engine
 
-        return ["torch", "openvino"] if openvino_engine.available() else ["torch"]
-    return ["torch"]
+        if openvino_engine.available():
+            return [("torch", False), ("openvino", False)]
+    return [("torch", False)]
 
 
 def _with_own_limit(classifier: Classifier, folder: ModelFolder) -> Classifier:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError
 from ray_mlc.model.engines.onednn import pack_linears
+from ray_mlc.model.engines.packing import MULTIPLE, PackedModel, can_pack, pack
 from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,7 +23,9 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: Any, *, pad_id: int, device: str, dtype: str) -> None:
+    def __init__(
+        self, model: Any, *, pad_id: int, device: str, dtype: str, packed: bool = False
+    ) -> None:
         """Take over a model.
 
         Args:
@@ -30,40 +33,47 @@ class TorchEngine:
             pad_id: Token id to pad with.
             device: `cpu` or `cuda`.
             dtype: `float32`, `bfloat16` or `float16`.
+            packed: Run documents end to end, without padding.
+
+        Raises:
+            ModelError: If this kind of encoder cannot be run packed.
         """
         self.device = device
         self.dtype = dtype
         self._pad_id = pad_id
         self._model = model.to(device=device, dtype=DTYPES[dtype]).eval()
+        if packed and not can_pack(model):
+            raise ModelError(f"{model.config.model_type} encoders cannot be run packed")
+        self._packed = PackedModel(self._model) if packed else None
 
     @classmethod
-    def load(cls, folder: Path, *, pad_id: int, device: str, dtype: str) -> TorchEngine:
-        """Load a model folder.
+    def load(
+        cls, folder: Path, *, pad_id: int, device: str, dtype: str, packed: bool = False
+    ) -> TorchEngine:
+        """Load a model folder; arguments as for the class.
 
         Raises:
-            ModelError: If the weights cannot be loaded, or the device is absent.
+            ModelError: If the weights cannot be loaded, the device is absent, or this kind of
+                encoder cannot be run packed.
         """
         from ray_mlc.model.encoder import load_classifier_model
 
         if device == "cuda" and not torch.cuda.is_available():
             raise ModelError("this run is recorded for CUDA, but the process sees no GPU")
-        engine = cls(load_classifier_model(folder), pad_id=pad_id, device=device, dtype=dtype)
+        model = load_classifier_model(folder)
+        engine = cls(model, pad_id=pad_id, device=device, dtype=dtype, packed=packed)
         if device == "cpu":
             pack_linears(engine._model)
         return engine
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
-        """Pad one batch to its longest document and run it; see `Engine.logits`."""
-        input_ids_BT, mask_BT = pad(ids, self._pad_id)
+        """Run one batch, packed or padded to its longest document; see `Engine.logits`."""
         try:
-            output = self._model(
-                input_ids=torch.from_numpy(input_ids_BT).to(self.device),
-                attention_mask=torch.from_numpy(mask_BT).to(self.device),
-            )
+            output_BL = self._run(ids)
             # float32 before the sigmoid: between 0.5 and 1 a bfloat16 moves in steps of 2**-8,
             # enough to flip a label whose threshold was fitted in float32
-            logits_BL: NDArray[np.float32] = output.logits.float().cpu().numpy()
+            logits_BL: NDArray[np.float32] = output_BL.float().cpu().numpy()
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemoryError(str(error).splitlines()[0]) from None
@@ -71,6 +81,22 @@ class TorchEngine:
             if "allocate memory" in str(error):  # what PyTorch's CPU allocator says
                 raise OutOfMemoryError(str(error).splitlines()[0]) from None
             raise
+        return logits_BL
+
+    def _run(self, ids: Sequence[NDArray[np.int32]]) -> torch.Tensor:
+        if self._packed is not None:
+            packed = pack(
+                ids,
+                pad_id=self._pad_id,
+                first_position=self._packed.first_position,
+                multiple=MULTIPLE if self.device == "cuda" else 1,
+            )
+            return self._packed(packed, device=self.device)
+        input_ids_BT, mask_BT = pad(ids, self._pad_id)
+        logits_BL: torch.Tensor = self._model(
+            input_ids=torch.from_numpy(input_ids_BT).to(self.device),
+            attention_mask=torch.from_numpy(mask_BT).to(self.device),
+        ).logits
         return logits_BL
 
 
