@@ -179,7 +179,7 @@ def simulate(units: int) -> dict[str, Any]:
     job, listing = _job(), _listing(units // UNITS_PER_FILE)
 
     with clock.step("plan"):
-        run, pending, _ = open_run(job, MODEL, listing, lambda _: ENGINE)
+        run, pending, _ = open_run(job, MODEL, listing, lambda *_: ENGINE)
     assert len(pending) == units
     with clock.step("first_reads"):
         reads = plan_reads(run, pending, job, actors=16)
@@ -187,7 +187,7 @@ def simulate(units: int) -> dict[str, Any]:
     peaks = {"plan_mib": _peak_mib()}
 
     with clock.step("resume"):
-        run, pending, _ = open_run(job, MODEL, listing, lambda _: ENGINE)
+        run, pending, _ = open_run(job, MODEL, listing, lambda *_: ENGINE)
     assert len(pending) == units // 1000
     storage.parts = run.part_paths
     with clock.step("accounts"):
@@ -253,11 +253,11 @@ def real_parts(units: int) -> dict[str, Any]:
     with _folder() as folder:
         job = _job(**{"output": str(folder / "out"), "units.rows": 2})
         listing = _listing(units // UNITS_PER_FILE)
-        run, _, _ = open_run(job, MODEL, listing, lambda _: ENGINE)
+        run, _, _ = open_run(job, MODEL, listing, lambda *_: ENGINE)
         with clock.step("write"):
             _write_parts(run, folder / "out")
         with clock.step("resume"):
-            run, pending, _ = open_run(job, MODEL, listing, lambda _: ENGINE)
+            run, pending, _ = open_run(job, MODEL, listing, lambda *_: ENGINE)
         assert len(pending) == 0
         with clock.step("accounts"):
             tally = accounts.Tally(run, pending)
@@ -361,7 +361,7 @@ def small_files(files: int) -> dict[str, Any]:
         with clock.step("list"):
             listing = list_corpus(str(folder / "in"))
         with clock.step("plan"):
-            run, pending, _ = open_run(job, MODEL, listing, lambda _: ENGINE)
+            run, pending, _ = open_run(job, MODEL, listing, lambda *_: ENGINE)
         with clock.step("reads"):
             reads = plan_reads(run, pending, job, actors=16)
         with clock.step("read_one"):

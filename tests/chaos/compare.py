@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -184,9 +185,16 @@ def _read(path: Path) -> pa.Table | None:
 
 
 def _lasting(files: list[str]) -> list[str]:
-    """Files of the ledger that are there to stay."""
-    return [
-        name
-        for name in files
-        if name.startswith(f"{LEDGER}/") and not name.startswith(SCRATCH) and name != LEASE
-    ]
+    """Files of the ledger that are there to stay.
+
+    The list of input files is named by its content, which holds what the storage says of them:
+    other times and tags on another storage. So it counts by number, not by name.
+    """
+    seen: Counter[str] = Counter()
+    result = []
+    for name in files:
+        if name.startswith(f"{LEDGER}/") and not name.startswith(SCRATCH) and name != LEASE:
+            plain = re.sub(r"/files-[0-9a-f]{16}\.arrow$", "/files-….arrow", name)
+            seen[plain] += 1
+            result.append(plain if seen[plain] == 1 else f"{plain} ({seen[plain]})")
+    return result

@@ -160,6 +160,17 @@ def test_a_missing_file_of_the_run_is_reported(name: str, workload: Workload, ou
     assert f"{name}: is missing" in compare(workload.expected, output).problems
 
 
+def test_a_list_of_inputs_may_have_another_name_but_not_company(
+    workload: Workload, output: Path
+) -> None:
+    (listed,) = (output / "_ray_mlc/runs/1").glob("files-*.arrow")
+    shutil.copy(listed, listed.with_name("files-0123456789abcdef.arrow"))
+    problems = compare(workload.expected, output, proof=False).problems
+    assert problems == ["_ray_mlc/runs/1/files-….arrow (2): is too much"]
+    listed.unlink()  # from here on the one of another storage
+    assert compare(workload.expected, output, proof=False).problems == []
+
+
 def test_a_part_that_is_written_again_is_counted(workload: Workload, tmp_path: Path) -> None:
     trial = Trial(workload, "self-test", 0, tmp_path / "trial")
     shutil.copytree(workload.folder / "expected", tmp_path / "trial" / "out")
