@@ -1,8 +1,10 @@
 """Group documents into batches that waste little padding.
 
 A batch of B documents padded to its longest, T tokens, costs B × T tokens of compute whatever the
-others' lengths. Sorting by length keeps T close to every member; a budget on B × T rather than on
-B keeps memory use equal for short and long documents.
+others' lengths, and a little for being a batch: kernels are started, weights are read once more.
+Sorting by length keeps T close to every member; a budget on B × T rather than on B keeps memory use
+equal for short and long documents. Where lengths fall quickly, several small batches are cheaper
+than one that is padded: where to cut is a shortest path over the distinct lengths.
 
 Only lengths are seen here: no text, no tensors, no Ray.
 """
@@ -16,8 +18,14 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ConfigError
 
+BATCH_COST = {"cpu": 32, "cuda": 2048}
+"""What a batch costs besides its tokens, in tokens, by device: on CPUs it is reading the weights once
+more, on GPUs the time until all of them is busy."""
 
-def plan_batches(lengths_N: NDArray[np.int64], *, max_batch_tokens: int) -> list[NDArray[np.intp]]:
+
+def plan_batches(
+    lengths_N: NDArray[np.int64], *, max_batch_tokens: int, batch_cost: int = BATCH_COST["cpu"]
+) -> list[NDArray[np.intp]]:
     """Partition N documents into batches of at most `max_batch_tokens` padded tokens.
 
     The budget is what TEI calls `max_batch_tokens` and fairseq `--max-tokens`.
@@ -25,6 +33,8 @@ def plan_batches(lengths_N: NDArray[np.int64], *, max_batch_tokens: int) -> list
     Args:
         lengths_N: Tokens per document, special tokens included, shape [N], each at least 1.
         max_batch_tokens: Upper bound on B × T per batch, in tokens, padding included.
+        batch_cost: What a batch costs besides its tokens, in tokens: the higher, the fewer and
+            fuller batches.
 
     Returns:
         Index arrays into `lengths_N` that hold each of 0..N-1 exactly once. Longest first: if
@@ -34,19 +44,60 @@ def plan_batches(lengths_N: NDArray[np.int64], *, max_batch_tokens: int) -> list
         ConfigError: If a document alone is longer than the budget.
     """
     order_N = np.argsort(-lengths_N, kind="stable")
-    batches: list[NDArray[np.intp]] = []
-    start = 0
-    while start < len(order_N):
-        longest = int(lengths_N[order_N[start]])
-        if longest > max_batch_tokens:
-            raise ConfigError(
-                f"batching.max_batch_tokens is {max_batch_tokens}, but a document has {longest} "
-                "tokens: raise it, or lower long.max_tokens"
-            )
-        size = max_batch_tokens // max(longest, 1)
-        batches.append(order_N[start : start + size])
-        start += size
-    return batches
+    sorted_N = lengths_N[order_N]
+    if len(sorted_N) and sorted_N[0] > max_batch_tokens:
+        raise ConfigError(
+            f"batching.max_batch_tokens is {max_batch_tokens}, but a document has "
+            f"{int(sorted_N[0])} tokens: raise it, or lower long.max_tokens"
+        )
+    full = _fill(sorted_N, 0, len(sorted_N), max_batch_tokens)
+    cut = _cut(sorted_N, max_batch_tokens, batch_cost)
+    # the path counts what is within a cut as padded to its first: full batches may still be cheaper
+    chosen = min((full, cut), key=lambda bounds: _cost(sorted_N, bounds, batch_cost))
+    return [order_N[low:high] for low, high in chosen]
+
+
+def _fill(
+    sorted_N: NDArray[np.int64], low: int, high: int, max_batch_tokens: int
+) -> list[tuple[int, int]]:
+    """Bounds of batches as large as the budget allows, within a run of documents."""
+    bounds = []
+    while low < high:
+        size = max_batch_tokens // int(sorted_N[low])
+        bounds.append((low, min(low + size, high)))
+        low += size
+    return bounds
+
+
+def _cut(
+    sorted_N: NDArray[np.int64], max_batch_tokens: int, batch_cost: int
+) -> list[tuple[int, int]]:
+    """Bounds of batches between the lengths at which it pays to begin anew."""
+    starts_D = np.flatnonzero(np.diff(sorted_N, prepend=-1))
+    length_D = sorted_N[starts_D]
+    stops_D = np.append(starts_D[1:], len(sorted_N)).astype(np.int64)
+    count = len(starts_D)
+    cost_D = np.zeros(count + 1)  # of everything from a length on
+    next_D = np.zeros(count, np.int64)
+    for index in range(count - 1, -1, -1):
+        documents = stops_D[index:] - starts_D[index]
+        batches = -(-documents // (max_batch_tokens // length_D[index]))
+        costs = documents * length_D[index] + batches * batch_cost + cost_D[index + 1 :]
+        best = int(np.argmin(costs))
+        cost_D[index], next_D[index] = costs[best], index + best + 1
+    bounds: list[tuple[int, int]] = []
+    index = 0
+    while index < count:
+        following = int(next_D[index])
+        bounds += _fill(
+            sorted_N, int(starts_D[index]), int(stops_D[following - 1]), max_batch_tokens
+        )
+        index = following
+    return bounds
+
+
+def _cost(sorted_N: NDArray[np.int64], bounds: Sequence[tuple[int, int]], batch_cost: int) -> int:
+    return sum((high - low) * int(sorted_N[low]) + batch_cost for low, high in bounds)
 
 
 def padded_tokens(lengths_N: NDArray[np.int64], batches: Sequence[NDArray[np.intp]]) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import RayMlcError, first_line
 from ray_mlc.labels import LabelSet
-from ray_mlc.model.batching import padding_fraction, plan_batches
+from ray_mlc.model.batching import BATCH_COST, padding_fraction, plan_batches
 from ray_mlc.model.engines.protocol import Engine, OutOfMemoryError
 from ray_mlc.model.tokenization import Ragged, Tokenizer
 
@@ -81,7 +81,11 @@ class Classifier:
         """
         scores_NL = np.empty((len(ragged), len(self.label_set)), np.float32)
         lengths_N = ragged.lengths
-        todo = plan_batches(lengths_N, max_batch_tokens=self.max_batch_tokens)[::-1]
+        todo = plan_batches(
+            lengths_N,
+            max_batch_tokens=self.max_batch_tokens,
+            batch_cost=BATCH_COST[self.engine.device],
+        )[::-1]
         while todo:
             batch = todo.pop()
             half = len(batch) // 2

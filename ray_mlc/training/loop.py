@@ -31,6 +31,8 @@ from ray_mlc.model.tokenization import Ragged
 
 BUCKET_STEPS = 50
 """Steps whose documents are sorted by length together: little padding, and still a random order."""
+PASS_COST = 1024
+"""What a forward and backward pass costs besides its tokens, in tokens: most is Python's."""
 MODEL_STATE = "model.safetensors"
 OPTIMIZER_STATE = "optimizer.pt"
 PROGRESS_STATE = "state.json"
@@ -105,7 +107,9 @@ def share_of_rank(
     passes = []
     for other in range(world_size):
         rows = dealt[other::world_size]
-        planned = plan_batches(lengths_N[rows], max_batch_tokens=max_batch_tokens)
+        planned = plan_batches(
+            lengths_N[rows], max_batch_tokens=max_batch_tokens, batch_cost=PASS_COST
+        )
         passes.append([rows[index] for index in planned])
     longest = max(map(len, passes))
     empty = np.zeros(0, np.intp)

@@ -62,7 +62,9 @@ SAMPLE = documents(np.random.default_rng(0).integers(1, 64, size=500).tolist())
 
 
 def test_every_document_of_the_sample_is_in_one_batch_in_the_same_order_each_time() -> None:
-    one, two = (sample_batches(SAMPLE, max_batch_tokens=256, seed=3) for _ in range(2))
+    one, two = (
+        sample_batches(SAMPLE, max_batch_tokens=256, batch_cost=32, seed=3) for _ in range(2)
+    )
     assert [[len(row) for row in batch] for batch in one] == [
         [len(row) for row in batch] for batch in two
     ]
@@ -76,7 +78,7 @@ def test_a_race_measures_tokens_per_second_without_the_first_run_of_a_shape(cloc
     speeds = race([slow, fast], SAMPLE, max_batch_tokens=256, seconds=30.0, seed=0)
     assert speeds[1] / speeds[0] == pytest.approx(10)
     assert 0.8 * 100 < speeds[0] <= 100  # what padding costs is in it
-    assert slow.calls < len(sample_batches(SAMPLE, max_batch_tokens=256, seed=0)) * 4
+    assert slow.calls < len(sample_batches(SAMPLE, max_batch_tokens=256, batch_cost=32, seed=0)) * 4
 
 
 def test_a_candidate_that_is_slow_does_not_take_longer_than_its_time(clock: Clock) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.model.batching import plan_batches
+from ray_mlc.model.batching import BATCH_COST, plan_batches
 from ray_mlc.model.engines.protocol import Engine, OutOfMemoryError
 from ray_mlc.model.tokenization import Ragged
 
@@ -25,10 +25,10 @@ WORTH_IT = 1.02
 
 
 def sample_batches(
-    sample: Ragged, *, max_batch_tokens: int, seed: int
+    sample: Ragged, *, max_batch_tokens: int, batch_cost: int, seed: int
 ) -> list[list[NDArray[np.int32]]]:
     """Batches of a sample as scoring would make them, in random order."""
-    batches = plan_batches(sample.lengths, max_batch_tokens=max_batch_tokens)
+    batches = plan_batches(sample.lengths, max_batch_tokens=max_batch_tokens, batch_cost=batch_cost)
     order = np.random.default_rng(seed).permutation(len(batches))
     return [sample.rows(batches[index]) for index in order]
 
@@ -39,7 +39,7 @@ def race(
     """Tokens per second of each engine, padding not counted.
 
     Args:
-        engines: The candidates.
+        engines: The candidates, all on one device.
         sample: Documents of at least one token each.
         max_batch_tokens: Padded tokens per batch.
         seconds: About how long each is timed, besides as long a time to warm up.
@@ -48,7 +48,10 @@ def race(
     Raises:
         OutOfMemoryError: If a batch does not fit.
     """
-    batches = sample_batches(sample, max_batch_tokens=max_batch_tokens, seed=seed)
+    batch_cost = BATCH_COST[engines[0].device]
+    batches = sample_batches(
+        sample, max_batch_tokens=max_batch_tokens, batch_cost=batch_cost, seed=seed
+    )
     # the slowest decides how many batches are run by all
     counts = [_warm_up(engine, batches, seconds / ROUNDS) for engine in engines]
     timed = batches[: min(counts)]

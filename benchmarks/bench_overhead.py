@@ -1,0 +1,207 @@
+"""What a unit costs on Ray besides its scoring: an actor that scores nothing, many units.
+
+    python benchmarks/bench_overhead.py --units 10000 [--rows 1] [--output FILE]
+
+Reading, the way through Ray, and the commit of a part per unit are all real; only the model is
+absent: the actor fills in constants. One JSON line: milliseconds per unit, the first commit, the
+driver's CPU share, and how much of it one process takes for the same units without Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_mlc import synthetic
+from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.model.engines.choose import ResolvedEngine
+from ray_mlc.runtime import local, ray_data
+from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.score import score
+from ray_mlc.scoring.score import score_block, tokenize_block
+from ray_mlc.scoring.verify import verify
+
+ENGINE = ResolvedEngine(
+    name="torch", device="cpu", dtype="float32", max_batch_tokens=4096, max_tokens=32
+)
+
+
+class Nothing:
+    """A classifier and its tokenizer that do no work: three tokens a text, a score of a half."""
+
+    max_tokens = 32
+
+    def __init__(self, label_set: Any) -> None:
+        from ray_mlc.model.classifier import ForwardStats
+
+        self.label_set, self.stats = label_set, ForwardStats()
+
+    def encode(self, texts: Any) -> Any:
+        """Three tokens for every text."""
+        from ray_mlc.model.tokenization import Ragged
+
+        count = len(texts)
+        offsets = np.arange(count + 1, dtype=np.int64) * 3
+        return Ragged(np.zeros(count * 3, np.int32), offsets, np.full(count, 3, np.int32))
+
+    def scores(self, ragged: Any, **_: Any) -> Any:
+        """A half for every label."""
+        return np.full((len(ragged), len(self.label_set)), 0.5, np.float32)
+
+
+def nothing_step(work: Any) -> Callable[..., pa.Table]:
+    """As `ScoreStep.both`, without a model."""
+    nothing: Any = Nothing(work.output.label_set)
+
+    def both(block: pa.Table, progress: Any = None) -> pa.Table:
+        del progress
+        tokens = tokenize_block(block, nothing, policy="truncate")
+        return score_block(tokens, nothing, work.thresholds_L, work.output)
+
+    return both
+
+
+def empty_actor() -> type:
+    """The actor without a model; made here, so that Ray ships it by value."""
+    step = nothing_step
+
+    class ScoreActor(ray_data.ScoreActor):
+        def __init__(self, work: Any, threads: int, tokenizes: bool, reporter: Any) -> None:
+            from ray_mlc.scoring.score import scored_schema
+
+            del threads, tokenizes
+            self._call, self._reporter = step(work), reporter
+            self._nothing = scored_schema(work.output).empty_table()
+            self._unsent, self._sent_s = 0, time.monotonic()
+            reporter.ready()
+
+    return ScoreActor
+
+
+def job_for(folder: Path, output: str, rows: int) -> ScoreJob:
+    """Units of so many rows."""
+    options = {"model": str(folder / "model"), "input": str(folder / "in")}
+    settings = [f"units.rows={rows}", "engine.dtype=float32", "batching.max_batch_tokens=4096"]
+    settings += ["actors.count=2", "actors.cpus=0.5"]
+    return load_job(
+        ScoreJob, options={**options, "output": str(folder / output)}, overrides=settings
+    )
+
+
+def first_part(output: Path, started: float) -> Iterator[float]:
+    """Seconds until the first part is there."""
+    while not any(output.glob("*/*.parquet")):
+        time.sleep(0.02)
+    yield time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--units", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=1, help="rows of a unit")
+    parser.add_argument("--output", type=Path)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        write(folder, asked.units, asked.rows)
+        local_s = one_process(folder, asked)
+        line = on_ray(folder, asked)
+    line["local_ms_per_unit"] = round(local_s / asked.units * 1000, 2)
+    print(json.dumps(line))
+    if asked.output:
+        with asked.output.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+def write(folder: Path, units: int, rows: int) -> None:
+    """A model folder for the labels, and a corpus of one row group a unit."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from support.models import write_tiny_encoder, write_tiny_model
+
+    write_tiny_encoder(folder / "encoder", seed=0)
+    write_tiny_model(folder / "encoder", folder / "model", max_tokens=32, seed=0)
+    documents = synthetic.documents(1000, seed=0)
+    total = units * rows
+    index = pa.array(np.arange(total) % 1000)
+    table = pa.table({"id": pa.array(range(total)), "text": documents["text"].take(index)})
+    (folder / "in").mkdir()
+    per_file = max(rows, total // 8 // rows * rows)
+    for number, low in enumerate(range(0, total, per_file)):
+        piece = table.slice(low, per_file)
+        pq.write_table(piece, folder / f"in/{number:03d}.parquet", row_group_size=rows)
+
+
+def one_process(folder: Path, asked: argparse.Namespace) -> float:
+    """The same units without Ray."""
+    real = local.ScoreStep
+
+    class Step:
+        def __init__(self, work: Any) -> None:
+            self.both = nothing_step(work)
+
+    local.ScoreStep = Step  # type: ignore[assignment,misc]
+    backend: Any = local.LocalBackend()
+    backend.resolve = lambda *_: ENGINE
+    started = time.monotonic()
+    score(job_for(folder, "out-local", asked.rows), backend, Display(quiet=True))
+    local.ScoreStep = real  # type: ignore[misc]
+    return time.monotonic() - started
+
+
+def on_ray(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """The run itself: from the moment that Ray is up."""
+    ray_data.ScoreActor = empty_actor()  # type: ignore[misc]
+    job = job_for(folder, "out", asked.rows)
+    backend: Any = ray_data.RayBackend(job)
+    backend.resolve = lambda *_: ENGINE
+    driver = psutil.Process()
+    seen: dict[str, float] = {}
+    with backend.start():
+        backend.start = _started(backend)
+        before, started = driver.cpu_times(), time.monotonic()
+        look = threading.Thread(
+            target=lambda: seen.update(first=next(first_part(folder / "out", started))),
+            daemon=True,
+        )
+        look.start()
+        score(job, backend, Display(quiet=True))
+        seconds, after = time.monotonic() - started, driver.cpu_times()
+    verdict = verify(job.output.path)
+    assert verdict.complete, verdict.problems[:3]
+    used = after.user + after.system - before.user - before.system
+    return {
+        "units": asked.units,
+        "rows_per_unit": asked.rows,
+        "seconds": round(seconds, 1),
+        "ms_per_unit": round(seconds / asked.units * 1000, 2),
+        "ms_per_unit_after_the_first_part": round(
+            (seconds - seen["first"]) / asked.units * 1000, 2
+        ),
+        "first_part_s": round(seen["first"], 1),
+        "driver_cpu_share": round(used / seconds, 2),
+    }
+
+
+def _started(backend: Any) -> Callable[[], Any]:
+    """The start of a backend that is up already."""
+    from contextlib import nullcontext
+
+    del backend
+    return nullcontext
+
+
+if __name__ == "__main__":
+    main()
