@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests slow chaos fuzz clean
+.PHONY: demo test lint types tests slow bench chaos fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ray-mlc demo build/demo
@@ -23,6 +23,11 @@ tests: $(VENV)/.ready-test
 # what `make test` leaves out for the sake of time
 slow: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m slow
+
+# the short form, on synthetic texts: under ten minutes; benchmarks/README.md has the long one
+BENCH ?= build/bench-$(shell date +%F).jsonl
+bench: $(VENV)/.ready-test
+	$(BIN)/python benchmarks/short.py $(BENCH)
 
 # an hour or two; run again to go on where it was stopped
 CHAOS ?= benchmarks/results/$(shell date +%F)-chaos.jsonl

@@ -331,8 +331,11 @@ def read_row_group(_: int) -> dict[str, Any]:
     folder = os.environ["BENCH_FOLDER"]
     job = _job(input=folder)
     with clock.step("plan"):
-        planned, _ = plan.plan_corpus(list_corpus(folder), job, reserved=[])
-    reads = list(group_reads(planned.units, max_rows=job.units.rows, max_bytes=job.units.bytes))
+        inspected = plan.inspect_corpus(list_corpus(folder), job, reserved=[])
+        planned = inspected.cut(max_rows=16_384, max_bytes=job.units.bytes)
+    reads = list(
+        group_reads(planned.units, max_rows=16_384, max_bytes=job.units.bytes, group_share=1 / 16)
+    )
     seen = np.zeros(planned.rows, np.int64)
     spec: ReadSpec = planned.spec
     with clock.step("read"):

@@ -2,9 +2,9 @@
 
     python benchmarks/models.py ENCODER EXAMPLES OUT [--max-tokens 256] [--rows 4000]
 
-ENCODER is a checkpoint folder, or `bert-base` for one of that size with random weights. The head
-is a logistic regression per label on the first token's features, so that scores lie as a trained
-model's do: a random head would say little about flipped labels.
+ENCODER is a checkpoint folder, or `bert-base` or `minilm` for one of that size with random weights.
+The head is a logistic regression per label on the first token's features, so that scores lie as a
+trained model's do: a random head would say little about flipped labels.
 """
 
 from __future__ import annotations
@@ -32,11 +32,19 @@ from ray_mlc.model.folder import ModelInfo, write_model_folder
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.training.examples import read_examples
 
-BERT_BASE = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
+SIZES = {
+    "bert-base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+    "minilm": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
 }
 BATCH_TOKENS = 4096
 
@@ -70,8 +78,8 @@ def build(
 ) -> None:
     """Write the model folder."""
     tokenizer = Tokenizer.load(tokenizer_folder, max_tokens=max_tokens)
-    if encoder == "bert-base":
-        model = random_bert(len(tokenizer.vocabulary), label_set)
+    if encoder in SIZES:
+        model = random_bert(SIZES[encoder], len(tokenizer.vocabulary), label_set)
     else:
         model = new_classifier_model(Path(encoder), label_set, head_bias=None, seed=0)
     model.eval()
@@ -104,8 +112,8 @@ def build(
     print(f"{out}: threshold {threshold:.3f} on {len(texts)} examples")
 
 
-def random_bert(vocab_size: int, label_set: LabelSet) -> Any:
-    """An encoder of bert-base's size; only its speed and its rounding are of interest."""
+def random_bert(sizes: dict[str, int], vocab_size: int, label_set: LabelSet) -> Any:
+    """An encoder with random weights: only its speed and its rounding are of interest."""
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
@@ -116,7 +124,7 @@ def random_bert(vocab_size: int, label_set: LabelSet) -> Any:
         id2label=names,
         label2id={name: column for column, name in names.items()},
         problem_type="multi_label_classification",
-        **BERT_BASE,
+        **sizes,
     )
     return BertForSequenceClassification(config)
 

@@ -20,9 +20,6 @@ from numpy.typing import NDArray
 
 from ray_mlc.corpus.footers import Footer
 
-ROW_GROUP_READ_UNITS = 4
-"""Units of one row group that a read takes at most, so that a block stays within a few units."""
-
 UNITS_SCHEMA = pa.schema(
     [
         ("file", pa.int32()),
@@ -113,36 +110,50 @@ def plan_units(footers: Sequence[Footer], *, max_rows: int, max_bytes: int) -> p
     return pa.Table.from_arrays(arrays, schema=UNITS_SCHEMA)
 
 
-def group_reads(units: pa.Table, *, max_rows: int, max_bytes: int) -> Iterator[NDArray[np.int64]]:
+def group_reads(
+    units: pa.Table, *, max_rows: int, max_bytes: int, group_share: float
+) -> Iterator[NDArray[np.int64]]:
     """Group consecutive units into reads.
 
     Args:
         units: `UNITS_SCHEMA`, those that are still to be done.
-        max_rows: Most rows of a read that packs several units of different row groups.
-        max_bytes: The same in decoded bytes; units of one row group may come to
-            `ROW_GROUP_READ_UNITS` times as much.
+        max_rows: Most rows of a read.
+        max_bytes: Most decoded bytes of a read.
+        group_share: Share of a row group that a read may take all the same: every read of units
+            that a row group was cut into decodes the whole of it.
 
     Yields:
         Positions in `units` of each read, in order.
     """
-    file, group = units["file"].to_numpy(), units["group_start"].to_numpy()
-    split = units["group_offset"].to_numpy() > 0  # continues a row group that an earlier unit began
     rows, sizes = units["rows"].to_numpy(), units["bytes"].to_numpy()
+    group_N = _row_groups(units)
+    count = int(group_N[-1]) + 1 if len(group_N) else 0
+    rows_in, bytes_in = (
+        np.bincount(group_N, values, minlength=count) * group_share for values in (rows, sizes)
+    )
     first = 0
     read_rows = read_bytes = 0
     for position in range(len(rows)):
-        last = position - 1
-        joined = position > first
-        same_group = joined and split[position] and file[position] == file[last]
-        same_group = same_group and group[position] == group[last]
-        packs = read_rows + rows[position] <= max_rows and read_bytes + sizes[position] <= max_bytes
-        shares = same_group and position - first < ROW_GROUP_READ_UNITS
-        if joined and not (packs or shares):
+        more_rows, more_bytes = read_rows + rows[position], read_bytes + sizes[position]
+        packs = more_rows <= max_rows and more_bytes <= max_bytes
+        group = group_N[position]
+        whole = position > first and group_N[first] == group
+        shares = whole and more_rows <= rows_in[group] and more_bytes <= bytes_in[group]
+        if position > first and not (packs or shares):
             yield np.arange(first, position)
-            first, read_rows, read_bytes = position, 0, 0
-        read_rows, read_bytes = read_rows + rows[position], read_bytes + sizes[position]
+            first, more_rows, more_bytes = position, rows[position], sizes[position]
+        read_rows, read_bytes = more_rows, more_bytes
     if len(rows):
         yield np.arange(first, len(rows))
+
+
+def _row_groups(units: pa.Table) -> NDArray[np.int64]:
+    """A number for each unit, the same for those that a row group was cut into."""
+    new = units["group_offset"].to_numpy() == 0
+    for name in ("file", "group_start"):
+        values = units[name].to_numpy()
+        new = new | (np.diff(values, prepend=-1) != 0)
+    return np.cumsum(new) - 1
 
 
 def units_at(

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ray_mlc.errors import ConfigError
 
 BATCH_COST = {"cpu": 32, "cuda": 2048}
-"""What a batch costs besides its tokens, in tokens, by device: on CPUs it is reading the weights once
-more, on GPUs the time until all of them is busy."""
+"""What a batch costs besides its tokens, in tokens, by device: on CPUs the weights are read once
+more, on GPUs it takes a while until all of them is busy."""
 
 
 def plan_batches(

@@ -54,6 +54,12 @@ from ray_mlc.storage import open_storage
 
 READS_PER_ACTOR = 4
 """Reads that a small input is cut into per actor, so that all of them work to the end."""
+GROUP_SHARE = 1 / 16
+"""Share of a row group that a read takes at least, where the speed of scoring is not known."""
+DECODED_PER_S = 1_000_000
+"""Rows of text that are decoded in a second, roughly."""
+OVERHEAD = 0.02
+"""Share of scoring that decoding a row group again and again may cost."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,10 @@ def resolve_engine(
     cuda: bool,
     threads: int | None = None,
 ) -> ResolvedEngine:
-    """Resolve the engine, with documents of some units to try candidates on."""
+    """Resolve the engine; documents of some units are fetched if there is anything to try."""
+    name, dtype = job.engine.name, job.engine.dtype
+    tries = "auto" in (dtype, job.batching.max_batch_tokens, job.units.rows)
+    tries = tries or (name == "auto" and dtype != "float32")
     return resolve(
         folder,
         job.engine,
@@ -175,7 +184,9 @@ def resolve_engine(
         cuda=cuda,
         max_tokens=job.long.max_tokens if job.long else None,
         threads=threads,
-        sample=lambda: sample_texts(units, spec, max_text_bytes=job.input.max_text_bytes),
+        sample=(lambda: sample_texts(units, spec, max_text_bytes=job.input.max_text_bytes))
+        if tries
+        else None,
     )
 
 
@@ -380,13 +391,24 @@ def _interrupted(tally: Tally) -> InterruptedRunError:
 def plan_reads(
     run: Run, pending: NDArray[np.int64], job: ScoreJob, *, actors: int
 ) -> list[NDArray[np.int64]]:
-    """Group the pending units into reads; few rows are cut finer, so that every actor works."""
+    """Group the pending units into reads, in the order in which they are begun.
+
+    Few rows are cut finer, so that every actor works to the end.
+    """
     units = run.plan.units.take(pa.array(pending))
-    rows = sum(units["rows"].to_pylist())
-    max_rows = min(job.units.rows, max(1, -(-rows // (actors * READS_PER_ACTOR))))
-    return [
-        pending[read] for read in group_reads(units, max_rows=max_rows, max_bytes=job.units.bytes)
-    ]
+    rows = int(units["rows"].to_numpy().sum(dtype=np.int64))
+    max_rows = min(run.identity["units.rows"], max(1, -(-rows // (actors * READS_PER_ACTOR))))
+    speed = run.resolved.documents_per_s
+    share = GROUP_SHARE if speed is None else min(4 * GROUP_SHARE, speed / DECODED_PER_S / OVERHEAD)
+    reads = list(
+        group_reads(units, max_rows=max_rows, max_bytes=job.units.bytes, group_share=share)
+    )
+    sizes = units["bytes"].to_numpy()
+    order = np.argsort([-sizes[read].sum() for read in reads], kind="stable")
+    # a small one for each actor, so that results show soon; then the longest first, so that none
+    # is left to a single actor at the end
+    order = np.concatenate([order[-actors:], order[:-actors]])
+    return [pending[reads[index]] for index in order]
 
 
 def _set_aside(tally: Tally) -> str:

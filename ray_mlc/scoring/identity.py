@@ -33,13 +33,13 @@ def asked_for(job: ScoreJob, model: ModelFolder) -> dict[str, Any]:
         "output.keep": job.output.keep,
         "output.k": job.output.k,
         "output.floor": job.output.floor,
-        "units.rows": job.units.rows,
         "units.bytes": job.units.bytes,
         "long.policy": long_policy(job, model),
     }
     long = job.long
     optional = {
         "output.format": job.output.format,
+        "units.rows": job.units.rows,
         "long.max_tokens": long.max_tokens if long else model.max_tokens,
         "engine.name": job.engine.name,
         "engine.dtype": job.engine.dtype,

@@ -38,11 +38,14 @@ from ray_mlc.scoring.identity import asked_for, long_policy, refuse_difference, 
 from ray_mlc.scoring.nights import LEDGER, Night, now, read_nights, to_json, write_night
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, reserved_columns, resolve_format
 from ray_mlc.scoring.plan import (
+    MAX_UNIT_ROWS,
     CorpusPlan,
+    Inspected,
     combine,
     dump_columns,
+    inspect_corpus,
     load_columns,
-    plan_corpus,
+    unit_rows,
 )
 from ray_mlc.storage import Storage, existing_paths, join, open_storage, sweep
 
@@ -208,7 +211,7 @@ def open_run(
     nights = read_nights(storage)
     notes: list[str] = []
     if not nights:  # killed between run.json and its first night
-        notes += planner.add(1, load_columns(record["columns"]), listing, {})
+        notes += planner.add(1, record, listing, {})
         nights = read_nights(storage)
     run = Run(storage, record, nights)
     sweep(storage, SCRATCH)  # temporary files of killed writers; a living one writes its again
@@ -221,7 +224,7 @@ def open_run(
         storage.delete(SUCCESS_FILE)  # goes before there is more to do, and comes back last
     if changes.to_plan:
         wanted = Listing(listing.root, changes.to_plan, listing.hidden)
-        notes += planner.add(len(nights) + 1, run.plan.spec, wanted, changes.record)
+        notes += planner.add(len(nights) + 1, record, wanted, changes.record)
         run = Run(storage, record, read_nights(storage))
         pending = run.pending(there)
     if hidden := run.nights[0].record.get("hidden"):
@@ -281,11 +284,18 @@ class _Planner:
         """Plan the first night, then create `run.json` exclusively: of two starters one wins."""
         job, model = self.job, self.model
         format_ = resolve_format(job.output.format, model.label_set)
-        plan, _ = self._plan(listing, format_, None)
+        inspected = self._inspect(listing, format_, None)
+        asked_rows, max_bytes = job.units.rows, job.units.bytes
+        max_rows = MAX_UNIT_ROWS if asked_rows == "auto" else asked_rows
+        plan = inspected.cut(max_rows=max_rows, max_bytes=max_bytes)
         resolved = resolve(model, plan)
+        if asked_rows == "auto":
+            max_rows = unit_rows(resolved.documents_per_s)
+            plan = inspected.cut(max_rows=max_rows, max_bytes=max_bytes)
         identity = {
             **asked_for(job, model),
             "output.format": format_,
+            "units.rows": max_rows,
             "long.policy": long_policy(job, model),
             "long.max_tokens": resolved.max_tokens,
             "engine.name": resolved.name,
@@ -313,21 +323,28 @@ class _Planner:
             self._write(1, plan, listing, {})
 
     def add(
-        self, number: int, spec: ReadSpec, listing: Listing, more: Mapping[str, Any]
+        self,
+        number: int,
+        record: Mapping[str, Any],
+        listing: Listing,
+        more: Mapping[str, Any],
     ) -> list[str]:
-        """Plan some files as a night of their own; what the user should know."""
+        """Plan some files as a night of their own, by `run.json`; what the user should know."""
         format_ = resolve_format(self.job.output.format, self.model.label_set)
-        plan, left_out = self._plan(listing, format_, spec)
+        inspected = self._inspect(listing, format_, load_columns(record["columns"]))
+        identity = record["identity"]
+        plan = inspected.cut(max_rows=identity["units.rows"], max_bytes=identity["units.bytes"])
+        left_out = list(inspected.left_out)
         self._write(number, plan, listing, {**more, "left_out": left_out})
         if not left_out:
             return []
         return [f"the run has no column {', '.join(left_out)}: left out of the new files' parts"]
 
-    def _plan(
-        self, listing: Listing, format_: str, spec: ReadSpec | None
-    ) -> tuple[CorpusPlan, list[str]]:
+    def _inspect(self, listing: Listing, format_: str, spec: ReadSpec | None) -> Inspected:
         reserved = reserved_columns(format_, self.model.label_set)
-        return plan_corpus(listing, self.job, reserved=reserved, spec=spec, progress=self.progress)
+        return inspect_corpus(
+            listing, self.job, reserved=reserved, spec=spec, progress=self.progress
+        )
 
     def _write(
         self, number: int, plan: CorpusPlan, listing: Listing, more: Mapping[str, Any]

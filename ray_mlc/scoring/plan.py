@@ -9,6 +9,7 @@ again replaces its earlier entry.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +25,11 @@ from ray_mlc.corpus.columns import KeptColumn, ReadSpec, fit_columns, resolve_co
 from ray_mlc.corpus.footers import Footer, read_footers
 from ray_mlc.corpus.listing import InputFile, Listing
 from ray_mlc.corpus.units import UNITS_SCHEMA, Unit, plan_units, units_at
+
+UNIT_S = 5.0
+"""Seconds of an actor's work that `units.rows: auto` aims at: soon there, and little to do again
+after a failure, but more than what a unit costs besides."""
+MIN_UNIT_ROWS, MAX_UNIT_ROWS = 256, 16_384
 
 FILES_SCHEMA = pa.schema(
     [
@@ -88,26 +94,39 @@ class CorpusPlan:
         return list(self.files.filter(self.files["fault"].is_valid()).to_pylist())
 
 
-def plan_corpus(
+@dataclass(frozen=True)
+class Inspected:
+    """Files whose footers have been read, before they are cut into units."""
+
+    spec: ReadSpec
+    """What is read and kept."""
+    footers: Sequence[Footer]
+    """One per file; those that do not fit carry a fault."""
+    left_out: Sequence[str]
+    """Columns that these files have and the run has not."""
+
+    def cut(self, *, max_rows: int, max_bytes: int) -> CorpusPlan:
+        """Cut the files into units of at most so many rows and decoded bytes."""
+        units = plan_units(self.footers, max_rows=max_rows, max_bytes=max_bytes)
+        return CorpusPlan(self.spec, _files_table(self.footers), units)
+
+
+def inspect_corpus(
     listing: Listing,
     job: ScoreJob,
     *,
     reserved: Sequence[str],
     spec: ReadSpec | None = None,
     progress: Callable[[int], None] | None = None,
-) -> tuple[CorpusPlan, list[str]]:
-    """Read every footer and cut the files into units.
+) -> Inspected:
+    """Read every footer and fix the columns.
 
     Args:
         listing: The files to plan.
-        job: Its `input`, `output` and `units` sections.
+        job: Its `input` and `output` sections.
         reserved: Output columns of ours.
         spec: Columns that an earlier night has fixed; None: they are fixed here.
         progress: Called with 1 after each footer.
-
-    Returns:
-        The plan, and the names of columns that these files have and the run has not: they are left
-        out. None are when the columns are fixed here.
 
     Raises:
         DataError: If nothing in the input can be scored as asked.
@@ -116,16 +135,26 @@ def plan_corpus(
     keep = job.output.keep
     needed = text_columns(job.input.text)
     footers = read_footers(listing, progress=progress)
-    left_out: list[str] = []
     if spec is None:
         spec, footers = resolve_columns(
             footers, root=listing.root, text=job.input.text, keep=keep, reserved=reserved
         )
-    else:
-        footers, unknown = fit_columns(footers, spec)
-        left_out = [] if isinstance(keep, list) else [n for n in unknown if n not in needed]
-    units = plan_units(footers, max_rows=job.units.rows, max_bytes=job.units.bytes)
-    return CorpusPlan(spec, _files_table(footers), units), left_out
+        return Inspected(spec, footers, [])
+    footers, unknown = fit_columns(footers, spec)
+    left_out = [] if isinstance(keep, list) else [n for n in unknown if n not in needed]
+    return Inspected(spec, footers, left_out)
+
+
+def unit_rows(documents_per_s: float | None) -> int:
+    """Rows of a unit that an actor scores in about `UNIT_S`: a power of two within bounds.
+
+    Args:
+        documents_per_s: Speed of an actor; None: not known, and the largest unit is taken.
+    """
+    if documents_per_s is None:
+        return MAX_UNIT_ROWS
+    rows = 1 << round(math.log2(max(1.0, documents_per_s * UNIT_S)))
+    return min(max(rows, MIN_UNIT_ROWS), MAX_UNIT_ROWS)
 
 
 def combine(spec: ReadSpec, nights: Sequence[tuple[pa.Table, pa.Table]]) -> CorpusPlan:

@@ -58,10 +58,10 @@ def test_an_unknown_key_is_named_with_the_nearest_one(override: str, said: str) 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("units.rows=many", "units.rows is 'many': expected a valid integer"),
-        ("units.rows=1.5", "units.rows is 1.5: expected a valid integer"),
-        ("units.rows=true", "units.rows is True: expected a valid integer"),
-        ("units.rows=0", "units.rows is 0: expected greater than or equal to 1"),
+        ("units.rows=many", "units.rows is 'many': expected 'auto' or a valid integer"),
+        ("units.rows=1.5", "units.rows is 1.5: expected 'auto' or a valid integer"),
+        ("units.rows=true", "units.rows is True: expected 'auto' or a valid integer"),
+        ("units.rows=0", "units.rows is 0: expected 'auto' or greater than or equal to 1"),
         ("units.bytes=64XB", "units.bytes is '64XB': expected a size such as 64MiB"),
         ("units.bytes=0", "units.bytes is 0: expected greater than 0"),
         ("limits.no_progress=10q", "limits.no_progress is '10q': expected a duration such as 30s"),

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.listing import Listing, list_corpus
 from ray_mlc.errors import DataError, LimitError, RunMismatchError
+from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
@@ -356,7 +358,43 @@ def test_two_planners_of_one_night_do_not_damage_the_run(
     slow = _Planner(job, model, storage, None, lambda: None)
     new = Listing(early.root, tuple(f for f in early.files if f.source == "x.parquet"), ())
     with pytest.raises(RunMismatchError, match="another command has planned this night"):
-        slow.add(2, run.plan.spec, new, {})
+        slow.add(2, run.record, new, {})
     verdict = verify(str(out), deep=True)
     assert (verdict.holds, verdict.complete, verdict.total("written")) == (True, True, 400)
     tag(add_new=True)
+
+
+def test_auto_units_are_resolved_once_and_kept_for_later_nights(
+    tmp_path: Path, score_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_mlc.runtime import score as score_module
+
+    corpus, output = tmp_path / "in", tmp_path / "out"
+    synthetic.write_corpus(corpus, rows=700, files=1, seed=1)
+    job = score_job(corpus, output, "units.rows=auto")
+    real = score_module.resolve
+
+    def at(speed: float) -> None:
+        def resolve(*args: Any, **options: Any) -> ResolvedEngine:
+            assert options["sample"] is not None  # there is something to find out
+            found = real(*args, **{**options, "sample": None})
+            return found.model_copy(update={"documents_per_s": speed})
+
+        monkeypatch.setattr(score_module, "resolve", resolve)
+
+    at(60.0)
+    score(job, LocalBackend(), Display(quiet=True))
+    record = json.loads((output / "_ray_mlc/run.json").read_text())
+    assert record["identity"]["units.rows"] == 256  # five seconds of it
+    names = [path.name for path in sorted((output / "part-00000").iterdir())]
+    assert names == [f"{first:012d}.parquet" for first in (0, 233, 466)]
+    at(6000.0)
+    synthetic.write_corpus(tmp_path / "more", rows=300, files=1, seed=2)
+    (tmp_path / "more/part-00000.parquet").rename(corpus / "part-00001.parquet")
+    score(job, LocalBackend(), Display(quiet=True), add_new=True)
+    assert len(list((output / "part-00001").iterdir())) == 2
+    named = score_job(corpus, output, "units.rows=256")  # what is recorded may be named
+    score(named, LocalBackend(), Display(quiet=True))
+    other = score_job(corpus, output, "units.rows=257")
+    with pytest.raises(RunMismatchError, match=r"units.rows 256, the command has 257"):
+        score(other, LocalBackend(), Display(quiet=True))

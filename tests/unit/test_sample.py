@@ -9,14 +9,16 @@ import pyarrow.parquet as pq
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.listing import list_corpus
-from ray_mlc.scoring.plan import CorpusPlan, plan_corpus
+from ray_mlc.scoring.plan import CorpusPlan, inspect_corpus
 from ray_mlc.scoring.sample import SAMPLE_CHARACTERS, SAMPLE_ROWS, sample_texts, sample_units
 
 MakeJob = Callable[..., ScoreJob]
 
 
 def plan_of(job: ScoreJob) -> CorpusPlan:
-    return plan_corpus(list_corpus(job.input.path), job, reserved=())[0]
+    assert isinstance(job.units.rows, int)
+    inspected = inspect_corpus(list_corpus(job.input.path), job, reserved=())
+    return inspected.cut(max_rows=job.units.rows, max_bytes=job.units.bytes)
 
 
 def texts_of(job: ScoreJob) -> list[str]:

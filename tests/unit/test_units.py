@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile
 from ray_mlc.corpus.units import (
-    ROW_GROUP_READ_UNITS,
     Unit,
     group_reads,
     plan_units,
@@ -110,12 +109,12 @@ def test_no_two_neighbours_would_fit_into_one_unit(
 
 
 @many_examples
-@given(FILES, ROWS, BYTES, st.integers(1, 200), st.integers(1, 5000))
+@given(FILES, ROWS, BYTES, st.integers(1, 200), st.integers(1, 5000), st.floats(0, 1))
 def test_reads_partition_the_units_in_order(
-    files: list[Groups], rows: int, size: int, read_rows: int, read_bytes: int
+    files: list[Groups], rows: int, size: int, read_rows: int, read_bytes: int, share: float
 ) -> None:
     table = plan(files, rows, size)
-    reads = list(group_reads(table, max_rows=read_rows, max_bytes=read_bytes))
+    reads = list(group_reads(table, max_rows=read_rows, max_bytes=read_bytes, group_share=share))
     assert [position for read in reads for position in read.tolist()] == list(range(len(table)))
     assert all(len(read) for read in reads)
     units, taken = all_units(table), table["bytes"].to_pylist()
@@ -125,7 +124,12 @@ def test_reads_partition_the_units_in_order(
             sum(unit.rows for unit in members) <= read_rows
             and sum(taken[position] for position in read) <= read_bytes
         )
-        assert packed or len(members) <= max(1, ROW_GROUP_READ_UNITS)
+        one = members[0]
+        of_group = [u for u in units if (u.source, u.group_start) == (one.source, one.group_start)]
+        shares = all(unit in of_group for unit in members) and (
+            sum(unit.rows for unit in members) <= share * sum(unit.rows for unit in of_group)
+        )
+        assert packed or shares or len(members) == 1
 
 
 @many_examples
@@ -137,13 +141,13 @@ def test_reads_of_pending_units_name_only_those(
     positions = list(range(len(table)))
     pending = data.draw(st.lists(st.sampled_from(positions), unique=True)) if positions else []
     left = table.take(pa.array(sorted(pending), pa.int64()))
-    reads = list(group_reads(left, max_rows=rows, max_bytes=size))
+    reads = list(group_reads(left, max_rows=rows, max_bytes=size, group_share=0.1))
     assert sum(len(read) for read in reads) == len(pending)
 
 
 def test_a_file_without_rows_has_no_unit() -> None:
     assert len(plan([[], [(0, 0)], [(0, 0), (0, 12)]], 10, 1000)) == 0
-    assert list(group_reads(plan([], 1, 1), max_rows=1, max_bytes=1)) == []
+    assert list(group_reads(plan([], 1, 1), max_rows=1, max_bytes=1, group_share=0.1)) == []
 
 
 def test_a_file_with_a_fault_has_no_unit() -> None:
@@ -161,14 +165,16 @@ def test_a_huge_row_group_is_cut_into_equal_slices_read_a_few_at_a_time() -> Non
     counts = table["rows"].to_pylist()
     assert max(counts) - min(counts) <= 1
     assert len(counts) == -(-1_000_000 // 16_384)
-    reads = list(group_reads(table, max_rows=16_384, max_bytes=64 * 2**20))
-    assert {len(read) for read in reads[:-1]} == {ROW_GROUP_READ_UNITS}
+    options = {"max_rows": 16_384, "max_bytes": 64 * 2**20}
+    reads = list(group_reads(table, **options, group_share=1 / 12))
+    assert {len(read) for read in reads[:-1]} == {5}
+    assert {len(read) for read in group_reads(table, **options, group_share=0.0)} == {1}
 
 
 def test_small_files_are_read_together() -> None:
     table = plan([[(10, 100)]] * 5, 1000, 10**6)
     assert len(table) == 5  # a unit never crosses files
-    (read,) = group_reads(table, max_rows=1000, max_bytes=10**6)
+    (read,) = group_reads(table, max_rows=1000, max_bytes=10**6, group_share=0.1)
     assert len(read) == 5
 
 

@@ -70,6 +70,8 @@ class ResolvedEngine(Section):
     """Tokens kept per document."""
     canaries: str = Field(default="")
     """How the engine compares with the recorded scores."""
+    documents_per_s: float | None = None
+    """Documents of the corpus per second and process; null: not timed."""
     trials: list[Trial] = Field(default_factory=list)
     """What it was chosen from."""
 
@@ -152,7 +154,7 @@ def resolve(
                 if sample is None:
                     break
         if holding:
-            if sample is None or (len(holding) == 1 and asked != "auto"):
+            if sample is None:
                 return holding[0][0].model_copy(update={"trials": trials})
             return _fastest(holding, trials, _encode(tokenizer, sample()), probe=asked == "auto")
     raise ModelError(
@@ -215,6 +217,9 @@ def _fastest(
         if probe:
             best, more = _with_best_budget(best, engine, ids)
             timed += more
+        fastest = max(trial.tokens_per_s or 0.0 for trial in timed)
+        documents_per_s = round(fastest / float(ids.lengths.mean()), 2)
+        best = best.model_copy(update={"documents_per_s": documents_per_s})
     return best.model_copy(update={"trials": timed})
 
 

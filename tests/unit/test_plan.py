@@ -1,0 +1,95 @@
+"""In which pieces, and in which order, a corpus is worked off."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.corpus.footers import Footer
+from ray_mlc.corpus.listing import InputFile
+from ray_mlc.corpus.units import plan_units
+from ray_mlc.runtime.score import plan_reads
+from ray_mlc.scoring.plan import MAX_UNIT_ROWS, MIN_UNIT_ROWS, UNIT_S, unit_rows
+
+ACTORS = 2
+
+
+@pytest.mark.parametrize(
+    ("speed", "rows"),
+    [
+        (None, MAX_UNIT_ROWS),
+        (0.1, MIN_UNIT_ROWS),
+        (60.0, 256),
+        (205.0, 1024),
+        (12_000.0, MAX_UNIT_ROWS),
+    ],
+)
+def test_a_unit_is_some_seconds_of_an_actors_work(speed: float | None, rows: int) -> None:
+    assert unit_rows(speed) == rows
+    if speed and MIN_UNIT_ROWS < rows < MAX_UNIT_ROWS:
+        assert UNIT_S / 1.5 < rows / speed < UNIT_S * 1.5
+
+
+def run_over(
+    files: list[list[tuple[int, int]]], rows: int, *, speed: float | None = None
+) -> tuple[Any, ScoreJob]:
+    """A run over files of such row groups (rows and bytes), and its job."""
+    footers = [
+        Footer(
+            InputFile(f"f{index}.parquet", 1, 0),
+            pa.schema([("text", pa.string())]),
+            np.array([count for count, _ in groups], np.int64),
+            np.array([size for _, size in groups], np.int64),
+            None,
+        )
+        for index, groups in enumerate(files)
+    ]
+    units = plan_units(footers, max_rows=rows, max_bytes=2**26)
+    run = SimpleNamespace(
+        plan=SimpleNamespace(units=units),
+        identity={"units.rows": rows},
+        resolved=SimpleNamespace(documents_per_s=speed),
+    )
+    options = {"model": "m", "input": "i", "output": "o"}
+    return run, load_job(ScoreJob, options=options)
+
+
+def bytes_of(run: Any, reads: list[np.ndarray]) -> list[int]:
+    sizes = run.plan.units["bytes"].to_numpy()
+    return [int(sizes[read].sum()) for read in reads]
+
+
+def test_a_small_read_for_each_actor_comes_first_and_then_the_longest() -> None:
+    sizes = np.random.default_rng(0).permutation(np.arange(1, 41)) * 1000
+    run, job = run_over([[(100, int(size))] for size in sizes], 100)
+    reads = plan_reads(run, np.arange(40), job, actors=ACTORS)
+    found = bytes_of(run, reads)
+    assert sorted(found[:ACTORS]) == [1000, 2000]
+    assert found[ACTORS:] == sorted(found[ACTORS:], reverse=True)
+    assert sorted(position for read in reads for position in read.tolist()) == list(range(40))
+
+
+def test_few_rows_are_cut_so_that_every_actor_works() -> None:
+    run, job = run_over([[(10, 100)]] * 64, 16_384)
+    reads = plan_reads(run, np.arange(64), job, actors=4)
+    assert len(reads) >= 4 * 4
+
+
+def test_a_huge_row_group_is_not_decoded_for_every_unit() -> None:
+    huge = [[(1_000_000, 2**30)]]
+    slow, job = run_over(huge, 256, speed=50.0)
+    of_slow = plan_reads(slow, np.arange(len(slow.plan.units)), job, actors=ACTORS)
+    # decoding takes a second, so a read is of a minute's work
+    assert 1000 < 1_000_000 / len(of_slow) < 5000
+    fast, job = run_over(huge, 16_384, speed=12_000.0)
+    assert len(plan_reads(fast, np.arange(len(fast.plan.units)), job, actors=ACTORS)) <= 6
+
+
+def test_nothing_pending_needs_no_read() -> None:
+    run, job = run_over([[(10, 100)]], 16_384)
+    assert plan_reads(run, np.arange(0), job, actors=ACTORS) == []
