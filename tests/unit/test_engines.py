@@ -164,8 +164,8 @@ def test_batch_sizes_are_tried_on_the_sample_unless_one_is_named(
     exact = EngineConfig(dtype="float32")
     options = {"cuda": False, "max_tokens": None, "sample": lambda: TEXTS}
     resolved = resolve(model, exact, BatchingConfig(), **options)
-    tried = [trial.max_batch_tokens for trial in resolved.trials if trial.verdict == "batch size"]
-    assert tried
+    tried = [trial.max_batch_tokens for trial in resolved.trials]
+    assert len(tried) > 1
     assert tried == list(choose.BUDGETS["cpu"][: len(tried)])
     assert resolved.max_batch_tokens in tried
     named = resolve(model, exact, BatchingConfig(max_batch_tokens=99), **options)

@@ -86,23 +86,32 @@ def test_a_candidate_that_is_slow_does_not_take_longer_than_its_time(clock: Cloc
     assert clock.now < 256 + 5 + 3 * 256 + 1  # one batch warm, the same one timed three times
 
 
+def probe(engine: Engine, budgets: tuple[int, ...]) -> dict[int, float]:
+    options = {"seconds": 1e6, "seed": 0}
+    (first,) = race([engine], SAMPLE, max_batch_tokens=budgets[0], **options)
+    return probe_budget(engine, SAMPLE, budgets, first=first, **options)
+
+
 def test_batches_grow_while_that_pays(clock: Clock) -> None:
-    engine = Engine(clock, token_s=0.001, batch_s=0.5)
-    speeds = probe_budget(engine, SAMPLE, (64, 128, 256, 512), seconds=1e6, seed=0)
+    speeds = probe(Engine(clock, token_s=0.001, batch_s=0.5), (64, 128, 256, 512))
     assert list(speeds) == [64, 128, 256, 512]
     assert best_budget(speeds) == 512
-    flat = Engine(clock, token_s=0.001)
-    speeds = probe_budget(flat, SAMPLE, (64, 128, 256, 512), seconds=1e6, seed=0)
+    speeds = probe(Engine(clock, token_s=0.001), (64, 128, 256, 512))
     assert 512 not in speeds  # larger ones only add padding
     assert best_budget(speeds) == 64
 
 
 def test_batches_stop_growing_where_memory_ends(clock: Clock) -> None:
-    engine = Engine(clock, token_s=0.001, batch_s=0.5, room=200)
-    speeds = probe_budget(engine, SAMPLE, (64, 128, 256, 512), seconds=60.0, seed=0)
+    speeds = probe(Engine(clock, token_s=0.001, batch_s=0.5, room=200), (64, 128, 256, 512))
     assert list(speeds) == [64, 128]
     with pytest.raises(OutOfMemoryError):
-        probe_budget(engine, SAMPLE, (512,), seconds=60.0, seed=0)
+        race(
+            [Engine(clock, token_s=0.001, room=200)],
+            SAMPLE,
+            max_batch_tokens=512,
+            seconds=1.0,
+            seed=0,
+        )
 
 
 def test_a_larger_batch_must_be_worth_its_memory() -> None:

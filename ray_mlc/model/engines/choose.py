@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -29,7 +30,7 @@ CPU_BATCH_TOKENS = 4096
 """Padded tokens per CPU pass: activations of a small encoder then stay near the caches."""
 CUDA_BATCH_TOKENS = 65_536
 """Padded tokens per CUDA pass; a pass that does not fit is halved."""
-BUDGETS = {"cpu": (2048, 4096, 8192, 16_384), "cuda": (16_384, 32_768, 65_536, 131_072, 262_144)}
+BUDGETS = {"cpu": (1024, 2048, 4096, 8192), "cuda": (16_384, 32_768, 65_536, 131_072, 262_144)}
 """What `max_batch_tokens: auto` tries."""
 TRIAL_S = 1.0
 """About how long a candidate is timed."""
@@ -195,43 +196,26 @@ def _fastest(
     *,
     probe: bool,
 ) -> ResolvedEngine:
-    """Time the candidates, if there are documents to do so with; the winner, with the table."""
-    timed = list(trials)
+    """Time the candidates, if there are documents to do so with; the winner, with the table.
+
+    Where the batch size is open, they race with the smallest, and the winner tries larger ones.
+    """
     best, engine = holding[0]
-    if len(ids):
-        speeds = race(
-            [engine for _, engine in holding],
-            ids,
-            max_batch_tokens=best.max_batch_tokens,
-            seconds=TRIAL_S,
-            seed=RACE_SEED,
-        )
-        for (chosen, _), speed in zip(holding, speeds, strict=True):
-            timed = [
-                trial.model_copy(update={"tokens_per_s": round(speed, 1)})
-                if _shown(trial) == _shown(chosen)
-                else trial
-                for trial in timed
-            ]
-        best, engine = holding[int(np.argmax(speeds))]
-        if probe:
-            best, more = _with_best_budget(best, engine, ids)
-            timed += more
-        fastest = max(trial.tokens_per_s or 0.0 for trial in timed)
-        documents_per_s = round(fastest / float(ids.lengths.mean()), 2)
-        best = best.model_copy(update={"documents_per_s": documents_per_s})
-    return best.model_copy(update={"trials": timed})
-
-
-def _with_best_budget(
-    best: ResolvedEngine, engine: Engine, ids: Ragged
-) -> tuple[ResolvedEngine, list[Trial]]:
-    """Find the batch size that suits an engine; also what was tried."""
-    budgets = [budget for budget in BUDGETS[best.device] if budget >= best.max_tokens]
-    speeds = probe_budget(
-        engine, ids, budgets or [best.max_tokens], seconds=TRIAL_S / 2, seed=RACE_SEED
-    )
-    more = [
+    if not len(ids):
+        return best.model_copy(update={"trials": list(trials)})
+    budgets = [best.max_batch_tokens]
+    if probe:
+        budgets = [n for n in BUDGETS[best.device] if n >= best.max_tokens] or budgets
+    options: dict[str, Any] = {"seconds": TRIAL_S, "seed": RACE_SEED}
+    speeds = race([engine for _, engine in holding], ids, max_batch_tokens=budgets[0], **options)
+    table = {
+        _shown(chosen): {"max_batch_tokens": budgets[0], "tokens_per_s": round(speed, 1)}
+        for (chosen, _), speed in zip(holding, speeds, strict=True)
+    }
+    timed = [trial.model_copy(update=table.get(_shown(trial), {})) for trial in trials]
+    best, engine = holding[int(np.argmax(speeds))]
+    found = probe_budget(engine, ids, budgets, first=max(speeds), **options)
+    timed += [
         Trial(
             name=best.name,
             dtype=best.dtype,
@@ -240,9 +224,17 @@ def _with_best_budget(
             tokens_per_s=round(speed, 1),
             verdict="batch size",
         )
-        for budget, speed in speeds.items()
+        for budget, speed in found.items()
+        if budget != budgets[0]
     ]
-    return best.model_copy(update={"max_batch_tokens": best_budget(speeds)}), more
+    chosen = best_budget(found)
+    return best.model_copy(
+        update={
+            "max_batch_tokens": chosen,
+            "documents_per_s": round(found[chosen] / float(ids.lengths.mean()), 2),
+            "trials": timed,
+        }
+    )
 
 
 def describe_trials(resolved: ResolvedEngine) -> str | None:

@@ -42,7 +42,7 @@ def race(
         engines: The candidates, all on one device.
         sample: Documents of at least one token each.
         max_batch_tokens: Padded tokens per batch.
-        seconds: About how long each is timed, besides as long a time to warm up.
+        seconds: About how long each runs: a quarter to warm up, then `ROUNDS` turns.
         seed: Of the order of batches.
 
     Raises:
@@ -53,7 +53,7 @@ def race(
         sample, max_batch_tokens=max_batch_tokens, batch_cost=batch_cost, seed=seed
     )
     # the slowest decides how many batches are run by all
-    counts = [_warm_up(engine, batches, seconds / ROUNDS) for engine in engines]
+    counts = [_warm_up(engine, batches, seconds / (ROUNDS + 1)) for engine in engines]
     timed = batches[: min(counts)]
     tokens = sum(len(row) for batch in timed for row in batch)
     best = [float("inf")] * len(engines)
@@ -77,7 +77,13 @@ def _warm_up(engine: Engine, batches: Sequence[list[NDArray[np.int32]]], seconds
 
 
 def probe_budget(
-    engine: Engine, sample: Ragged, budgets: Sequence[int], *, seconds: float, seed: int
+    engine: Engine,
+    sample: Ragged,
+    budgets: Sequence[int],
+    *,
+    first: float,
+    seconds: float,
+    seed: int,
 ) -> dict[int, float]:
     """Try larger and larger batches for as long as that pays.
 
@@ -85,24 +91,20 @@ def probe_budget(
         engine: The engine.
         sample: Documents.
         budgets: Padded tokens per batch, rising.
-        seconds: About how long each is timed.
+        first: Tokens per second with the first of them, which has been timed already.
+        seconds: About how long each of the others runs.
         seed: Of the order of batches.
 
     Returns:
         Tokens per second by budget, for those that were tried and fit into memory.
-
-    Raises:
-        OutOfMemoryError: If not even the first fits.
     """
-    speeds: dict[int, float] = {}
-    for budget in budgets:
+    speeds = {budgets[0]: first}
+    for budget in budgets[1:]:
         try:
             (speed,) = race([engine], sample, max_batch_tokens=budget, seconds=seconds, seed=seed)
         except OutOfMemoryError:
-            if not speeds:
-                raise
             break
-        pays = not speeds or speed > WORTH_IT * max(speeds.values())
+        pays = speed > WORTH_IT * max(speeds.values())
         speeds[budget] = speed
         if not pays:
             break
