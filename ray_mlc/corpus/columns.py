@@ -310,7 +310,7 @@ def _misfit(schema: pa.Schema, hive_keys: dict[str, str], spec: ReadSpec) -> str
     if verdict is not None:
         return verdict
     for name, type_ in fixed.items():
-        if not widened[name].equals(type_):
+        if not widened[name].equals(without_views(type_)):
             found = schema.field(schema.get_field_index(name)).type
             return f"column {name!r} is {found}, {type_} in this run"
     return _bad_path_value(schema, hive_keys, fixed)

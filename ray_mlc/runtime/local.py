@@ -60,4 +60,4 @@ class LocalBackend:
         for read in reads:
             if stop.requested:
                 return
-            yield work.write(step.both(work.read(run.plan.units_at(read)), progress))
+            yield work.write(step.both(work.reading(run.plan.units_at(read)), progress))

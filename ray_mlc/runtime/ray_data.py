@@ -36,7 +36,7 @@ from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Reporter, Watch, start_pulse
 from ray_mlc.runtime.ray_private import map_whole_blocks
-from ray_mlc.runtime.score import ScoreStep, TokenizeStep, Work, resolve_engine
+from ray_mlc.runtime.score import ReadStep, ScoreStep, TokenizeStep, Work, resolve_engine
 from ray_mlc.runtime.session import (
     NodeResources,
     cluster_nodes,
@@ -143,11 +143,11 @@ class UnitSource(Datasource):  # type: ignore[misc]
     """Read tasks of whole units, one block each."""
 
     def __init__(
-        self, run: Run, reads: Sequence[NDArray[np.int64]], work: Work, reporter: Reporter
+        self, run: Run, reads: Sequence[NDArray[np.int64]], step: ReadStep, reporter: Reporter
     ) -> None:
         """Take note of what is to be read; nothing is read here."""
         super().__init__()
-        self._run, self._reads, self._work, self._reporter = run, reads, work, reporter
+        self._run, self._reads, self._step, self._reporter = run, reads, step, reporter
 
     def get_name(self) -> str:
         """Name of the operator."""
@@ -172,30 +172,30 @@ class UnitSource(Datasource):  # type: ignore[misc]
                 input_files=None,
                 exec_stats=None,
             )
-            tasks.append(ReadTask(_reader(self._work, units, self._reporter), metadata))
+            tasks.append(ReadTask(_reader(self._step, units, self._reporter), metadata))
         return tasks
 
 
-def _reader(work: Work, units: list[Unit], reporter: Reporter) -> Callable[[], list[pa.Table]]:
+def _reader(step: ReadStep, units: list[Unit], reporter: Reporter) -> Callable[[], list[pa.Table]]:
     def read() -> list[pa.Table]:
         dropped, deaths = reporter.enter(_name(units[0].source, units[0].first_row), READING)
         if dropped:
-            return [block_schema(work.spec).empty_table()]
+            return [block_schema(step.spec).empty_table()]
         if not deaths:
-            return [work.read(units)]
-        return [_joined([_read_carefully(work, unit, reporter) for unit in units])]
+            return [step(units)]
+        return [_joined([_read_carefully(step, unit, reporter) for unit in units])]
 
     return read
 
 
-def _read_carefully(work: Work, unit: Unit, reporter: Reporter) -> pa.Table:
+def _read_carefully(step: ReadStep, unit: Unit, reporter: Reporter) -> pa.Table:
     """Read one unit of a block over which a process died: Arrow aborts over some damages."""
     name = f"the unit of {_name(unit.source, unit.first_row)}"
     _, deaths = reporter.enter(name, READING)
     if deaths >= MAX_DEATHS:
-        block = unread_block(unit, work.spec, DIED_OVER_IT.format(deaths))
+        block = unread_block(unit, step.spec, DIED_OVER_IT.format(deaths))
     else:
-        block = work.read([unit])
+        block = step([unit])
     reporter.leave(name)
     return block
 
@@ -321,10 +321,9 @@ class RayBackend:
 
     def resolve(self, folder: ModelFolder, plan: CorpusPlan, job: ScoreJob) -> ResolvedEngine:
         """See `Backend.resolve`: a task with an actor's resources does it."""
-        actors, units, spec = self.plan, sample_units(plan), plan.spec
-        location = folder.location
+        actors, spec, location = self.plan, plan.spec, folder.location
 
-        def work() -> ResolvedEngine:
+        def work(units: list[Unit]) -> ResolvedEngine:
             cuda = actors.gpus > 0
             model = open_model(location)
             return resolve_engine(job, model, units, spec, cuda=cuda, threads=actors.threads)
@@ -332,8 +331,13 @@ class RayBackend:
         options: dict[str, Any] = {"num_cpus": actors.cpus, "num_gpus": actors.gpus}
         if job.actors.labels:
             options["label_selector"] = job.actors.labels
+        task = ray.remote(max_retries=0, **options)(work)
         with own_errors():
-            return ray.get(ray.remote(**options)(work).remote())  # type: ignore[no-any-return]
+            try:
+                return ray.get(task.remote(sample_units(plan)))  # type: ignore[no-any-return]
+            except ray.exceptions.WorkerCrashedError:
+                # a document or page of the sample kills its process: scoring finds out which
+                return ray.get(task.remote([]))  # type: ignore[no-any-return]
 
     def actors(self, job: ScoreJob) -> int:
         """See `Backend.actors`."""
@@ -389,7 +393,7 @@ class RayBackend:
         if job.actors.labels:
             actor_options["label_selector"] = job.actors.labels
         data = ray.data.read_datasource(
-            UnitSource(run, reads, work, reporter),
+            UnitSource(run, reads, work.reading, reporter),
             num_cpus=IO_CPUS,
             override_num_blocks=len(reads),
         )

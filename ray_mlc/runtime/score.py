@@ -63,6 +63,20 @@ OVERHEAD = 0.02
 
 
 @dataclass(frozen=True)
+class ReadStep:
+    """Units to one block; small, because every read of a run carries it."""
+
+    spec: ReadSpec
+    """Columns to read."""
+    max_text_bytes: int
+    """Longest text."""
+
+    def __call__(self, units: Sequence[Unit]) -> pa.Table:
+        """Read."""
+        return read_block(units, self.spec, max_text_bytes=self.max_text_bytes)
+
+
+@dataclass(frozen=True)
 class Work:
     """What a process needs to do its step; small, and the same for all of them."""
 
@@ -106,9 +120,10 @@ class Work:
             commit=run.commit_spec(holder=holder),
         )
 
-    def read(self, units: Sequence[Unit]) -> pa.Table:
-        """Units to one block."""
-        return read_block(units, self.spec, max_text_bytes=self.max_text_bytes)
+    @property
+    def reading(self) -> ReadStep:
+        """The step that reads."""
+        return ReadStep(self.spec, self.max_text_bytes)
 
     def write(self, scored: pa.Table) -> list[Receipt]:
         """A scored block to parts."""

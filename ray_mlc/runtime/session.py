@@ -20,6 +20,8 @@ from typing import Any
 
 from ray_mlc.errors import ResourceError, first_line
 
+IDLE_WORKERS = 4
+"""Idle processes that a Ray of ours keeps for reading and writing, besides one per core."""
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.air")
 
 
@@ -39,6 +41,10 @@ def set_environment(*, quiet: bool = True) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Ray ends workers that are idle for a second as soon as there are more than cores. Actors hold
+    # all cores here, so that every short read and write would pay for a new Python process.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str((os.cpu_count() or 1) + IDLE_WORKERS))
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
     if quiet:
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         # Ray's C++ side writes to the terminal past every logger

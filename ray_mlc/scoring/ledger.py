@@ -301,6 +301,7 @@ class _Planner:
             "engine.name": resolved.name,
             "engine.device": resolved.device,
             "engine.dtype": resolved.dtype,
+            "engine.packed": resolved.packed,
             "batching.max_batch_tokens": resolved.max_batch_tokens,
             "columns": [f"{item.name} → {item.output}: {item.type}" for item in plan.spec.kept],
         }

@@ -13,7 +13,7 @@ from ray_mlc.corpus.units import Unit
 from ray_mlc.scoring.plan import CorpusPlan
 
 SAMPLE_UNITS = 4
-"""Units that are read; of a row group that is cut into several, one."""
+"""Units that are read."""
 SAMPLE_ROWS = 2048
 """Documents taken of them."""
 SAMPLE_CHARACTERS = 32_768
@@ -21,22 +21,20 @@ SAMPLE_CHARACTERS = 32_768
 
 
 def sample_units(plan: CorpusPlan) -> list[Unit]:
-    """Units spread evenly over a plan."""
-    files, groups = plan.units["file"].to_numpy(), plan.units["group_start"].to_numpy()
-    # row groups lie next to each other in a plan
-    new = np.flatnonzero((np.diff(files, prepend=-1) != 0) | (np.diff(groups, prepend=-1) != 0))
-    if not len(new):
-        return []
-    return plan.units_at(new[np.unique(np.linspace(0, len(new) - 1, SAMPLE_UNITS).astype(int))])
+    """Units spread evenly over a plan: its beginning and its end may be unlike the rest."""
+    count = len(plan.units)
+    middles = (np.arange(SAMPLE_UNITS) + 0.5) / SAMPLE_UNITS * count
+    return plan.units_at(np.unique(middles.astype(np.int64))) if count else []
 
 
 def sample_texts(units: Sequence[Unit], spec: ReadSpec, *, max_text_bytes: int) -> list[str]:
     """Texts of some rows of some units, spread evenly; none of what cannot be read or scored."""
-    texts: list[str] = []
-    for unit in units:
-        found = read_block([unit], spec, max_text_bytes=max_text_bytes)[BLOCK_TEXT].drop_null()
-        if len(found):
-            share = np.linspace(0, len(found) - 1, SAMPLE_ROWS // len(units))
-            chosen = found.take(np.unique(share.astype(int)))
-            texts += pc.utf8_slice_codeunits(chosen, 0, SAMPLE_CHARACTERS).to_pylist()
-    return texts
+    if not units:
+        return []
+    block = read_block(units, spec, max_text_bytes=max_text_bytes)
+    texts = block[BLOCK_TEXT].drop_null()
+    if not len(texts):
+        return []
+    rows = np.unique(np.linspace(0, len(texts) - 1, SAMPLE_ROWS).astype(np.int64))
+    cut: list[str] = pc.utf8_slice_codeunits(texts.take(rows), 0, SAMPLE_CHARACTERS).to_pylist()
+    return cut

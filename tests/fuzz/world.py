@@ -172,7 +172,7 @@ class DoubleBackend:
         classifier = Classifier(LABELS, tokenizer, HashEngine(), work.resolved.max_batch_tokens)
         for read in reads:
             tokens = tokenize_block(
-                work.read(run.plan.units_at(read)), classifier.tokenizer, policy=work.policy
+                work.reading(run.plan.units_at(read)), classifier.tokenizer, policy=work.policy
             )
             block = score_block(tokens, classifier, work.thresholds_L, work.output, progress=scored)
             yield work.write(block)

@@ -288,16 +288,16 @@ def test_a_unit_whose_reading_kills_is_set_aside_and_the_rest_is_there(
     synthetic.write_corpus(corpus, rows=60, files=1, seed=1)
     from ray_mlc.runtime import ray_data
 
-    def dying(work: Any, units: Any, reporter: Any) -> Callable[[], list[pa.Table]]:
+    def dying(step: Any, units: Any, reporter: Any) -> Callable[[], list[pa.Table]]:
         """Arrow aborts over a damage in rows 10 to 19."""
 
         class Deadly:
-            spec = work.spec
+            spec = step.spec
 
-            def read(self, units: Any) -> pa.Table:
+            def __call__(self, units: Any) -> pa.Table:
                 if any(unit.first_row == 10 for unit in units):
                     os.kill(os.getpid(), signal.SIGKILL)
-                return work.read(units)
+                return step(units)
 
         return real(Deadly(), units, reporter)
 
@@ -310,6 +310,29 @@ def test_a_unit_whose_reading_kills_is_set_aside_and_the_rest_is_there(
     assert failure["reason"] == "read: 3 processes died over it, one after the other"
     assert rows_of(output)["row"].to_pylist() == [*range(10), *range(20, 60)]
     assert verify(str(output), deep=True).holds
+
+
+@pytest.mark.slow
+def test_a_sample_that_kills_its_process_is_left_to_scoring(
+    ray_local: Any,
+    corpus: Path,
+    make_job: Callable[..., ScoreJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray_mlc.runtime import ray_data
+
+    real = ray_data.resolve_engine
+
+    def deadly(job: Any, model: Any, units: Any, *args: Any, **options: Any) -> Any:
+        if units:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(job, model, units, *args, **options)
+
+    monkeypatch.setattr(ray_data, "resolve_engine", deadly)
+    summary = on_ray(make_job(corpus, tmp_path / "out", "batching.max_batch_tokens=auto"))
+    assert summary["rows"]["written"] == 300
+    assert summary["engine"]["documents_per_s"] is None
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,3 +71,35 @@ def write_tiny_model(
         canaries=record_canaries(Classifier(label_set, tokenizer, engine, 4096)),
         history=[],
     )
+
+
+def classifier_of(model_type: str) -> Any:
+    """An untrained transformers model of some kind, 40 positions, pad token 1, three labels."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 24}
+    own = {
+        "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+        "t5": {"d_model": 16, "d_ff": 24, "num_layers": 2, "num_heads": 2, "d_kv": 8},
+    }
+    embedding = {"embedding_size": 16} if model_type in ("electra", "albert") else {}
+    ends = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=50,
+        max_position_embeddings=40,
+        pad_token_id=1,
+        num_labels=3,
+        **(ends if model_type == "modernbert" else {}),
+        **own.get(model_type, sizes),
+        **embedding,
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():  # an untrained model hardly looks at its input
+        for name, weights in model.named_parameters():
+            if weights.ndim == 2 and "embeddings" not in name:
+                weights.mul_(12)
+    return model

@@ -18,7 +18,7 @@ from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.encoder import load_classifier_model, output_layer
 from ray_mlc.model.engines import choose, openvino_engine
 from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier, resolve
-from ray_mlc.model.engines.protocol import Engine, pad
+from ray_mlc.model.engines.protocol import Engine, OutOfMemoryError, pad
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import CANARIES_FILE, HISTORY_FILE, INFO_FILE, ModelFolder, open_model
 from ray_mlc.model.tokenization import Ragged, Tokenizer
@@ -170,6 +170,39 @@ def test_batch_sizes_are_tried_on_the_sample_unless_one_is_named(
     assert resolved.max_batch_tokens in tried
     named = resolve(model, exact, BatchingConfig(max_batch_tokens=99), **options)
     assert (named.max_batch_tokens, len(named.trials)) == (99, 1)  # nothing is left to try
+
+
+@pytest.mark.parametrize("error", [IndexError("index out of range"), OutOfMemoryError("too much")])
+def test_a_sample_over_which_the_engine_fails_is_no_reason_to_stop(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> list[float]:
+        raise error
+
+    monkeypatch.setattr(choose, "race", fail)
+    options = {"cuda": False, "max_tokens": None, "sample": lambda: TEXTS}
+    exact = EngineConfig(dtype="float32")
+    resolved = resolve(open_model(str(tiny_model)), exact, BatchingConfig(), **options)
+    assert (resolved.name, resolved.documents_per_s) == ("torch", None)
+
+
+@pytest.mark.parametrize("error", [ImportError("libtbb.so"), PermissionError("/.cache")])
+def test_an_engine_that_cannot_be_loaded_loses_the_race(
+    plain: ModelFolder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("ray_mlc.model.canaries.MAX_FLIPS", 0.2)
+    monkeypatch.setitem(TOLERANCE, "bfloat16", 0.5)
+    monkeypatch.setattr("ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(openvino_engine, "available", lambda: True)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(openvino_engine.OpenVinoEngine, "load", fail)
+    options = {"cuda": False, "max_tokens": None, "sample": lambda: TEXTS}
+    resolved = resolve(plain, EngineConfig(), BatchingConfig(), **options)
+    assert (resolved.name, resolved.dtype) == ("torch", "bfloat16")
+    assert str(error) in resolved.trials[1].verdict
 
 
 def test_a_sample_that_cannot_be_tokenized_is_no_reason_to_stop(

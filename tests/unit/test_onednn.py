@@ -5,11 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.models import classifier_of
 from torch import nn
 
 from ray_mlc.model.encoder import load_classifier_model
 from ray_mlc.model.engines import onednn
-from ray_mlc.model.engines.onednn import PackedLinear, pack_linears
+from ray_mlc.model.engines.onednn import (
+    PACKED_TYPES,
+    PackedLinear,
+    pack_encoder,
+    pack_linears,
+)
 
 pytestmark = pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
@@ -42,6 +48,24 @@ def test_every_linear_of_a_model_is_packed_and_its_logits_stay(tiny_model: Path)
     with torch.inference_mode():
         found, expected = (m(input_ids=ids, attention_mask=mask).logits for m in (model, plain))
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", sorted(PACKED_TYPES))
+def test_kinds_that_are_packed_give_the_same_logits(model_type: str) -> None:
+    model, plain = (classifier_of(model_type).eval() for _ in range(2))
+    assert pack_encoder(model) > 8
+    ids = torch.randint(5, 50, (3, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    with torch.inference_mode():
+        found, expected = (m(input_ids=ids, attention_mask=mask).logits for m in (model, plain))
+    assert expected.std(dim=0).min() > 1e-4  # else constants would be compared
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_kinds_that_look_into_their_layers_are_left_alone() -> None:
+    model = classifier_of("t5").eval()
+    assert pack_encoder(model) == 0
 
 
 class FeedForward(nn.Module):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,6 +97,29 @@ def test_a_conversion_that_fails_leaves_nothing_and_says_what_to_do(
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.xml"))
     assert not [path for path in tmp_path.rglob("*") if path.is_dir() and "-2" in path.name]
+
+
+@needs_openvino
+def test_a_cache_that_cannot_be_written_is_named_with_a_remedy(
+    model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ray_mlc").write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    named = EngineConfig(name="openvino", dtype="float32")
+    with pytest.raises(ModelError, match=r"set XDG_CACHE_HOME, or engine.name=torch$") as caught:
+        resolve(model, named, BatchingConfig(), cuda=False, max_tokens=None)
+    assert "\n" not in str(caught.value)
+
+
+@needs_openvino
+def test_openvino_does_not_report_its_use_to_its_makers() -> None:
+    code = (
+        "import sys; from ray_mlc.model.engines.openvino_engine import import_openvino; "
+        "import_openvino(); from openvino.tools.ovc import telemetry_utils; "
+        "print(sys.modules['openvino_telemetry'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
 
 
 def test_without_the_extra_a_named_openvino_is_refused_with_the_command_that_installs_it(

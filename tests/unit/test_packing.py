@@ -6,38 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
+from support.models import classifier_of
 
 from ray_mlc.model.engines.packing import PACKABLE, can_pack, pack
 from ray_mlc.model.engines.torch_engine import TorchEngine
 
 PAD = 1
-POSITIONS = 40
-
-
-def model_of(model_type: str, **more: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    names = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=50,
-        max_position_embeddings=POSITIONS,
-        pad_token_id=PAD,
-        num_labels=3,
-        **(names if model_type == "distilbert" else {**sizes, "intermediate_size": 24}),
-        **({"embedding_size": 16} if model_type == "electra" else {}),
-        **more,
-    )
-    model = AutoModelForSequenceClassification.from_config(config)
-    with torch.no_grad():  # an untrained model hardly looks at its input
-        for name, weights in model.named_parameters():
-            if weights.ndim == 2 and "embeddings" not in name:
-                weights.mul_(12)
-    return model
 
 
 def documents(lengths: list[int], seed: int = 0) -> list[NDArray[np.int32]]:
@@ -50,15 +25,17 @@ def test_a_packed_batch_gives_the_logits_of_the_padded_one(model_type: str) -> N
     # together longer than the encoder's positions
     ids = documents([30, 1, 17, 30, 2, 29, 8])
     options: dict[str, Any] = {"pad_id": PAD, "device": "cpu", "dtype": "float32"}
-    padded_BL = TorchEngine(model_of(model_type), **options).logits(ids)
-    packed_BL = TorchEngine(model_of(model_type), **options, packed=True).logits(ids)
+    padded_BL = TorchEngine(classifier_of(model_type), **options).logits(ids)
+    packed_BL = TorchEngine(classifier_of(model_type), **options, packed=True).logits(ids)
     assert packed_BL.shape == (7, 3)
     assert padded_BL.std(axis=0).min() > 0.01  # else constants would be compared
     np.testing.assert_allclose(packed_BL, padded_BL, rtol=0, atol=1e-4)
 
 
 def test_documents_in_a_packed_batch_do_not_see_each_other() -> None:
-    engine = TorchEngine(model_of("bert"), pad_id=PAD, device="cpu", dtype="float32", packed=True)
+    engine = TorchEngine(
+        classifier_of("bert"), pad_id=PAD, device="cpu", dtype="float32", packed=True
+    )
     ids = documents([9, 20, 5])
     together_BL = engine.logits(ids)
     alone_BL = np.concatenate([engine.logits([row]) for row in ids])
@@ -91,7 +68,7 @@ def test_a_row_is_filled_up_by_a_document_that_nobody_looks_at(lengths: list[int
 
 
 def test_encoders_with_other_positions_are_not_packed() -> None:
-    assert can_pack(model_of("bert"))
+    assert can_pack(classifier_of("bert"))
     for model_type in ("mpnet", "deberta-v2", "albert"):
-        model = model_of(model_type)
+        model = classifier_of(model_type)
         assert not can_pack(model), model_type

@@ -132,7 +132,8 @@ def resolve(
     trials: list[Trial] = []
     for dtype in [engine.dtype] if engine.dtype != "auto" else _auto_dtypes(device):
         holding: list[tuple[ResolvedEngine, Engine]] = []
-        for name, packed in _candidates(engine.name, device, dtype):
+        candidates = _candidates(engine.name, device, dtype)
+        for name, packed in candidates:
             chosen = ResolvedEngine(
                 name=name,
                 device=device,
@@ -141,7 +142,13 @@ def resolve(
                 max_batch_tokens=budget,
                 max_tokens=tokenizer.max_tokens,
             )
-            loaded, verdict = _try(folder, chosen, tokenizer, canaries)
+            try:
+                loaded, verdict = _try(folder, chosen, tokenizer, canaries)
+            except Exception as error:  # whatever a library raises that cannot run the model
+                if (name, packed) == ("torch", False) or len(candidates) == 1:
+                    raise  # there is nothing left that could
+                log.warning("%s cannot be used: %s", _shown(chosen), first_line(error))
+                loaded, verdict = None, first_line(error)
             trial = Trial(
                 name=name,
                 dtype=dtype,
@@ -157,7 +164,11 @@ def resolve(
         if holding:
             if sample is None:
                 return holding[0][0].model_copy(update={"trials": trials})
-            return _fastest(holding, trials, _encode(tokenizer, sample()), probe=asked == "auto")
+            try:
+                return _fastest(holding, trials, tokenizer.encode(sample()), probe=asked == "auto")
+            except Exception as error:  # scoring finds the guilty document, and names it
+                log.warning("nothing is timed: %s", first_line(error))
+                return holding[0][0].model_copy(update={"trials": trials})
     raise ModelError(
         f"{folder.name}: {_shown(trials[-1])} on {device}: {trials[-1].verdict}: "
         "train or copy the model again, or set engine.dtype=float32"
@@ -169,18 +180,11 @@ def _try(
 ) -> tuple[Engine | None, str]:
     """Load a candidate and check it: the engine if it may be used, and why or why not."""
     thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
-    shown = _shown(chosen)
-    try:
-        classifier = _load(folder, chosen, tokenizer)
-        report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
-    except (ModelError, RuntimeError, NotImplementedError) as error:
-        if chosen.name == "torch" and not chosen.packed:
-            raise  # there is nothing left that could run the model
-        log.warning("%s cannot be used: %s", shown, first_line(error))
-        return None, first_line(error)
+    classifier = _load(folder, chosen, tokenizer)
+    report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
     if report.holds:
         return classifier.engine, str(report)
-    log.warning("%s does not hold on the canaries: %s", shown, report)
+    log.warning("%s does not hold on the canaries: %s", _shown(chosen), report)
     return None, f"does not reproduce the canaries: {report}"
 
 
@@ -320,15 +324,6 @@ def _load(folder: ModelFolder, resolved: ResolvedEngine, tokenizer: Tokenizer) -
             packed=resolved.packed,
         )
     return Classifier(folder.label_set, tokenizer, engine, resolved.max_batch_tokens)
-
-
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
-    """Token ids of the sample; of nothing, if the tokenizer fails over one of its texts."""
-    try:
-        return tokenizer.encode(texts)
-    except Exception as error:  # scoring finds the guilty text, and names it
-        log.warning("the sample cannot be tokenized, so no engine is timed: %s", error)
-        return tokenizer.encode([])
 
 
 def _candidates(asked: str, device: str, dtype: str) -> list[tuple[str, bool]]:

@@ -13,6 +13,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
+PACKED_TYPES = frozenset(
+    {
+        *("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert"),
+        *("mpnet", "roberta", "xlm-roberta"),
+    }
+)
+"""`model_type` of encoders that only call their linear layers; others look into them."""
 _ACTIVATED = (("dense", "intermediate_act_fn"), ("lin1", "activation"))
 """Linear layer and activation that stand one after the other in BERT's kin, and in DistilBERT."""
 
@@ -48,6 +55,11 @@ class PackedLinear(nn.Module):
         return result
 
 
+def pack_encoder(model: Any) -> int:
+    """As `pack_linears`, for a transformers model: 0 for kinds that are not known to allow it."""
+    return pack_linears(model) if model.config.model_type in PACKED_TYPES else 0
+
+
 def pack_linears(model: nn.Module) -> int:
     """Replace the linear layers of a model in evaluation mode, in place.
 
@@ -73,7 +85,12 @@ def pack_linears(model: nn.Module) -> int:
 
 def _is_packable(module: Any) -> TypeGuard[nn.Linear]:
     # a subclass may do more than multiply
-    return type(module) is nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16)
+    if type(module) is not nn.Linear:
+        return False
+    bfloat16 = module.weight.dtype == torch.bfloat16
+    if bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return bfloat16 or module.weight.dtype == torch.float32
 
 
 def _is_exact_gelu(module: Any) -> bool:

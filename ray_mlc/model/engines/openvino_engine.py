@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -22,13 +23,16 @@ import torch
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError, first_line
-from ray_mlc.model.cache import cache_folder
+from ray_mlc.model.cache import cache_folder, cache_name
 from ray_mlc.model.encoder import load_classifier_model, quiet_transformers
 from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 MODEL_FILE = "openvino_model.xml"
-INSTALL = "install the extra with `pip install 'ray-mlc[openvino]'`, or set engine.name=torch"
+INSTALL = (
+    "install the extra with `pip install 'ray-mlc[openvino]'`, or set engine.name=torch for a new "
+    "output"
+)
 
 
 def available() -> bool:
@@ -69,9 +73,7 @@ class OpenVinoEngine:
         """
         if not available():
             raise ModelError(f"engine openvino: OpenVINO is not installed here: {INSTALL}")
-        import openvino
-
-        core = openvino.Core()
+        core = import_openvino().Core()
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -79,7 +81,13 @@ class OpenVinoEngine:
             # or every process of a pool would pin its threads to the same first cores
             "ENABLE_CPU_PINNING": False,
         }
-        path = _converted(folder, digest)
+        try:
+            path = _converted(folder, digest)
+        except OSError as error:
+            raise ModelError(
+                f"{folder}: the converted model cannot be kept in {cache_name()} "
+                f"({first_line(error)}): set XDG_CACHE_HOME, or engine.name=torch"
+            ) from None
         try:
             compiled = core.compile_model(str(path), "CPU", options)
         except RuntimeError as error:
@@ -100,6 +108,23 @@ class OpenVinoEngine:
             raise
         logits_BL: NDArray[np.float32] = outputs[0]
         return logits_BL
+
+
+def import_openvino() -> Any:
+    """The library, without the part that reports its use to its makers.
+
+    Raises:
+        ModelError: If it is installed, but cannot be loaded.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise ModelError(
+            f"engine openvino: OpenVINO cannot be loaded here ({first_line(error)}): install it "
+            "again, or set engine.name=torch for a new output"
+        ) from None
+    return openvino
 
 
 def _converted(folder: Path, digest: str) -> Path:
@@ -131,8 +156,7 @@ def convert(folder: Path, path: Path) -> None:
     Raises:
         ModelError: If OpenVINO cannot convert it.
     """
-    import openvino
-
+    openvino = import_openvino()
     model = _Logits(load_classifier_model(folder).eval())
     # two documents, so that nothing takes the batch for one
     example_BT = torch.ones((2, 8), dtype=torch.int64)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError
-from ray_mlc.model.engines.onednn import pack_linears
+from ray_mlc.model.engines.onednn import pack_encoder
 from ray_mlc.model.engines.packing import MULTIPLE, PackedModel, can_pack, pack
 from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
 
@@ -63,7 +63,7 @@ class TorchEngine:
         model = load_classifier_model(folder)
         engine = cls(model, pad_id=pad_id, device=device, dtype=dtype, packed=packed)
         if device == "cpu":
-            pack_linears(engine._model)
+            pack_encoder(engine._model)
         return engine
 
     @torch.inference_mode()
