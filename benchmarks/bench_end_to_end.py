@@ -35,7 +35,8 @@ from bench_engines import Pool, Variant
 PEERS = Path(__file__).parent / "peers"
 COMMAND = Path(sys.executable).parent / "ray-mlc"
 FILE_ROWS, GROUP_ROWS = 25_000, 4096
-LOOK_S = 0.2
+LOOK_S = 2.0
+"""Seconds between two looks at memory: each costs some milliseconds a process."""
 
 
 def write_part_of(corpus: str, documents: int, folder: Path) -> list[str]:
@@ -61,9 +62,13 @@ class Watcher:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._done.wait(LOOK_S):
+        looked_s = 0.0
+        while not self._done.wait(0.2):
             if self.first_s is None and any(self._output.glob("**/*.parquet")):
                 self.first_s = time.monotonic() - self._started
+            if time.monotonic() - looked_s < LOOK_S:
+                continue
+            looked_s = time.monotonic()
             try:
                 tree = [self._process, *self._process.children(recursive=True)]
             except psutil.Error:

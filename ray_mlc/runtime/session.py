@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from ray_mlc.errors import ResourceError, first_line
+from ray_mlc.errors import RayMlcError, ResourceError, first_line
 
 IDLE_WORKERS = 4
 """Idle processes that a Ray of ours keeps for reading and writing, besides one per core."""
@@ -67,6 +67,7 @@ def ray_session(
 
     Raises:
         ResourceError: If the cluster does not answer.
+        RayMlcError: If a Ray of our own does not start.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     set_environment(quiet=quiet)
@@ -86,9 +87,13 @@ def ray_session(
                 with _groups_of_their_own():
                     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     except Exception as error:  # Ray raises bare ones, such as for a node that starts too slowly
-        where = f"the Ray cluster at {address}" if address else "a local Ray"
         line = first_line(error)
-        raise ResourceError(f"{where} does not answer: {line}") from None
+        if address:
+            raise ResourceError(f"the Ray cluster at {address} does not answer: {line}") from None
+        # such as one that takes longer than Ray's half a minute, on a busy machine
+        raise RayMlcError(
+            f"a local Ray did not start: {line}: run the same command again"
+        ) from None
     if threading.current_thread() is threading.main_thread():
         # Ray puts a handler of its own there, which ends the driver without a word
         signal.signal(signal.SIGTERM, on_sigterm)

@@ -92,6 +92,12 @@ def test_padding_is_what_the_batches_cost_beyond_their_tokens(
     assert padding_fraction(real, padded) == pytest.approx(wasted / padded if padded else 0.0)
 
 
+def test_a_budget_beyond_every_number_of_the_machine_binds_nothing() -> None:
+    (batch,) = plan_batches(np.array([7, 7, 7]), max_batch_tokens=10**30)
+    assert len(batch) == 3
+    assert plan_batches(np.array([], np.int64), max_batch_tokens=10**30) == []
+
+
 def test_a_document_beyond_the_budget_is_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"max_batch_tokens is 8, but a document has 9 tokens"):
         plan_batches(np.array([3, 9]), max_batch_tokens=8)
