@@ -228,6 +228,7 @@ def _part_opener(run: Run) -> Any:
     """Stands in for `open_parquet`: a part's footer is made from its name."""
     shared = json.dumps(run.commit_spec(holder=None).footer, ensure_ascii=False)[:-1]
     sources = dict(zip(run.plan.part_folders, run.plan.sources, strict=True))
+    schema = run.output.schema
 
     @contextmanager
     def open_parquet(_: object, path: str) -> Iterator[Any]:
@@ -238,7 +239,7 @@ def _part_opener(run: Run) -> Any:
         receipt = Receipt(sources[folder], first, UNIT_ROWS, part).to_json()
         key = f'{shared}, "unit": {json.dumps(unit)}, "receipt": {receipt}}}'.encode()
         metadata = SimpleNamespace(num_rows=UNIT_ROWS, metadata={FOOTER_KEY: key})
-        yield SimpleNamespace(metadata=metadata)
+        yield SimpleNamespace(metadata=metadata, schema_arrow=schema)
 
     return open_parquet
 

@@ -399,7 +399,7 @@ def parse_yaml(text: str) -> object:
         return yaml.load(text, Loader=_YamlLoader)
     except RecursionError:
         problem = "nested too deep"
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
         problem = f"a value cannot be read ({first_line(error)})"
     raise yaml.MarkedYAMLError(problem=problem)
 
