@@ -244,6 +244,7 @@ def test_a_missing_or_unreadable_job_file_is_refused(tmp_path: Path) -> None:
     [
         "a: 2026-99-99",
         "a: !!int x",
+        "a: !!int _",
         "a: !!bool x",
         "a: !!timestamp x",
         "a: " + "9" * 5000,
