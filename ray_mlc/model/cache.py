@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -21,3 +22,20 @@ def cache_folder(kind: str) -> Path:
     folder = cache_name() / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def write_into_cache(path: Path, text: str) -> None:
+    """Write a file of the cache so that other processes see all of it or nothing.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f"{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(scratch, path)  # noqa: PTH105 - a name of tempfile's
+    except BaseException:
+        os.unlink(scratch)  # noqa: PTH108 - the same
+        raise

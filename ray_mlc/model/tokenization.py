@@ -2,19 +2,30 @@
 
 Ids travel without padding: the padded form is made per batch, in the engine. Whole texts are
 tokenized and cut afterwards, so that `n_tokens` says how long a document really is.
+
+What transformers makes of a folder's tokenizer files is kept in the user's cache, under the model's
+digest: importing transformers, and PyTorch with it, takes longer than all else that an actor of
+another engine does before its first document.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError, first_line
+from ray_mlc.model.cache import cache_name, write_into_cache
+
+log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 8 * 2**20
 """Text tokenized in one call: the encodings take about a hundred bytes per token meanwhile."""
@@ -52,28 +63,86 @@ class Ragged:
         return [self.row(index) for index in indices.tolist()]
 
 
-class Tokenizer:
-    """A fast Hugging Face tokenizer, without padding and with exact lengths."""
+@dataclass(frozen=True)
+class TokenizerState:
+    """What a tokenizer does, as transformers understands the files of its folder."""
 
-    def __init__(self, tokenizer: Any, *, max_tokens: int) -> None:
-        """Wrap a tokenizer.
+    backend: str
+    """The fast tokenizer in the form of `tokenizer.json`; it neither cuts nor pads."""
+    pad_id: int
+    """Token id to pad with."""
+    cuts_left: bool
+    """Whether long documents lose their beginning."""
+    max_tokens: int | None
+    """The tokenizer's own limit; None: it knows none."""
 
-        Args:
-            tokenizer: A fast `PreTrainedTokenizerBase`.
-            max_tokens: Tokens kept per document, special tokens included.
+    @classmethod
+    def of(cls, tokenizer: Any) -> TokenizerState:
+        """Take it from a fast `PreTrainedTokenizerBase`.
+
+        Raises:
+            ModelError: If the tokenizer has no fast form.
         """
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"{tokenizer.name_or_path}: the tokenizer {type(tokenizer).__name__} has no fast "
                 "form (tokenizer.json); convert it with transformers first"
             )
-        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        own = tokenizer.model_max_length
+        return cls(
+            backend=backend.to_str(),
+            pad_id=int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
+            cuts_left=tokenizer.truncation_side == "left",
+            max_tokens=int(own) if own <= _NO_LIMIT else None,
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path, *, digest: str | None = None) -> TokenizerState:
+        """Load from a folder or the hub.
+
+        Args:
+            folder: Checkpoint folder or hub id.
+            digest: Of the model folder: names the state in the user's cache. None: no cache.
+
+        Raises:
+            ModelError: If there is no fast tokenizer.
+        """
+        if digest is None:
+            return cls.of(load_pretrained_tokenizer(folder))
+        versions = f"{version('transformers')}-{version('tokenizers')}"
+        path = cache_name() / "tokenizers" / f"{digest[:32]}-{versions}.json"
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # not there, or not what was written
+            state = cls.of(load_pretrained_tokenizer(folder))
+        try:
+            write_into_cache(path, json.dumps(asdict(state)))
+        except OSError as error:
+            log.info("%s cannot be kept: %s", path, first_line(error))
+        return state
+
+
+class Tokenizer:
+    """A fast Hugging Face tokenizer, without padding and with exact lengths."""
+
+    def __init__(self, state: TokenizerState, *, max_tokens: int) -> None:
+        """Make a tokenizer.
+
+        Args:
+            state: What it does.
+            max_tokens: Tokens kept per document, special tokens included.
+
+        Raises:
+            ModelError: If no token of a document would be kept.
+        """
+        self.pad_id = state.pad_id
         self.max_tokens = max_tokens
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = tokenizers.Tokenizer.from_str(state.backend)
         self._prefix, self._suffix = self._special_ids()
-        self._left = tokenizer.truncation_side == "left"
+        self._left = state.cuts_left
         if max_tokens <= len(self._prefix) + len(self._suffix):
             raise ModelError(
                 f"max_tokens is {max_tokens}, expected more than the "
@@ -81,22 +150,24 @@ class Tokenizer:
             )
 
     @classmethod
-    def load(cls, folder: str | Path, *, max_tokens: int | None = None) -> Tokenizer:
+    def load(
+        cls, folder: str | Path, *, max_tokens: int | None = None, digest: str | None = None
+    ) -> Tokenizer:
         """Load from a folder or the hub.
 
         Args:
             folder: Checkpoint folder or hub id.
             max_tokens: Tokens kept per document; None: the tokenizer's `model_max_length`.
+            digest: Of the model folder, for the user's cache; see `TokenizerState.load`.
 
         Raises:
             ModelError: If there is no fast tokenizer, or no limit is known.
         """
-        tokenizer = load_pretrained_tokenizer(folder)
+        state = TokenizerState.load(folder, digest=digest)
+        max_tokens = max_tokens or state.max_tokens
         if max_tokens is None:
-            if tokenizer.model_max_length > _NO_LIMIT:
-                raise ModelError(f"{folder}: the tokenizer says no maximum: set long.max_tokens")
-            max_tokens = int(tokenizer.model_max_length)
-        return cls(tokenizer, max_tokens=max_tokens)
+            raise ModelError(f"{folder}: the tokenizer says no maximum: set long.max_tokens")
+        return cls(state, max_tokens=max_tokens)
 
     @property
     def vocabulary(self) -> list[str]:

@@ -29,10 +29,10 @@ from ray_mlc.model.engines.choose import (
     ResolvedEngine,
     describe_trials,
     load_classifier,
+    load_tokenizer,
     resolve,
 )
 from ray_mlc.model.folder import ModelFolder, open_model
-from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.runtime.interrupt import Stop, listen
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.accounts import (
@@ -137,7 +137,7 @@ class TokenizeStep:
         """Load the tokenizer."""
         folder = open_model(work.model)
         self._policy = work.policy
-        self._tokenizer = Tokenizer.load(folder.path, max_tokens=work.resolved.max_tokens)
+        self._tokenizer = load_tokenizer(folder, max_tokens=work.resolved.max_tokens)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Tokenize a block."""

@@ -12,7 +12,7 @@ from ray_mlc import synthetic
 from ray_mlc.config import BatchingConfig, EngineConfig, ScoreJob, load_job
 from ray_mlc.errors import ConfigError, ModelError
 from ray_mlc.model.canaries import TOLERANCE
-from ray_mlc.model.engines import openvino_engine
+from ray_mlc.model.engines import openvino_convert, openvino_engine
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.engines.openvino_engine import MODEL_FILE
 from ray_mlc.model.folder import ModelFolder, open_model
@@ -70,7 +70,7 @@ def test_a_model_is_converted_once_however_many_ask(
         calls.append(path)
         path.write_text("converted")
 
-    monkeypatch.setattr(openvino_engine, "convert", convert)
+    monkeypatch.setattr(openvino_convert, "convert", convert)
     with ThreadPoolExecutor(8) as pool:
         paths = list(
             pool.map(lambda _: openvino_engine._converted(model.path, model.digest), range(8))
@@ -120,6 +120,23 @@ def test_openvino_does_not_report_its_use_to_its_makers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
+
+
+@needs_openvino
+def test_an_actor_of_openvino_starts_without_pytorch_and_transformers(model: ModelFolder) -> None:
+    named = EngineConfig(name="openvino", dtype="float32")
+    chosen = resolve(model, named, BatchingConfig(), cuda=False, max_tokens=None)
+    code = (
+        "import sys; from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier; "
+        "from ray_mlc.model.folder import open_model; import ray_mlc.runtime.ray_data; "
+        "classifier = load_classifier(open_model(sys.argv[1]), "
+        "ResolvedEngine.model_validate_json(sys.argv[2]), threads=1); "
+        "print(classifier.predict_proba(['a document']).shape); "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", code, str(model.path), chosen.model_dump_json()]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == [f"(1, {len(model.label_set)})", "[]"]
 
 
 def test_without_the_extra_a_named_openvino_is_refused_with_the_command_that_installs_it(

@@ -107,8 +107,7 @@ def resolve(
         ModelError: If what is named does not hold on the canaries or cannot be loaded, or the model
             cannot take so many tokens.
     """
-    set_threads(threads)
-    tokenizer = Tokenizer.load(folder.path, max_tokens=max_tokens or folder.max_tokens)
+    tokenizer = load_tokenizer(folder, max_tokens=max_tokens or folder.max_tokens)
     positions = max_positions(load_config(folder.path))
     if positions is not None and tokenizer.max_tokens > positions:
         raise ModelError(
@@ -128,7 +127,7 @@ def resolve(
             f"batching.max_batch_tokens is {budget}, expected at least max_tokens "
             f"({tokenizer.max_tokens}): the longest document must fit into a batch"
         )
-    canaries = reference_canaries(folder, tokenizer)
+    canaries = reference_canaries(folder, tokenizer, threads=threads)
     trials: list[Trial] = []
     for dtype in [engine.dtype] if engine.dtype != "auto" else _auto_dtypes(device):
         holding: list[tuple[ResolvedEngine, Engine]] = []
@@ -143,7 +142,7 @@ def resolve(
                 max_tokens=tokenizer.max_tokens,
             )
             try:
-                loaded, verdict = _try(folder, chosen, tokenizer, canaries)
+                loaded, verdict = _try(folder, chosen, tokenizer, canaries, threads)
             except Exception as error:  # whatever a library raises that cannot run the model
                 if (name, packed) == ("torch", False) or len(candidates) == 1:
                     raise  # there is nothing left that could
@@ -176,11 +175,15 @@ def resolve(
 
 
 def _try(
-    folder: ModelFolder, chosen: ResolvedEngine, tokenizer: Tokenizer, canaries: Canaries
+    folder: ModelFolder,
+    chosen: ResolvedEngine,
+    tokenizer: Tokenizer,
+    canaries: Canaries,
+    threads: int | None,
 ) -> tuple[Engine | None, str]:
     """Load a candidate and check it: the engine if it may be used, and why or why not."""
     thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
-    classifier = _load(folder, chosen, tokenizer)
+    classifier = _load(folder, chosen, tokenizer, threads)
     report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
     if report.holds:
         return classifier.engine, str(report)
@@ -261,9 +264,8 @@ def load_classifier(
     Raises:
         ModelError: If this process cannot run it, or the canaries do not hold.
     """
-    set_threads(threads)
-    tokenizer = Tokenizer.load(folder.path, max_tokens=resolved.max_tokens)
-    classifier = _load(folder, resolved, tokenizer)
+    tokenizer = load_tokenizer(folder, max_tokens=resolved.max_tokens)
+    classifier = _load(folder, resolved, tokenizer, threads)
     canaries = folder.canaries()
     if canaries is not None:
         thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
@@ -277,12 +279,20 @@ def load_classifier(
     return classifier
 
 
-def reference_canaries(folder: ModelFolder, tokenizer: Tokenizer) -> Canaries:
+def load_tokenizer(folder: ModelFolder, *, max_tokens: int | None) -> Tokenizer:
+    """The tokenizer of a model folder, which need not be read by transformers every time."""
+    return Tokenizer.load(folder.path, max_tokens=max_tokens, digest=folder.digest)
+
+
+def reference_canaries(
+    folder: ModelFolder, tokenizer: Tokenizer, *, threads: int | None = None
+) -> Canaries:
     """The recorded canaries; scored here in float32 for a folder that has none.
 
     Args:
         folder: The model.
         tokenizer: With the run's token limit: that of a folder without canaries.
+        threads: CPU threads; None: PyTorch's default.
     """
     recorded = folder.canaries()
     if recorded is not None:
@@ -294,28 +304,30 @@ def reference_canaries(folder: ModelFolder, tokenizer: Tokenizer) -> Canaries:
         max_batch_tokens=max(CPU_BATCH_TOKENS, tokenizer.max_tokens),
         max_tokens=tokenizer.max_tokens,
     )
-    return record_canaries(_load(folder, exact, tokenizer))
+    return record_canaries(_load(folder, exact, tokenizer, threads))
 
 
-def set_threads(threads: int | None) -> None:
-    """Limit PyTorch's CPU threads in this process."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def _load(folder: ModelFolder, resolved: ResolvedEngine, tokenizer: Tokenizer) -> Classifier:
+def _load(
+    folder: ModelFolder, resolved: ResolvedEngine, tokenizer: Tokenizer, threads: int | None
+) -> Classifier:
     engine: Engine
     if resolved.name == "openvino":
         from ray_mlc.model.engines.openvino_engine import OpenVinoEngine
 
         engine = OpenVinoEngine.load(
-            folder.path, digest=folder.digest, pad_id=tokenizer.pad_id, dtype=resolved.dtype
+            folder.path,
+            digest=folder.digest,
+            pad_id=tokenizer.pad_id,
+            dtype=resolved.dtype,
+            threads=threads,
         )
     else:
+        import torch
+
         from ray_mlc.model.engines.torch_engine import TorchEngine
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         engine = TorchEngine.load(
             folder.path,
             pad_id=tokenizer.pad_id,
@@ -346,7 +358,7 @@ def _with_own_limit(classifier: Classifier, folder: ModelFolder) -> Classifier:
     own = folder.max_tokens
     if own is None or own == classifier.tokenizer.max_tokens:
         return classifier
-    tokenizer = Tokenizer.load(folder.path, max_tokens=own)
+    tokenizer = load_tokenizer(folder, max_tokens=own)
     budget = max(classifier.max_batch_tokens, own)
     return Classifier(classifier.label_set, tokenizer, classifier.engine, budget)
 

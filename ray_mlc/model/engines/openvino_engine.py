@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.cache import cache_folder, cache_name
-from ray_mlc.model.encoder import load_classifier_model, quiet_transformers
 from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -59,7 +56,9 @@ class OpenVinoEngine:
         self._request = compiled.create_infer_request()
 
     @classmethod
-    def load(cls, folder: Path, *, digest: str, pad_id: int, dtype: str) -> OpenVinoEngine:
+    def load(
+        cls, folder: Path, *, digest: str, pad_id: int, dtype: str, threads: int | None = None
+    ) -> OpenVinoEngine:
         """Load a model folder, converting it if that has not been done on this machine.
 
         Args:
@@ -67,6 +66,7 @@ class OpenVinoEngine:
             digest: Of the model: names the conversion in the cache.
             pad_id: Token id to pad with.
             dtype: `float32` or `bfloat16`.
+            threads: CPU threads; None: as many as OpenVINO finds right.
 
         Raises:
             ModelError: If OpenVINO is not installed, or cannot convert the model.
@@ -76,7 +76,7 @@ class OpenVinoEngine:
         core = import_openvino().Core()
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": threads or 0,
             "NUM_STREAMS": 1,
             # or every process of a pool would pin its threads to the same first cores
             "ENABLE_CPU_PINNING": False,
@@ -144,44 +144,10 @@ def _convert_into(folder: Path, target: Path) -> None:
     """Convert in a folder beside, and rename it: a killed conversion leaves nothing half-made."""
     scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
     try:
+        # brings PyTorch along, which a process that only scores with OpenVINO does without
+        from ray_mlc.model.engines.openvino_convert import convert
+
         convert(folder, scratch / MODEL_FILE)
         os.replace(scratch, target)  # noqa: PTH105 - a folder
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def convert(folder: Path, path: Path) -> None:
-    """Write the model of a folder in OpenVINO's form, in float32, with shapes left open.
-
-    Raises:
-        ModelError: If OpenVINO cannot convert it.
-    """
-    openvino = import_openvino()
-    model = _Logits(load_classifier_model(folder).eval())
-    # two documents, so that nothing takes the batch for one
-    example_BT = torch.ones((2, 8), dtype=torch.int64)
-    open_shape = [([-1, -1], openvino.Type.i64)] * 2
-    try:
-        with quiet_transformers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tracing: shapes that look constant to it
-            converted = openvino.convert_model(
-                model, example_input=(example_BT, example_BT), input=open_shape
-            )
-        openvino.save_model(converted, str(path), compress_to_fp16=False)
-    except Exception as error:  # whatever tracing a foreign model raises
-        raise ModelError(
-            f"{folder}: OpenVINO cannot convert the model ({first_line(error)}): set "
-            "engine.name=torch"
-        ) from None
-
-
-class _Logits(torch.nn.Module):
-    """Tensors in, tensor out: what can be traced."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits
