@@ -35,7 +35,7 @@ from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Reporter, Watch, start_pulse
-from ray_mlc.runtime.ray_private import map_whole_blocks
+from ray_mlc.runtime.ray_private import limit_blocks_ahead, map_whole_blocks
 from ray_mlc.runtime.score import ReadStep, ScoreStep, TokenizeStep, Work, resolve_engine
 from ray_mlc.runtime.session import (
     NodeResources,
@@ -52,6 +52,10 @@ from ray_mlc.scoring.score import scored_schema, set_aside
 
 IO_CPUS = 0.25
 """CPUs that a reading or writing task asks for: both mostly wait for storage."""
+BLOCKS_AHEAD = 2
+"""Blocks per actor that wait before a stage at most."""
+RESERVED = 0.001
+"""Share of the cluster that Ray Data sets aside for its stages, beyond one task of each."""
 ACTORS_PER_NODE = 8
 """Model copies per node that `auto` goes up to; more cores become more threads of each."""
 MAX_DEATHS = 3
@@ -359,7 +363,7 @@ class RayBackend:
         Raises:
             RayMlcError: If nothing is heard of any process for `limits.no_progress`.
         """
-        _set_context()
+        _set_context(self.plan)
         pulse = start_pulse()
         data = self._pipeline(run, work, reads, job, Reporter(pulse))
         watch = Watch(pulse, job.limits.no_progress, scored, stop)
@@ -427,13 +431,17 @@ def _tokenizer_pool(job: ScoreJob) -> ActorPoolStrategy:
     return ActorPoolStrategy(size=count)
 
 
-def _set_context() -> None:
+def _set_context(plan: ActorPlan) -> None:
     """What a run needs of Ray Data, set in one place."""
     context = DataContext.get_current()
     context.target_max_block_size = None  # whole units stay in one block
     context.max_errored_blocks = 0  # a dropped block would be lost rows
     context.enable_progress_bars = False  # ours knows the total
     context.print_on_execution_start = False
+    limit_blocks_ahead(context, BLOCKS_AHEAD * plan.max_count)
+    # with a larger share, reading would be given CPUs that actors hold, and writing none at all for
+    # as long as anything is unread
+    context.op_resource_reservation_ratio = RESERVED
     # Ray's own guard sees whole blocks only, and would end slow models; see `Watch`
     context.execution_no_progress_timeout_s = -1
 

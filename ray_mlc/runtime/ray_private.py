@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray.data import Dataset
+from ray.data import DataContext, Dataset
 from ray.data._internal.execution import streaming_executor_state
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES,
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+)
+from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
+from ray.data._internal.execution.interfaces import PhysicalOperator
+from ray.data._internal.execution.operators.map_operator import MapOperator
 
 from ray_mlc.errors import ResourceError
 
 TESTED = ((2, 60), (2, 64))
 """Ray versions from the first up to, not including, the second."""
+BLOCKS_AHEAD_KEY = "ray_mlc.blocks_ahead"
 
 
 def check_version() -> None:
@@ -48,3 +56,36 @@ def set_scheduling_wait(seconds: float) -> None:
     """
     check_version()
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = seconds
+
+
+class BlocksAhead(BackpressurePolicy):  # type: ignore[misc]
+    """Holds a stage back while so many of its blocks have not been begun by the next one.
+
+    Ray Data's own rules let reading run ahead until half of the object store is full. What is read
+    then lies there for hours, and the processes that could write are taken by reading.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in Ray Data's statistics."""
+        return "BlocksAhead"
+
+    def can_add_input(self, op: PhysicalOperator) -> bool:
+        """Whether a stage may begin another block."""
+        following = [next_op for next_op in op.output_dependencies if _makes_blocks(next_op)]
+        if not _makes_blocks(op) or not following:
+            return True
+        ahead = op.metrics.num_tasks_submitted - following[0].metrics.num_tasks_submitted
+        return bool(ahead < self._data_context.get_config(BLOCKS_AHEAD_KEY))
+
+
+def _makes_blocks(op: PhysicalOperator) -> bool:
+    return isinstance(op, MapOperator)
+
+
+def limit_blocks_ahead(context: DataContext, blocks: int) -> None:
+    """Let each stage be so many blocks ahead of the next one; each task makes one block."""
+    check_version()
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, BlocksAhead]
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+    context.set_config(BLOCKS_AHEAD_KEY, blocks)

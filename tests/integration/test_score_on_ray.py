@@ -223,6 +223,17 @@ def test_a_unit_that_kills_its_process_is_set_aside_and_the_rest_is_there(
     assert verify(str(output), deep=True).holds
 
 
+def slow(actor: type) -> type:
+    """An actor that takes its time; defined here, so that Ray ships it by value."""
+
+    class ScoreActor(actor):  # type: ignore[misc]
+        def __call__(self, block: pa.Table) -> pa.Table:
+            time.sleep(0.4)
+            return super().__call__(block)
+
+    return ScoreActor
+
+
 def deadly(actor: type) -> type:
     """An actor that dies over a text with `~`; defined here, so that Ray ships it by value."""
 
@@ -275,6 +286,41 @@ def test_a_stopped_run_finishes_what_is_in_flight_and_goes_on(
     on_ray(job)
     assert set(stopped) < set(parts_of(output))
     assert_same(rows_of(output), expected)
+
+
+def test_parts_are_committed_while_most_of_the_corpus_is_unread(
+    ray_local: Any,
+    make_job: Callable[..., ScoreJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corpus, output, reads = tmp_path / "corpus", tmp_path / "out", tmp_path / "reads"
+    corpus.mkdir()
+    documents = synthetic.documents(300, seed=1).select(["id", "text"])
+    pq.write_table(documents, corpus / "groups.parquet", row_group_size=5)
+    from ray_mlc.runtime import ray_data
+
+    def watched(step: Any, units: Any, reporter: Any) -> Callable[[], list[pa.Table]]:
+        read = real(step, units, reporter)
+
+        def watching() -> list[pa.Table]:
+            written = sum(1 for _ in output.glob("*/*.parquet"))
+            with reads.open("a") as stream:
+                stream.write(f"{written}\n")
+            return read()
+
+        return watching
+
+    real = ray_data._reader
+    monkeypatch.setattr(ray_data, "_reader", watched)
+    monkeypatch.setattr(ray_data, "ScoreActor", slow(ray_data.ScoreActor))
+    # Ray Data's own rule leaves writing nothing of what such actors leave
+    settings = ("actors.count=2", "actors.cpus=1.6", "units.rows=5", "output.keep=[id]")
+    on_ray(make_job(corpus, output, *settings))
+    written = [int(line) for line in reads.read_text().splitlines()]
+    assert written[0] == 0
+    # before each read what was read before is there, but for what is on its way
+    assert written[-1] > 30, written
 
 
 @pytest.mark.slow
