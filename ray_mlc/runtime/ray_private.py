@@ -6,7 +6,6 @@ from typing import Any
 
 import ray
 from ray.data import DataContext, Dataset
-from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES,
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
@@ -46,16 +45,6 @@ def map_whole_blocks(data: Dataset, function: Any, **options: Any) -> Dataset:
     return data.map_batches_internal(
         function, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **options
     )
-
-
-def set_scheduling_wait(seconds: float) -> None:
-    """How long Ray Data's loop waits at most for all tasks in flight before it starts others.
-
-    It starts tasks only between two such waits, a tenth of a second each by default, and so few a
-    second where tasks are short. A loop without waits takes CPU of its own; see `Pace`.
-    """
-    check_version()
-    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = seconds
 
 
 class BlocksAhead(BackpressurePolicy):  # type: ignore[misc]
