@@ -160,7 +160,9 @@ def main() -> None:
                 found = run([*script, str(output), str(asked.cut)], output)
                 found |= {"tokens_per_s": few_tokens / found["seconds"], "documents": len(few)}
                 results.setdefault(peer, []).append(found)
-            print(f"turn {turn + 1} of {asked.repeats}", file=sys.stderr, flush=True)
+            last = {system: round(runs[-1]["tokens_per_s"]) for system, runs in results.items()}
+            talk = f"turn {turn + 1} of {asked.repeats}: bare {bare[-1]:.0f}, {last}"
+            print(talk, file=sys.stderr, flush=True)
     ours = [item["tokens_per_s"] for item in results["ray_mlc"]]
     for system, runs in results.items():
         speeds = [item["tokens_per_s"] for item in runs]
