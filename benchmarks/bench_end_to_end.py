@@ -55,7 +55,8 @@ class Watcher:
     """Memory of a process tree, and the moment of its first output, while the block runs."""
 
     def __init__(self, pid: int, output: Path) -> None:
-        self.peak_bytes, self.first_s = 0, None
+        self.peak_bytes = self.peak_process_bytes = self.peak_driver_bytes = 0
+        self.first_s: float | None = None
         self._process, self._output, self._started = psutil.Process(pid), output, time.monotonic()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -73,13 +74,15 @@ class Watcher:
                 tree = [self._process, *self._process.children(recursive=True)]
             except psutil.Error:
                 continue
-            total = 0
+            sizes = []
             for process in tree:
                 try:
-                    total += process.memory_full_info().uss
+                    sizes.append(process.memory_full_info().uss)
                 except (psutil.Error, OSError):
-                    continue
-            self.peak_bytes = max(self.peak_bytes, total)
+                    sizes.append(0)
+            self.peak_bytes = max(self.peak_bytes, sum(sizes))
+            self.peak_process_bytes = max(self.peak_process_bytes, *sizes)
+            self.peak_driver_bytes = max(self.peak_driver_bytes, sizes[0])
 
     def close(self) -> None:
         """Stop looking."""
@@ -101,7 +104,13 @@ def run(words: Sequence[str], output: Path) -> dict[str, Any]:
         if code:
             talk.seek(0)
             sys.exit(f"{' '.join(words)}: exit code {code}\n{talk.read().decode()[-3000:]}")
-    return {"seconds": seconds, "first_s": watcher.first_s, "peak_mb": watcher.peak_bytes / 2**20}
+    return {
+        "seconds": seconds,
+        "first_s": watcher.first_s,
+        "peak_mb": watcher.peak_bytes / 2**20,
+        "peak_process_mb": watcher.peak_process_bytes / 2**20,
+        "peak_driver_mb": watcher.peak_driver_bytes / 2**20,
+    }
 
 
 def tokens_of(texts: Sequence[str], model: str, cut: int) -> int:

@@ -1,21 +1,23 @@
 """What a unit costs on Ray besides its scoring: an actor that scores nothing, many units.
 
-    python benchmarks/bench_overhead.py --units 10000 [--rows 1] [--output FILE]
+    python benchmarks/bench_overhead.py --units 10000 [--rows 1] [--nodes 4] [--output FILE]
 
 Reading, the way through Ray, and the commit of a part per unit are all real; only the model is
 absent: the actor fills in constants. One JSON line: milliseconds per unit, the first commit, the
-driver's CPU share, and how much of it one process takes for the same units without Ray.
+driver's CPU share, and how much of it one process takes for the same units without Ray. With
+`--nodes`, the Ray is a `Cluster` of that many nodes of two logical CPUs each, all on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.runtime import local, ray_data
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
+from ray_mlc.runtime.session import set_environment
 from ray_mlc.scoring.score import score_block, tokenize_block
 from ray_mlc.scoring.verify import verify
 
@@ -90,11 +93,11 @@ def empty_actor() -> type:
     return ScoreActor
 
 
-def job_for(folder: Path, output: str, rows: int) -> ScoreJob:
+def job_for(folder: Path, output: str, rows: int, actors: int) -> ScoreJob:
     """Units of so many rows."""
     options = {"model": str(folder / "model"), "input": str(folder / "in")}
     settings = [f"units.rows={rows}", "engine.dtype=float32", "batching.max_batch_tokens=4096"]
-    settings += ["actors.count=2", "actors.cpus=0.5"]
+    settings += [f"actors.count={actors}", "actors.cpus=0.5"]
     return load_job(
         ScoreJob, options={**options, "output": str(folder / output)}, overrides=settings
     )
@@ -111,13 +114,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--units", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=1, help="rows of a unit")
+    parser.add_argument("--nodes", type=int, help="worker nodes; default: Ray as users start it")
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         write(folder, asked.units, asked.rows)
         local_s = one_process(folder, asked)
-        line = on_ray(folder, asked)
+        with cluster(asked.nodes):
+            line = on_ray(folder, asked)
     line["local_ms_per_unit"] = round(local_s / asked.units * 1000, 2)
     print(json.dumps(line))
     if asked.output:
@@ -157,15 +162,35 @@ def one_process(folder: Path, asked: argparse.Namespace) -> float:
     backend: Any = local.LocalBackend()
     backend.resolve = lambda *_: ENGINE
     started = time.monotonic()
-    score(job_for(folder, "out-local", asked.rows), backend, Display(quiet=True))
+    score(job_for(folder, "out-local", asked.rows, 2), backend, Display(quiet=True))
     local.ScoreStep = real  # type: ignore[misc]
     return time.monotonic() - started
+
+
+@contextmanager
+def cluster(nodes: int | None) -> Iterator[None]:
+    """A cluster of so many nodes for the block, found by `RAY_ADDRESS`; None: no such thing."""
+    if nodes is None:
+        yield
+        return
+    set_environment()
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(nodes):
+        started.add_node(num_cpus=2)
+    started.wait_for_nodes()
+    os.environ["RAY_ADDRESS"] = started.address
+    try:
+        yield
+    finally:
+        started.shutdown()
 
 
 def on_ray(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """The run itself: from the moment that Ray is up."""
     ray_data.ScoreActor = empty_actor()  # type: ignore[misc]
-    job = job_for(folder, "out", asked.rows)
+    job = job_for(folder, "out", asked.rows, 2 * (asked.nodes or 1))
     backend: Any = ray_data.RayBackend(job)
     backend.resolve = lambda *_: ENGINE
     driver = psutil.Process()
@@ -185,6 +210,8 @@ def on_ray(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     used = after.user + after.system - before.user - before.system
     return {
         "units": asked.units,
+        "nodes": asked.nodes or 1,
+        "actors": 2 * (asked.nodes or 1),
         "rows_per_unit": asked.rows,
         "seconds": round(seconds, 1),
         "ms_per_unit": round(seconds / asked.units * 1000, 2),

@@ -33,6 +33,13 @@ from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.training.examples import read_examples
 
 SIZES = {
+    # for what costs nothing of the model: growth, storage, Ray
+    "tiny": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+    },
     "bert-base": {
         "hidden_size": 768,
         "num_hidden_layers": 12,
