@@ -26,7 +26,7 @@ slow: $(VENV)/.ready-test
 
 # the short form, on synthetic texts: under ten minutes; benchmarks/README.md has the long one
 BENCH ?= build/bench-$(shell date +%F).jsonl
-bench: $(VENV)/.ready-test
+bench: $(VENV)/.ready-bench
 	$(BIN)/python benchmarks/short.py $(BENCH)
 
 # an hour or two; run again to go on where it was stopped
@@ -47,6 +47,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.ready-test: $(VENV)/.ready
 	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready-test
+	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]'
 	touch $@
 
 clean:

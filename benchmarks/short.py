@@ -42,6 +42,11 @@ def main() -> None:
         run("bench_overhead.py", "--units", "1000", "--output", str(output))
         sizes = ["--documents", str(DOCUMENTS), "--peer-documents", "200", "--repeats", "2"]
         run("bench_end_to_end.py", *told, "--corpus", str(corpus), "--bare", "1000", *sizes)
+        few = ["--documents", "1000,4000", "--output", str(output)]
+        run("bench_growth.py", "--model", str(model), "--corpus", str(corpus), *few)
+        train = str(folder / "train.parquet")
+        sets = ["--train", train, "--validation", train, "--rows", "400", "--max-tokens", "128"]
+        run("bench_training.py", "--encoder", str(model), *sets, "--repeats", "2", *told[2:])
         run("bench_latency.py", "--output", str(output))
     print(f"{output}: a line for each point")
 
