@@ -175,13 +175,16 @@ class EngineConfig(Section):
     name: Literal["auto", "torch", "openvino"] = "auto"
     """Library that runs the encoder; `auto`: the fastest on documents of the corpus, of those that
     are installed and hold on the canaries."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: bfloat16 where the hardware has it and the canaries hold, else float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """`auto`: bfloat16 where the hardware has it and the canaries hold, else float32. `int8` is
+    never chosen by itself: it is what `ray-mlc quantize` made of the model and has measured."""
 
     @model_validator(mode="after")
     def _possible(self) -> EngineConfig:
         if self.name == "openvino" and self.dtype == "float16":
-            raise ValueError("dtype is float16, expected float32 or bfloat16 with name: openvino")
+            raise ValueError("dtype is float16, expected another one with name: openvino")
+        if self.name == "torch" and self.dtype == "int8":
+            raise ValueError("dtype is int8, which only name: openvino (or auto) runs")
         return self
 
 

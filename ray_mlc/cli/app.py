@@ -209,7 +209,9 @@ def evaluate(
     examples: Annotated[list[str], typer.Argument(help="Examples: Parquet, CSV or JSONL.")],
     text: Text = "text",
     labels: Labels = "labels",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")
+    ] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     output: Annotated[
         Path | None,
@@ -241,11 +243,61 @@ def evaluate(
 
 
 @app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Model folder.")],
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(help="Examples to calibrate with; default: what it was trained on."),
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(help="Examples to compare on; default: what it was validated on."),
+    ] = None,
+    text: Text = "text",
+    labels: Labels = "labels",
+    documents: Annotated[int, typer.Option(min=8, help="Documents to calibrate with.")] = 300,
+    max_flips: Annotated[
+        float,
+        typer.Option(min=0, help="Labels that may change, as a share of those that float32 gives."),
+    ] = 0.05,
+    max_loss: Annotated[float, typer.Option(min=0, help="Micro-F1 that it may cost.")] = 0.005,
+    seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add an int8 form for CPUs to a model folder, if it agrees with float32."""
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.quantize import quantize_model
+
+    info = quantize_model(
+        model,
+        calibration=calibration or [],
+        validation=validation or [],
+        text=text,
+        labels=_columns(labels),
+        documents=documents,
+        max_flips=max_flips,
+        max_loss=max_loss,
+        seed=seed,
+        display=Display(quiet=quiet),
+    )
+    if json:
+        _print_json(info)
+        return
+    from ray_mlc.model.engines.int8 import Agreement
+
+    typer.echo(f"{model}: {Agreement.model_validate(info['agreement'])}")
+    typer.echo("use it with --dtype int8, or --set engine.dtype=int8")
+
+
+@app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
     texts: Annotated[list[str], typer.Argument(help="Texts; - reads one per line from stdin.")],
     top: Annotated[int, typer.Option(min=1, help="Scores shown per text.")] = 10,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")
+    ] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     json: Json = False,
 ) -> None:

@@ -23,13 +23,15 @@ from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import Storage, open_storage
 from ray_mlc.training.examples import annotated_rows, read_examples
 
+DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
+
 
 def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
     """A classifier in this process.
 
     Args:
         folder: The model.
-        dtype: `float32`, `bfloat16`, `float16` or `auto`.
+        dtype: `float32`, `bfloat16`, `float16`, `int8` or `auto`.
         device: `cpu`, `cuda` or `auto`.
 
     Raises:
@@ -40,8 +42,8 @@ def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
 
     if device not in ("cpu", "cuda", "auto"):
         raise ConfigError(f"--device is {device!r}, expected cpu, cuda or auto")
-    if dtype not in ("float32", "bfloat16", "float16", "auto"):
-        raise ConfigError(f"--dtype is {dtype!r}, expected float32, bfloat16, float16 or auto")
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     engine = EngineConfig(dtype=dtype)  # type: ignore[arg-type]
     resolved = resolve(folder, engine, BatchingConfig(), cuda=cuda, max_tokens=None)

@@ -73,7 +73,7 @@ def test_a_model_is_converted_once_however_many_ask(
     monkeypatch.setattr(openvino_convert, "convert", convert)
     with ThreadPoolExecutor(8) as pool:
         paths = list(
-            pool.map(lambda _: openvino_engine._converted(model.path, model.digest), range(8))
+            pool.map(lambda _: openvino_engine.converted(model.path, model.digest), range(8))
         )
     assert len(calls) == 1
     assert len(set(paths)) == 1

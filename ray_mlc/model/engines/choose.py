@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.canaries import check_canaries, record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.encoder import load_config, max_positions
+from ray_mlc.model.engines.int8 import FOLDER as INT8_FOLDER
+from ray_mlc.model.engines.int8 import read_int8
 from ray_mlc.model.engines.protocol import Engine
 from ray_mlc.model.engines.race import best_budget, probe_budget, race
 from ray_mlc.model.folder import Canaries, ModelFolder
@@ -69,6 +72,8 @@ class ResolvedEngine(Section):
     """Padded tokens per forward pass."""
     max_tokens: int
     """Tokens kept per document."""
+    weights: str | None = None
+    """SHA-256 over the files of the quantized model; null: the engine runs the model's own."""
     canaries: str = Field(default="")
     """How the engine compares with the recorded scores."""
     documents_per_s: float | None = None
@@ -127,6 +132,13 @@ def resolve(
             f"batching.max_batch_tokens is {budget}, expected at least max_tokens "
             f"({tokenizer.max_tokens}): the longest document must fit into a batch"
         )
+    weights = None
+    if engine.dtype == "int8":
+        if cuda:
+            raise ModelError(
+                "engine.dtype is int8, which runs on CPUs, but actors have GPUs: set actors.gpus=0"
+            )
+        weights = read_int8(folder).weights
     canaries = reference_canaries(folder, tokenizer, threads=threads)
     trials: list[Trial] = []
     for dtype in [engine.dtype] if engine.dtype != "auto" else _auto_dtypes(device):
@@ -140,6 +152,7 @@ def resolve(
                 packed=packed,
                 max_batch_tokens=budget,
                 max_tokens=tokenizer.max_tokens,
+                weights=weights,
             )
             try:
                 loaded, verdict = _try(folder, chosen, tokenizer, canaries, threads)
@@ -184,6 +197,7 @@ def _try(
     """Load a candidate and check it: the engine if it may be used, and why or why not."""
     thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
     classifier = _load(folder, chosen, tokenizer, threads)
+    canaries = _of_precision(canaries, folder, chosen)
     report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
     if report.holds:
         return classifier.engine, str(report)
@@ -269,6 +283,7 @@ def load_classifier(
     canaries = folder.canaries()
     if canaries is not None:
         thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+        canaries = _of_precision(canaries, folder, resolved)
         report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
         if not report.holds:
             raise ModelError(
@@ -307,11 +322,39 @@ def reference_canaries(
     return record_canaries(_load(folder, exact, tokenizer, threads))
 
 
+def _of_precision(canaries: Canaries, folder: ModelFolder, resolved: ResolvedEngine) -> Canaries:
+    """The canaries with the scores to reproduce: int8 has scores of its own, measured before."""
+    if resolved.dtype != "int8":
+        return canaries
+    return Canaries(texts=canaries.texts, scores=read_int8(folder).canary_scores)
+
+
+def load_int8_engine(place: Path, *, pad_id: int, threads: int | None) -> Engine:
+    """The engine of a quantized model, in the model folder or not there yet.
+
+    Raises:
+        ModelError: If OpenVINO is not installed, or cannot compile it.
+    """
+    from ray_mlc.model.engines.openvino_engine import MODEL_FILE, OpenVinoEngine
+
+    path = place / MODEL_FILE
+    return OpenVinoEngine.of_file(path, pad_id=pad_id, dtype="int8", threads=threads)
+
+
 def _load(
     folder: ModelFolder, resolved: ResolvedEngine, tokenizer: Tokenizer, threads: int | None
 ) -> Classifier:
     engine: Engine
-    if resolved.name == "openvino":
+    if resolved.dtype == "int8":
+        weights = read_int8(folder).weights
+        if weights != resolved.weights:
+            raise ModelError(
+                f"{folder.name}: was quantized again since this run began: its scores would not be "
+                "of one model: start a new output"
+            )
+        place = folder.path / INT8_FOLDER
+        engine = load_int8_engine(place, pad_id=tokenizer.pad_id, threads=threads)
+    elif resolved.name == "openvino":
         from ray_mlc.model.engines.openvino_engine import OpenVinoEngine
 
         engine = OpenVinoEngine.load(
@@ -343,6 +386,8 @@ def _candidates(asked: str, device: str, dtype: str) -> list[tuple[str, bool]]:
     if device == "cuda":
         # the varlen kernels know no float32
         return [("torch", True), ("torch", False)] if dtype != "float32" else [("torch", False)]
+    if dtype == "int8":
+        return [("openvino", False)]
     if asked != "auto":
         return [(asked, False)]
     if dtype == "bfloat16":

@@ -24,7 +24,13 @@ from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.cache import cache_folder, cache_name
 from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
 
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+PRECISIONS = {
+    "float32": "f32",
+    "bfloat16": "bf16",
+    # what is not quantized; the rest says itself what it is
+    "int8": "f32",
+}
+"""OpenVINO's names."""
 MODEL_FILE = "openvino_model.xml"
 INSTALL = (
     "install the extra with `pip install 'ray-mlc[openvino]'`, or set engine.name=torch for a new "
@@ -49,7 +55,7 @@ class OpenVinoEngine:
         Args:
             compiled: `openvino.CompiledModel`.
             pad_id: Token id to pad with.
-            dtype: `float32` or `bfloat16`, as it was compiled.
+            dtype: `float32`, `bfloat16` or `int8`, as it was compiled.
         """
         self.dtype = dtype
         self._pad_id = pad_id
@@ -73,6 +79,22 @@ class OpenVinoEngine:
         """
         if not available():
             raise ModelError(f"engine openvino: OpenVINO is not installed here: {INSTALL}")
+        try:
+            path = converted(folder, digest)
+        except OSError as error:
+            raise ModelError(
+                f"{folder}: the converted model cannot be kept in {cache_name()} "
+                f"({first_line(error)}): set XDG_CACHE_HOME, or engine.name=torch"
+            ) from None
+        return cls.of_file(path, pad_id=pad_id, dtype=dtype, threads=threads)
+
+    @classmethod
+    def of_file(cls, path: Path, *, pad_id: int, dtype: str, threads: int | None) -> OpenVinoEngine:
+        """Compile a model in OpenVINO's form; arguments as for `load`.
+
+        Raises:
+            ModelError: If OpenVINO is not installed, or cannot compile it.
+        """
         core = import_openvino().Core()
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
@@ -82,17 +104,10 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            path = _converted(folder, digest)
-        except OSError as error:
-            raise ModelError(
-                f"{folder}: the converted model cannot be kept in {cache_name()} "
-                f"({first_line(error)}): set XDG_CACHE_HOME, or engine.name=torch"
-            ) from None
-        try:
             compiled = core.compile_model(str(path), "CPU", options)
         except RuntimeError as error:
             raise ModelError(
-                f"{folder}: OpenVINO cannot compile the model ({first_line(error)}): set "
+                f"{path.parent}: OpenVINO cannot compile the model ({first_line(error)}): set "
                 "engine.name=torch"
             ) from None
         return cls(compiled, pad_id=pad_id, dtype=dtype)
@@ -127,7 +142,7 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _converted(folder: Path, digest: str) -> Path:
+def converted(folder: Path, digest: str) -> Path:
     """The model in OpenVINO's form, made if it is not there; processes wait for one another."""
     from filelock import FileLock
 

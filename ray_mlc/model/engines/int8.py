@@ -1,0 +1,213 @@
+"""Weights and activations of eight bits on CPU: made once, on request, and measured before use.
+
+The ranges of activations come from documents like those that the model was trained on
+(post-training quantization by NNCF, with SmoothQuant: Xiao et al. 2022). What comes out lies in the
+model folder with the figures of its agreement with float32, because these hold for those bytes
+alone; runs record their digest, and other bytes are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from ray_mlc.config import Section
+from ray_mlc.errors import ModelError, first_line
+from ray_mlc.model.engines.openvino_engine import MODEL_FILE, converted, import_openvino
+from ray_mlc.model.engines.protocol import pad
+from ray_mlc.model.folder import ModelFolder
+from ray_mlc.model.tokenization import Ragged
+
+FOLDER = "int8"
+"""Folder of the quantized model in the model folder."""
+INFO_FILE = "int8.json"
+SCHEMA_VERSION = 1
+INSTALL = "pip install 'ray-mlc[int8]'"
+
+
+class Agreement(Section):
+    """How often, and at what price, eight bits decide otherwise than float32."""
+
+    documents: int
+    """Annotated documents that both scored."""
+    flips: float
+    """Share of their labels that come out differently, of all N × L."""
+    flips_of_given: float
+    """The same count over the labels that float32 gives: it does not shrink with rare labels."""
+    max_difference: float
+    """Largest difference of a score."""
+    f1_micro: float
+    """Micro-F1 of eight bits."""
+    f1_micro_float32: float
+    """Micro-F1 of float32."""
+
+    @property
+    def loss(self) -> float:
+        """Micro-F1 that eight bits cost; negative if they gain some."""
+        return self.f1_micro_float32 - self.f1_micro
+
+    def __str__(self) -> str:
+        return (
+            f"on {self.documents:,} documents {self.flips_of_given:.1%} as many labels come out "
+            f"differently as float32 gives ({self.flips:.2%} of all cells), micro-F1 is "
+            f"{self.f1_micro:.4f} instead of {self.f1_micro_float32:.4f}"
+        )
+
+
+class Int8Info(Section):
+    """`int8/int8.json`: what was made of which model, from what, and how well it agrees."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    """Digest of the model folder."""
+    weights: str
+    """SHA-256 over the quantized model's files."""
+    calibration: list[str]
+    """Examples whose texts gave the ranges of activations."""
+    calibration_documents: int
+    validation: list[str]
+    """Examples on which the agreement was measured."""
+    agreement: Agreement
+    canary_scores: list[list[float]]
+    """Scores of the model folder's canaries, one list of L each: what every actor reproduces."""
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model that is not in its place yet."""
+
+    folder: Path
+    """Scratch folder with its files."""
+    weights: str
+    """SHA-256 over them."""
+
+
+def quantize(
+    folder: ModelFolder, ids: Ragged, *, pad_id: int, progress: Callable[[int], None]
+) -> Quantized:
+    """Quantize a model in a scratch folder beside its place; see `install` and `discard`.
+
+    Args:
+        folder: The model.
+        ids: Documents that are like those it was trained on.
+        pad_id: Token id to pad with.
+        progress: Called with the number of documents that have been through the model.
+
+    Raises:
+        ModelError: If NNCF or OpenVINO is not installed, or cannot do it.
+    """
+    nncf = _import_nncf()
+    openvino = import_openvino()
+    core = openvino.Core()
+    model = core.read_model(str(converted(folder.path, folder.digest)))
+
+    def inputs(index: int) -> list[NDArray[np.int64]]:
+        progress(1)
+        return list(pad(ids.rows(np.array([index])), pad_id))
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it shows bars of its own
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset(range(len(ids)), inputs),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(ids),
+            )
+    except Exception as error:  # whatever it raises over a foreign model
+        raise ModelError(
+            f"{folder.name}: cannot be quantized to int8 ({first_line(error)})"
+        ) from None
+    scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=folder.path))
+    try:
+        openvino.save_model(quantized, str(scratch / MODEL_FILE), compress_to_fp16=False)
+        return Quantized(scratch, _weights_digest(scratch))
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def install(quantized: Quantized, info: Int8Info, folder: ModelFolder) -> None:
+    """Put a quantized model in its place in the model folder, with what is known of it."""
+    text = json.dumps(info.model_dump(mode="json"), indent=1)
+    (quantized.folder / INFO_FILE).write_text(text, encoding="utf-8")
+    target = folder.path / FOLDER
+    shutil.rmtree(target, ignore_errors=True)
+    quantized.folder.chmod(0o755)  # a scratch folder is its maker's alone
+    quantized.folder.rename(target)
+
+
+def discard(quantized: Quantized) -> None:
+    """Remove a quantized model that does not agree."""
+    shutil.rmtree(quantized.folder, ignore_errors=True)
+
+
+def read_int8(folder: ModelFolder) -> Int8Info:
+    """What the model folder says of its quantized form, checked against the files.
+
+    Raises:
+        ModelError: If there is none, it is of another model, or its files are not those measured.
+    """
+    remedy = f"run `ray-mlc quantize {folder.name}`"
+    place = folder.path / FOLDER
+    try:
+        info = Int8Info.model_validate_json((place / INFO_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder.name}: has no int8 form: {remedy}") from None
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise ModelError(
+            f"{folder.name}: {FOLDER}/{INFO_FILE} is damaged ({first_line(error)}): {remedy}"
+        ) from None
+    if info.model != folder.digest:
+        raise ModelError(f"{folder.name}: its int8 form is of other weights: {remedy}")
+    if info.weights != _weights_digest(place):
+        raise ModelError(f"{folder.name}: the files in {FOLDER} are damaged: {remedy}")
+    return info
+
+
+def _weights_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in (MODEL_FILE, Path(MODEL_FILE).with_suffix(".bin").name):
+        try:
+            with (folder / name).open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise ModelError(f"{folder / name}: cannot be read ({first_line(error)})") from None
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what quantizes."""
+    return {name: version(name) for name in ("nncf", "openvino")}
+
+
+def _import_nncf() -> Any:
+    """The library, without the part that reports its use to its makers.
+
+    Raises:
+        ModelError: If it is not installed, or cannot be loaded.
+    """
+    if find_spec("nncf") is None or find_spec("openvino") is None:
+        raise ModelError(f"NNCF, which quantizes, is not installed here: {INSTALL}")
+    import_openvino()  # without its reports, and so without those of NNCF
+    try:
+        import nncf
+    except ImportError as error:
+        raise ModelError(f"NNCF cannot be loaded here ({first_line(error)}): {INSTALL}") from None
+    nncf.set_log_level(logging.ERROR)
+    return nncf

@@ -1,0 +1,182 @@
+"""Quantize a model to int8, measure what that changes, and keep it only if that is little."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_mlc.errors import ConfigError, GateError, ModelError
+from ray_mlc.evaluation.evaluate import evaluate_scores_at
+from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.decisions import decide
+from ray_mlc.model.engines import int8
+from ray_mlc.model.engines.choose import (
+    CPU_BATCH_TOKENS,
+    ResolvedEngine,
+    load_classifier,
+    load_int8_engine,
+    load_tokenizer,
+    reference_canaries,
+)
+from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime.progress import Display
+from ray_mlc.storage import local_path
+from ray_mlc.training.examples import annotated_rows, read_examples
+
+
+def quantize_model(
+    model: str,
+    *,
+    calibration: Sequence[str],
+    validation: Sequence[str],
+    text: str,
+    labels: str | Sequence[str],
+    documents: int,
+    max_flips: float,
+    max_loss: float,
+    seed: int,
+    display: Display,
+) -> dict[str, Any]:
+    """Add the int8 form of a model to its folder, if it agrees with float32.
+
+    Args:
+        model: Model folder.
+        calibration: Examples whose texts give the ranges of activations; none: those that the model
+            was trained on.
+        validation: Examples on which the agreement is measured, none of them used for calibration;
+            none: those that the model was validated on.
+        text: Column, or template, of the text.
+        labels: Column or columns of the labels.
+        documents: Documents to calibrate with; at most `8 x documents` are compared.
+        max_flips: Labels that may come out differently, as a share of those that float32 gives.
+        max_loss: Largest loss of micro-F1.
+        seed: Of the choice of documents.
+        display: Told about progress.
+
+    Returns:
+        What `int8.json` holds.
+
+    Raises:
+        GateError: If it does not agree; nothing is kept then.
+        ModelError: If the folder cannot be written, or the model cannot be quantized.
+    """
+    folder = open_model(model)
+    path = local_path(model)
+    if path is None or path != folder.path:
+        raise ModelError(f"{model}: its int8 form is written beside it: name a local folder")
+    calibration = list(calibration) or _recorded(folder, "train", "--calibration")
+    validation = list(validation) or _recorded(folder, "validation", "--validation")
+    if set(map(_absolute, calibration)) & set(map(_absolute, validation)):
+        raise ConfigError("--validation: names examples that are calibrated with, too")
+    data = read_examples(calibration, text=text, labels=labels, label_set=folder.label_set)
+    held_out = read_examples(validation, text=text, labels=labels, label_set=folder.label_set)
+    if len(held_out.label_set) > len(folder.label_set):
+        raise ModelError(
+            f"{validation[0]}: has label {held_out.label_set.names[len(folder.label_set)]!r}, "
+            "which the model does not know"
+        )
+    held_out = annotated_rows(held_out, validation[0])
+    held_out = held_out.take(_some(len(held_out), 8 * documents, seed))
+    drawn = data.texts.take(_some(len(data), 2 * documents, seed)).to_pylist()
+    texts = [document for document in drawn if document and document.strip()][:documents]
+    tokenizer = load_tokenizer(folder, max_tokens=folder.max_tokens)
+    # how often it goes through them is NNCF's affair
+    with display.stage("calibrate", None, "examples") as stage:
+        made = int8.quantize(
+            folder, tokenizer.encode(texts), pad_id=tokenizer.pad_id, progress=stage.advance
+        )
+    try:
+        budget = max(CPU_BATCH_TOKENS, tokenizer.max_tokens)
+        engine = load_int8_engine(made.folder, pad_id=tokenizer.pad_id, threads=None)
+        eight = Classifier(folder.label_set, tokenizer, engine, budget)
+        exact = load_classifier(
+            folder,
+            ResolvedEngine(
+                name="torch",
+                device="cpu",
+                dtype="float32",
+                max_batch_tokens=budget,
+                max_tokens=tokenizer.max_tokens,
+            ),
+        )
+        scores = []
+        with display.stage("compare", 2 * len(held_out), "examples") as stage:
+            for classifier in (exact, eight):
+                documents_seen = held_out.texts.to_pylist()
+                scores.append(classifier.predict_proba(documents_seen, progress=stage.advance))
+        if not np.isfinite(scores[1]).all():
+            raise GateError(f"{model}: int8 gives scores that are not finite; nothing is kept")
+        thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+        found = agreement(held_out.targets_NL(), scores[0], scores[1], thresholds_L)
+        if found.flips_of_given > max_flips or found.loss > max_loss:
+            raise GateError(
+                f"{model}: int8 does not agree with float32: {found}; the limits are "
+                f"{max_flips:.2%} (--max-flips) and a loss of {max_loss:g} (--max-loss); nothing "
+                "is kept"
+            )
+        canaries = reference_canaries(folder, tokenizer)
+        info = int8.Int8Info(
+            model=folder.digest,
+            weights=made.weights,
+            calibration=[_absolute(path) for path in calibration],
+            calibration_documents=len(texts),
+            validation=[_absolute(path) for path in validation],
+            agreement=found,
+            canary_scores=eight.predict_proba(canaries.texts).astype(float).tolist(),
+            versions=int8.versions(),
+        )
+        int8.install(made, info, folder)
+    finally:
+        int8.discard(made)
+    return info.model_dump(mode="json")
+
+
+def agreement(
+    targets_NL: NDArray[np.float32],
+    exact_NL: NDArray[np.float32],
+    scores_NL: NDArray[np.float32],
+    thresholds_L: NDArray[np.float32],
+) -> int8.Agreement:
+    """Compare scores with those of float32, on annotated documents.
+
+    Args:
+        targets_NL: 0, 1, or NaN where nobody annotated.
+        exact_NL: Scores in float32.
+        scores_NL: Scores in int8.
+        thresholds_L: Threshold of each label.
+    """
+    expected, given = decide(exact_NL, thresholds_L), decide(scores_NL, thresholds_L)
+    flips = int((expected != given).sum())
+    f1 = [
+        evaluate_scores_at(targets_NL, scores, thresholds_L)["f1_micro"] or 0.0
+        for scores in (scores_NL, exact_NL)
+    ]
+    return int8.Agreement(
+        documents=len(targets_NL),
+        flips=flips / max(1, expected.size),
+        flips_of_given=flips / max(1, int(expected.sum())),
+        max_difference=float(np.abs(scores_NL - exact_NL).max(initial=0)),
+        f1_micro=f1[0],
+        f1_micro_float32=f1[1],
+    )
+
+
+def _recorded(folder: ModelFolder, kind: str, option: str) -> list[str]:
+    """Examples that the model folder names."""
+    recorded = folder.info.training.get(kind)
+    if not recorded:
+        raise ConfigError(f"{folder.name}: does not say what it was trained on: give {option}")
+    return [recorded] if isinstance(recorded, str) else list(recorded)
+
+
+def _absolute(path: str) -> str:
+    local = local_path(path)
+    return str(local.absolute()) if local is not None else path
+
+
+def _some(count: int, most: int, seed: int) -> NDArray[np.intp]:
+    """Rows drawn at random, in their order."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
