@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -86,31 +87,32 @@ class Classifier:
             max_batch_tokens=self.max_batch_tokens,
             batch_cost=BATCH_COST[self.engine.device],
         )[::-1]
-        while todo:
-            batch = todo.pop()
-            half = len(batch) // 2
-            padded = len(batch) * int(lengths_N[batch].max())
-            if half and padded > self.max_batch_tokens:  # planned before memory ran out
-                todo += [batch[half:], batch[:half]]
-                continue
+        begun: deque[tuple[NDArray[np.intp], Callable[[], NDArray[np.float32]]]] = deque()
+        fetch: Callable[[], NDArray[np.float32]] | None
+        while todo or begun:
+            if todo and len(begun) < self.engine.depth:
+                batch = todo.pop()
+                half = len(batch) // 2
+                padded = len(batch) * int(lengths_N[batch].max())
+                if half and padded > self.max_batch_tokens:  # planned before memory ran out
+                    todo += [batch[half:], batch[:half]]
+                    continue
+                fetch = None
+            else:
+                batch, fetch = begun.popleft()
             try:
-                logits_BL = self.engine.logits(ragged.rows(batch))
+                if fetch is None:
+                    begun.append((batch, self.engine.begin(ragged.rows(batch))))
+                    continue
+                logits_BL = fetch()
             except OutOfMemoryError:
-                if not half:
-                    raise RayMlcError(
-                        f"a document of {padded} tokens alone exceeds the memory of the "
-                        f"{self.engine.device}: lower long.max_tokens"
-                    ) from None
-                todo += [batch[half:], batch[:half]]
-                # the longest document of a later block must still fit
-                self.max_batch_tokens = max(padded // 2, self.tokenizer.max_tokens)
-                log.warning("out of memory: max_batch_tokens is %d now", self.max_batch_tokens)
+                todo += self._halves(batch, lengths_N)
                 continue
             except Exception as error:
                 if fault is None:
                     raise
-                if half:
-                    todo += [batch[half:], batch[:half]]
+                if len(batch) > 1:
+                    todo += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
                     continue
                 self._refuse_broken_engine()
                 scores_NL[batch] = np.nan
@@ -118,10 +120,31 @@ class Classifier:
                 continue
             scores_NL[batch] = sigmoid(logits_BL)
             self.stats.real_tokens += int(lengths_N[batch].sum())
-            self.stats.padded_tokens += padded
+            self.stats.padded_tokens += len(batch) * int(lengths_N[batch].max())
             if progress is not None:
                 progress(len(batch))
         return scores_NL
+
+    def _halves(
+        self, batch: NDArray[np.intp], lengths_N: NDArray[np.int64]
+    ) -> list[NDArray[np.intp]]:
+        """What is left to do of a batch that did not fit; later ones are made smaller.
+
+        Raises:
+            RayMlcError: If the batch is a single document.
+        """
+        half, padded = len(batch) // 2, len(batch) * int(lengths_N[batch].max())
+        if not half:
+            raise RayMlcError(
+                f"a document of {padded} tokens alone exceeds the memory of the "
+                f"{self.engine.device}: lower long.max_tokens"
+            ) from None
+        # the longest document of a later block must still fit; of two batches that were on their
+        # way together, the later one must not raise what the first has lowered
+        fits = max(padded // 2, self.tokenizer.max_tokens)
+        self.max_batch_tokens = min(self.max_batch_tokens, fits)
+        log.warning("out of memory: max_batch_tokens is %d now", self.max_batch_tokens)
+        return [batch[half:], batch[:half]]
 
     def _refuse_broken_engine(self) -> None:
         """Tell a document that cannot be scored from an engine that scores nothing any more.

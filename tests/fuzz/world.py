@@ -20,6 +20,7 @@ from ray_mlc.errors import ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import HARMLESS, Classifier
 from ray_mlc.model.engines.choose import ResolvedEngine
+from ray_mlc.model.engines.protocol import OneByOne
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.runtime.interrupt import Stop
@@ -37,7 +38,7 @@ MAX_BATCH_TOKENS = 64
 _MIX_T = np.random.default_rng(0).integers(1, 2**20, size=4096)
 
 
-class HashEngine:
+class HashEngine(OneByOne):
     """Logits that follow from a document's ids; some documents fail, some are not finite."""
 
     name, device, dtype = "double", "cpu", "float32"
@@ -93,7 +94,7 @@ def make_model(folder: Path) -> Path:
     return model
 
 
-class _Flat:
+class _Flat(OneByOne):
     name, device, dtype = "double", "cpu", "float32"
 
     def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ray_mlc.errors import RayMlcError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.encoder import load_classifier_model, output_layer
-from ray_mlc.model.engines.protocol import OutOfMemoryError
+from ray_mlc.model.engines.protocol import OneByOne, OutOfMemoryError
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.tokenization import Ragged, Tokenizer
 
@@ -26,13 +26,18 @@ TEXTS = [*synthetic.documents(40, seed=4)["text"].to_pylist(), "", "a", "図書�
 LABELS = LabelSet(("first", "sum"))
 
 
-class ToyEngine:
-    """Logits that follow from each document alone; runs out of memory above a size."""
+class ToyEngine(OneByOne):
+    """Logits that follow from each document alone; runs out of memory above a size.
+
+    With a depth, batches are begun before others are fetched, as on a GPU; `early` ones fail when
+    they are begun, others when they are fetched.
+    """
 
     name, device, dtype = "toy", "cpu", "float32"
 
-    def __init__(self, *, memory: int = 10**9) -> None:
-        self.memory = memory
+    def __init__(self, *, memory: int = 10**9, depth: int = 1, early: bool = False) -> None:
+        self.memory, self.depth, self.early = memory, depth, early
+        self.flying = self.most_flying = 0
         self.scored: list[int] = []
         self.failures = 0
 
@@ -42,6 +47,18 @@ class ToyEngine:
             raise OutOfMemoryError("too large")
         self.scored += [int(row[0]) for row in ids]
         return np.array([[row[0], row.sum()] for row in ids], np.float32) / 100
+
+    def begin(self, ids: Sequence[NDArray[np.int32]]) -> Callable[[], NDArray[np.float32]]:
+        fetch = super().begin(ids)
+        result = fetch() if self.early else None
+        self.flying += 1
+        self.most_flying = max(self.most_flying, self.flying)
+
+        def fetched() -> NDArray[np.float32]:
+            self.flying -= 1
+            return fetch() if result is None else result
+
+        return fetched
 
 
 class LongDocuments:
@@ -107,17 +124,21 @@ def test_the_texts_above_have_scores_that_differ(alone_NL: NDArray[np.float32]) 
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=40),
     budget=st.integers(40, 1000),
     memory=st.integers(40, 400),
+    depth=st.integers(1, 3),
+    early=st.booleans(),
 )
 def test_when_memory_runs_out_batches_are_halved_and_each_document_is_scored_once(
-    lengths: list[int], budget: int, memory: int
+    lengths: list[int], budget: int, memory: int, depth: int, early: bool
 ) -> None:
-    engine = ToyEngine(memory=memory)
+    engine = ToyEngine(memory=memory, depth=depth, early=early)
     classifier = toy(engine, budget)
     done: list[int] = []
     with silence():
         scores_NL = classifier.scores(ragged(lengths), progress=done.append)
     assert sorted(engine.scored) == list(range(len(lengths)))
     assert sum(done) == len(lengths)
+    assert engine.flying == 0
+    assert engine.most_flying <= depth
     np.testing.assert_array_equal(scores_NL, toy(ToyEngine(), 10**6).scores(ragged(lengths)))
     assert classifier.stats.real_tokens == sum(lengths)
     assert classifier.stats.padded_tokens >= sum(lengths)
@@ -128,11 +149,13 @@ def test_when_memory_runs_out_batches_are_halved_and_each_document_is_scored_onc
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
     budget=st.integers(40, 2000),
     memory=st.integers(40, 400),
+    depth=st.integers(1, 3),
+    early=st.booleans(),
 )
 def test_the_budget_falls_to_what_fits_and_no_lower(
-    lengths: list[int], budget: int, memory: int
+    lengths: list[int], budget: int, memory: int, depth: int, early: bool
 ) -> None:
-    engine = ToyEngine(memory=memory)
+    engine = ToyEngine(memory=memory, depth=depth, early=early)
     classifier = toy(engine, budget)
     with silence():
         classifier.scores(ragged(lengths))
@@ -140,9 +163,16 @@ def test_the_budget_falls_to_what_fits_and_no_lower(
         assert classifier.max_batch_tokens >= min(budget, memory) // 4
         assert classifier.max_batch_tokens >= LongDocuments.max_tokens
         failures = engine.failures
-        assert failures <= np.ceil(np.log2(max(2, budget / memory))) + 8
+        assert failures <= np.ceil(np.log2(max(2, budget / memory))) + 8 + 2 * (depth - 1)
         # a block of longer documents comes next: it must still be let in
         classifier.scores(ragged([40, 1]))
+
+
+def test_batches_are_begun_ahead_only_as_deep_as_the_engine_says() -> None:
+    for depth in (1, 2, 3):
+        engine = ToyEngine(depth=depth)
+        toy(engine, 40).scores(ragged([40] * 10))
+        assert engine.most_flying == depth
 
 
 def test_a_document_that_does_not_fit_alone_is_an_error_that_says_what_to_do() -> None:
@@ -153,8 +183,8 @@ def test_a_document_that_does_not_fit_alone_is_an_error_that_says_what_to_do() -
 class FragileEngine(ToyEngine):
     """Fails over every batch that holds one of the `guilty` documents; `dead`: over any."""
 
-    def __init__(self, guilty: set[int], *, dead: bool = False) -> None:
-        super().__init__()
+    def __init__(self, guilty: set[int], *, dead: bool = False, **options: Any) -> None:
+        super().__init__(**options)
         self.guilty, self.dead = guilty, dead
 
     def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
@@ -169,11 +199,13 @@ class FragileEngine(ToyEngine):
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
     guilty=st.sets(st.integers(0, 59)),
     budget=st.integers(40, 500),
+    depth=st.integers(1, 3),
+    early=st.booleans(),
 )
 def test_a_failing_batch_is_halved_until_the_guilty_documents_are_found(
-    lengths: list[int], guilty: set[int], budget: int
+    lengths: list[int], guilty: set[int], budget: int, depth: int, early: bool
 ) -> None:
-    engine = FragileEngine(guilty)
+    engine = FragileEngine(guilty, depth=depth, early=early)
     classifier = toy(engine, budget)
     classifier.tokenizer = HarmlessTokenizer()  # type: ignore[assignment]
     told: dict[int, str] = {}

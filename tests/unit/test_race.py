@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ray_mlc.model.engines import race as race_module
-from ray_mlc.model.engines.protocol import OutOfMemoryError
+from ray_mlc.model.engines.protocol import OneByOne, OutOfMemoryError
 from ray_mlc.model.engines.race import best_budget, probe_budget, race, sample_batches
 from ray_mlc.model.tokenization import Ragged
 
@@ -28,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-class Engine:
+class Engine(OneByOne):
     """Takes a time for each batch, and another for each padded token; the first run costs more."""
 
     name, device, dtype = "double", "cpu", "float32"

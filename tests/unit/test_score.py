@@ -19,6 +19,7 @@ from ray_mlc.corpus.rows import BLOCK_FAULT, BLOCK_UNIT_ROWS, read_block
 from ray_mlc.corpus.units import Unit
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.engines.protocol import OneByOne
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.scoring import score as score_module
 from ray_mlc.scoring.parts import (
@@ -37,7 +38,7 @@ THRESHOLDS_L = np.array([0.2, 0.5, 0.5, 0.9], np.float32)
 FLOOR, K = 0.3, 2
 
 
-class CountingEngine:
+class CountingEngine(OneByOne):
     """Stands in for an encoder: its logits follow from the ids of each document alone.
 
     A document that holds one of `poison`'s ids gets that id's value as its last logit.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.cache import cache_folder, cache_name
-from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
+from ray_mlc.model.engines.protocol import OneByOne, OutOfMemoryError, pad
 
 PRECISIONS = {
     "float32": "f32",
@@ -43,7 +43,7 @@ def available() -> bool:
     return find_spec("openvino") is not None
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(OneByOne):
     """A sequence classification model, compiled for this CPU."""
 
     name = "openvino"

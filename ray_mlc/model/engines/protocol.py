@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +21,9 @@ class Engine(Protocol):
     device: str
     """`cpu` or `cuda`."""
     dtype: str
-    """`float32`, `bfloat16` or `float16`."""
+    """`float32`, `bfloat16`, `float16` or `int8`."""
+    depth: int
+    """Batches worth beginning before the first is fetched: 1 where nothing runs beside the host."""
 
     def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """Run one batch.
@@ -35,6 +37,22 @@ class Engine(Protocol):
         Raises:
             OutOfMemoryError: If the batch does not fit.
         """
+
+    def begin(self, ids: Sequence[NDArray[np.int32]]) -> Callable[[], NDArray[np.float32]]:
+        """Begin a batch, and return what fetches its logits; arguments and errors as for `logits`.
+
+        Both calls may raise: what runs beside the host fails when it is waited for.
+        """
+
+
+class OneByOne:
+    """`begin` of engines whose work is the host's own: done when it is fetched."""
+
+    depth = 1
+
+    def begin(self: Engine, ids: Sequence[NDArray[np.int32]]) -> Callable[[], NDArray[np.float32]]:
+        """See `Engine.begin`."""
+        return lambda: self.logits(ids)
 
 
 def pad(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class TorchEngine:
         """
         self.device = device
         self.dtype = dtype
+        self.depth = 2 if device == "cuda" else 1
         self._pad_id = pad_id
         self._model = model.to(device=device, dtype=DTYPES[dtype]).eval()
         if packed and not can_pack(model):
@@ -66,22 +68,35 @@ class TorchEngine:
             pack_encoder(engine._model)
         return engine
 
-    @torch.inference_mode()
     def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """Run one batch, packed or padded to its longest document; see `Engine.logits`."""
-        try:
-            output_BL = self._run(ids)
+        return self.begin(ids)()
+
+    @torch.inference_mode()
+    def begin(self, ids: Sequence[NDArray[np.int32]]) -> Callable[[], NDArray[np.float32]]:
+        """Queue one batch on the GPU, with the copy of its logits; see `Engine.begin`.
+
+        The GPU then works on the next batch while the host sorts out this one. On CPU the batch is
+        done at once.
+        """
+        with _out_of_memory():
             # float32 before the sigmoid: between 0.5 and 1 a bfloat16 moves in steps of 2**-8,
             # enough to flip a label whose threshold was fitted in float32
-            logits_BL: NDArray[np.float32] = output_BL.float().cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemoryError(str(error).splitlines()[0]) from None
-        except RuntimeError as error:
-            if "allocate memory" in str(error):  # what PyTorch's CPU allocator says
-                raise OutOfMemoryError(str(error).splitlines()[0]) from None
-            raise
-        return logits_BL
+            output_BL = self._run(ids).float()
+            if output_BL.device.type == "cpu":
+                return output_BL.numpy
+            host_BL = torch.empty(output_BL.shape, dtype=torch.float32, pin_memory=True)
+            host_BL.copy_(output_BL, non_blocking=True)
+            copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+
+        def fetch() -> NDArray[np.float32]:
+            with _out_of_memory():
+                copied.synchronize()
+            logits_BL: NDArray[np.float32] = host_BL.numpy()
+            return logits_BL
+
+        return fetch
 
     def _run(self, ids: Sequence[NDArray[np.int32]]) -> torch.Tensor:
         if self._packed is not None:
@@ -98,6 +113,20 @@ class TorchEngine:
             attention_mask=torch.from_numpy(mask_BT).to(self.device),
         ).logits
         return logits_BL
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Turn what PyTorch raises when memory runs out into our own error."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise OutOfMemoryError(str(error).splitlines()[0]) from None
+    except RuntimeError as error:
+        if "allocate memory" in str(error):  # what PyTorch's CPU allocator says
+            raise OutOfMemoryError(str(error).splitlines()[0]) from None
+        raise
 
 
 def cpu_has_bfloat16() -> bool:
