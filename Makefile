@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests slow bench chaos fuzz clean
+.PHONY: demo test lint types tests slow gpu bench chaos fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ray-mlc demo build/demo
@@ -23,6 +23,10 @@ tests: $(VENV)/.ready-test
 # what `make test` leaves out for the sake of time
 slow: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m slow
+
+# on a machine with a CUDA device; prints one table
+gpu: $(VENV)/.ready-test
+	$(BIN)/python -m pytest tests/gpu -rs
 
 # the short form, on synthetic texts: under ten minutes; benchmarks/README.md has the long one
 BENCH ?= build/bench-$(shell date +%F).jsonl

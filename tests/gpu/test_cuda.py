@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from ray_mlc import synthetic
 from ray_mlc.config import BatchingConfig, EngineConfig
 from ray_mlc.model.canaries import TOLERANCE, check_canaries
-from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.engines.choose import load_classifier, resolve
+from ray_mlc.model.engines.race import race
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import open_model
-from ray_mlc.model.tokenization import Tokenizer
+from ray_mlc.model.tokenization import Ragged, Tokenizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,11 +45,21 @@ def classifier_on(device: str, dtype: str, folder: Path, budget: int = 2048) -> 
     return Classifier(open_model(str(folder)).label_set, tokenizer, engine, budget)
 
 
+def seen(scores_NL: NDArray[np.float32], exact_NL: NDArray[np.float32]) -> dict[str, str]:
+    """Cells of the table: how scores differ from the exact ones."""
+    differ = (scores_NL >= 0.5) != (exact_NL >= 0.5)
+    return {
+        "largest difference": f"{np.abs(scores_NL - exact_NL).max():.1e}",
+        "labels that differ": f"{differ.sum()} of {differ.size:,}",
+    }
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scores_are_near_those_of_the_cpu(
-    dtype: str, tiny_model: Path, exact_NL: NDArray[np.float32]
+    dtype: str, tiny_model: Path, exact_NL: NDArray[np.float32], tell: Callable[..., None]
 ) -> None:
     scores_NL = classifier_on("cuda", dtype, tiny_model).predict_proba(TEXTS)
+    tell(engine=f"tiny, {dtype}", **seen(scores_NL, exact_NL))
     assert exact_NL.std(axis=0).max() > 0.01  # else constants would be compared
     limit = CUDA_FLOAT32 if dtype == "float32" else TOLERANCE[dtype]
     assert np.abs(scores_NL - exact_NL).max() <= limit
@@ -66,7 +78,11 @@ def test_the_canaries_hold(dtype: str, tiny_model: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("budget", [32, 500, 20_000])
 def test_packed_scores_are_near_those_of_the_cpu(
-    dtype: str, budget: int, tiny_model: Path, exact_NL: NDArray[np.float32]
+    dtype: str,
+    budget: int,
+    tiny_model: Path,
+    exact_NL: NDArray[np.float32],
+    tell: Callable[..., None],
 ) -> None:
     tokenizer = Tokenizer.load(tiny_model)
     engine = TorchEngine.load(
@@ -74,6 +90,7 @@ def test_packed_scores_are_near_those_of_the_cpu(
     )
     label_set = open_model(str(tiny_model)).label_set
     scores_NL = Classifier(label_set, tokenizer, engine, budget).predict_proba(TEXTS)
+    tell(engine=f"tiny, {dtype} packed, {budget:,} a batch", **seen(scores_NL, exact_NL))
     assert np.abs(scores_NL - exact_NL).max() <= TOLERANCE[dtype]
 
 
@@ -91,6 +108,38 @@ def test_what_auto_resolves_to_on_cuda_is_loaded_again(tiny_model: Path) -> None
     classifier = load_classifier(model, resolved)
     assert classifier.engine.dtype == resolved.dtype
     assert np.isfinite(classifier.predict_proba(TEXTS)).all()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_encoder_of_the_size_of_bert_base_agrees_packed_or_not(
+    packed: bool, tell: Callable[..., None]
+) -> None:
+    """Random weights: the speed is that of real ones, and is told, not judged."""
+    documents = ragged_documents(np.random.default_rng(0), 4000)
+    engine = TorchEngine(bert_base(), pad_id=0, device="cuda", dtype="bfloat16", packed=packed)
+    exact = TorchEngine(bert_base(), pad_id=0, device="cuda", dtype="float32")
+    few = documents.rows(np.arange(64))
+    difference = np.abs(sigmoid(engine.logits(few)) - sigmoid(exact.logits(few))).max()
+    (speed,) = race([engine], documents, max_batch_tokens=32_768, seconds=2.0, seed=0)
+    name = f"bert-base, bfloat16{' packed' if packed else ''}"
+    tell(engine=name, **{"largest difference": f"{difference:.1e}", "tokens/s": f"{speed:,.0f}"})
+    assert difference <= TOLERANCE["bfloat16"]
+
+
+def bert_base() -> Any:
+    """An untrained encoder of BERT's size with six labels."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(num_labels=6))
+
+
+def ragged_documents(rng: np.random.Generator, count: int) -> Ragged:
+    """Documents with the lengths of web text: a median of 120 tokens, cut at 512."""
+    lengths = np.clip(rng.lognormal(np.log(120), 1.0, count).astype(np.int64), 4, 512)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = rng.integers(1000, 30_000, int(offsets[-1])).astype(np.int32)
+    return Ragged(ids, offsets, lengths.astype(np.int32))
 
 
 def test_a_block_is_scored_on_cuda_as_on_the_cpu(tiny_model: Path) -> None:
