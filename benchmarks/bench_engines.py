@@ -50,6 +50,7 @@ VARIANTS = [
     Variant("openvino bfloat16", 1, 2),
     Variant("torch bfloat16", 2, 1),
     Variant("torch bfloat16", 1, 2),
+    Variant("openvino int8", 2, 1),  # where the model folder has that form
     Variant("openvino float32", 2, 1, 0.5),
     Variant("torch float32", 2, 1, 0.5),
     Variant("hf pipeline", 1, 2, 0.125),
@@ -79,6 +80,7 @@ def worker(connection: Connection, variant: str, threads: int, model: str, cut: 
 def scorer(variant: str, model: str, cut: int) -> Callable[[list[str]], Any]:
     """Texts to scores [N, L], as a variant does it."""
     from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier
+    from ray_mlc.model.engines.int8 import read_int8
     from ray_mlc.model.folder import open_model
 
     if variant == "hf pipeline":
@@ -105,7 +107,12 @@ def scorer(variant: str, model: str, cut: int) -> Callable[[list[str]], Any]:
         return Classifier(folder.label_set, tokenizer, engine, BATCH_TOKENS).predict_proba
     name, dtype = variant.split()
     resolved = ResolvedEngine(
-        name=name, device="cpu", dtype=dtype, max_batch_tokens=BATCH_TOKENS, max_tokens=cut
+        name=name,
+        device="cpu",
+        dtype=dtype,
+        max_batch_tokens=BATCH_TOKENS,
+        max_tokens=cut,
+        weights=read_int8(open_model(model)).weights if dtype == "int8" else None,
     )
     import torch
 
@@ -227,6 +234,8 @@ def measure(asked: argparse.Namespace, mix: str, file: str, cut: int) -> list[di
         padded_tokens(lengths, plan_batches(lengths, max_batch_tokens=BATCH_TOKENS)),
     )
     variants = [v for v in VARIANTS if not asked.variants or v.name in asked.variants.split(",")]
+    if not (folder.path / "int8").is_dir():
+        variants = [variant for variant in variants if "int8" not in variant.name]
     peak = Pool(Variant("peak", 2, 1), asked.model, cut)
     pools = [Pool(variant, asked.model, cut) for variant in variants]
     shares = {id(pool): np.arange(max(8, int(len(texts) * pool.variant.share))) for pool in pools}
