@@ -96,7 +96,7 @@ class Setup:
 
     def measured(self, model: Any, seconds: float) -> dict[str, Any]:
         """Speed, and what was learnt."""
-        from ray_mlc.evaluation.metrics import evaluate_scores_at
+        from ray_mlc.evaluation.evaluate import evaluate_scores_at
         from ray_mlc.evaluation.thresholds import fit_global_threshold
 
         targets = self.prepared.validation_targets

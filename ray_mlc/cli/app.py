@@ -243,6 +243,72 @@ def evaluate(
 
 
 @app.command()
+def thresholds(
+    model: Annotated[str, typer.Argument(help="Model folder.")],
+    examples: Annotated[
+        list[str], typer.Argument(help="Validation examples: Parquet, CSV or JSONL.")
+    ],
+    objective: Annotated[
+        str, typer.Option(help="f1, fbeta=2, precision>=0.9 or rate<=0.01.")
+    ] = "f1",
+    per_label: Annotated[
+        bool, typer.Option("--per-label/--one", help="One for each label, or one for all.")
+    ] = True,
+    text: Text = "text",
+    labels: Labels = "labels",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the folds of the cross-validation.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="JSON for the decision; default: the model folder takes it."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit the thresholds that turn scores into labels, on validation examples."""
+    from ray_mlc.cli.tables import print_metrics
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.thresholds import fit_decision
+
+    result = fit_decision(
+        model,
+        examples,
+        objective=objective,
+        per_label=per_label,
+        text=text,
+        labels=_columns(labels),
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        output=output,
+        display=Display(quiet=quiet),
+    )
+    if json:
+        _print_json(result)
+        return
+    titles = {
+        "at_half": "at 0.5",
+        "before": "before",
+        "fitted": "fitted here",
+        "held_out": "held out",
+    }
+    metrics = {titles[name]: values for name, values in result["metrics"].items()}
+    print_metrics(f"thresholds for {objective}", metrics)
+    own = result["decision"]["per_label"]
+    if own:
+        typer.echo(
+            f"{len(own)} labels from {min(own.values()):.4f} to {max(own.values()):.4f}, others "
+            f"from {result['decision']['threshold']:.4f}"
+        )
+    else:
+        typer.echo(f"all labels from {result['decision']['threshold']:.4f}")
+    typer.echo(f"written: {result['written']}")
+
+
+@app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="Model folder.")],
     calibration: Annotated[

@@ -216,6 +216,28 @@ def write_model_folder(
     shutil.rmtree(output / "_tmp", ignore_errors=True)
 
 
+def write_decision(
+    folder: ModelFolder, decision: Decision, metrics: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give a model folder another decision; weights, and so its digest, stay as they are.
+
+    Args:
+        folder: A local model folder.
+        decision: How scores become labels from now on.
+        metrics: `at_half`, `fitted`, and `held_out` where there was cross-validation.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    kept = {"at_half": metrics["at_half"], "decision": metrics["fitted"]}
+    if "held_out" in metrics:
+        kept["decision_held_out"] = metrics["held_out"]
+    info = folder.info.model_copy(update={"decision": decision, "metrics": kept})
+    storage = open_storage(str(folder.path), scratch="_tmp")
+    storage.put(CARD_FILE, model_card(info).encode())
+    storage.put(INFO_FILE, info.model_dump_json(indent=2).encode())
+
+
 def model_card(info: ModelInfo) -> str:
     """The folder's README.md."""
     origin = info.training
@@ -228,8 +250,8 @@ def model_card(info: ModelInfo) -> str:
         f"epoch {origin.get('best_epoch', '?')} of {origin.get('epochs', '?')} was kept.",
         "",
         f"A score is the sigmoid of one label's logit; a label is given from "
-        f"{info.decision.threshold:.4f} on (fitted on validation for "
-        f"{info.decision.objective or 'nothing: the default'}). Texts beyond "
+        f"{info.decision.threshold:.4f} on{_own_thresholds(info.decision)} (fitted on validation "
+        f"for {info.decision.objective or 'nothing: the default'}). Texts beyond "
         f"{info.long.max_tokens} tokens are cut.",
         "",
         "```python",
@@ -238,16 +260,30 @@ def model_card(info: ModelInfo) -> str:
         'classify("a text", truncation=True)',
         "```",
         "",
-        "| validation | at 0.5 | at the decision |",
-        "|---|---|---|",
     ]
-    at_half, decided = info.metrics.get("at_half", {}), info.metrics.get("decision", {})
+    columns = {
+        "at 0.5": info.metrics.get("at_half", {}),
+        "at the decision": info.metrics.get("decision", {}),
+        "the same, on documents held out of its fit": info.metrics.get("decision_held_out"),
+    }
+    shown = {title: metrics for title, metrics in columns.items() if metrics is not None}
+    body += [f"| validation | {' | '.join(shown)} |", "|---" * (len(shown) + 1) + "|"]
     body += [
-        f"| {name} | {_cell(value)} | {_cell(decided.get(name))} |"
-        for name, value in at_half.items()
+        f"| {name} | {' | '.join(_cell(metrics.get(name)) for metrics in shown.values())} |"
+        for name in columns["at 0.5"] or {}
     ]
     body += ["", f"{len(info.labels)} labels: {', '.join(info.labels)}", ""]
     return "\n".join(front + body)
+
+
+def _own_thresholds(decision: Decision) -> str:
+    if not decision.per_label:
+        return ""
+    values = decision.per_label.values()
+    return (
+        f", {len(values)} labels from thresholds of their own between {min(values):.4f} and "
+        f"{max(values):.4f}"
+    )
 
 
 def _cell(value: object) -> str:

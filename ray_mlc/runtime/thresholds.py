@@ -1,0 +1,111 @@
+"""Fit a model's decision on labelled examples, and keep it in the model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_mlc.errors import ConfigError, DataError, StorageError, first_line
+from ray_mlc.evaluation.evaluate import evaluate_scores_at
+from ray_mlc.evaluation.metrics import evaluate_scores
+from ray_mlc.evaluation.thresholds import Objective, fit_thresholds
+from ray_mlc.model.decisions import Decision
+from ray_mlc.model.folder import open_model, write_decision
+from ray_mlc.runtime.evaluate import load_here
+from ray_mlc.runtime.progress import Display
+from ray_mlc.storage import local_path
+from ray_mlc.training.examples import annotated_rows, read_examples
+
+
+def fit_decision(
+    model: str,
+    examples: Sequence[str],
+    *,
+    objective: str,
+    per_label: bool,
+    text: str,
+    labels: str | Sequence[str],
+    dtype: str,
+    device: str,
+    seed: int,
+    output: Path | None,
+    display: Display,
+) -> dict[str, Any]:
+    """Fit thresholds on examples that the model was not trained on.
+
+    Args:
+        model: Model folder.
+        examples: Labelled examples; never those of the test.
+        objective: See `evaluation.thresholds.Objective.parse`.
+        per_label: Whether labels may have thresholds of their own.
+        text: Column, or template, of the text.
+        labels: Column or columns of the labels.
+        dtype: Precision of the scores.
+        device: `cpu`, `cuda` or `auto`.
+        seed: Of the folds of the cross-validation.
+        output: JSON file for the decision; None: the model folder takes it.
+        display: Told about progress.
+
+    Returns:
+        `decision`, `shrinkage`, and `metrics`: by name `at_half`, `before` (the folder's decision
+        until now), `fitted` (on the examples that it was fitted on: flattering) and `held_out`
+        (decisions of cross-validation: what to expect of other documents).
+
+    Raises:
+        ConfigError: If the objective is unknown.
+        DataError: If the examples have a label that the model does not know.
+    """
+    folder = open_model(model)
+    Objective.parse(objective)  # not after the scoring
+    if output is None and local_path(model) != folder.path:
+        raise ConfigError(f"{model}: is not a local folder: give --output for the decision")
+    data = read_examples(list(examples), text=text, labels=labels, label_set=folder.label_set)
+    data = annotated_rows(data, examples[0])
+    if len(data.label_set) > len(folder.label_set):
+        raise DataError(
+            f"{examples[0]}: has label {data.label_set.names[len(folder.label_set)]!r}, which the "
+            "model does not know"
+        )
+    classifier = load_here(folder, dtype=dtype, device=device)
+    with display.stage("score", len(data), "examples") as stage:
+        scores_NL = classifier.predict_proba(data.texts.to_pylist(), progress=stage.advance)
+    if not np.isfinite(scores_NL).all():
+        raise DataError(f"{model}: the model gives scores that are not finite")
+    targets_NL = data.targets_NL()
+    with display.stage("fit", None, "labels") as stage:
+        found = fit_thresholds(
+            targets_NL, scores_NL, objective=objective, per_label=per_label, seed=seed
+        )
+        stage.advance(len(folder.label_set))
+    own = {
+        name: float(threshold)
+        for name, threshold in zip(folder.label_set.names, found.own_L, strict=True)
+        if threshold != np.float32(found.all_labels)
+    }
+    decision = Decision(threshold=found.all_labels, per_label=own, objective=objective)
+    before_L = folder.info.decision.thresholds_L(folder.label_set)
+    metrics = {
+        "at_half": evaluate_scores_at(targets_NL, scores_NL, np.float32(0.5)),
+        "before": evaluate_scores_at(targets_NL, scores_NL, before_L),
+        "fitted": evaluate_scores_at(targets_NL, scores_NL, found.own_L),
+    }
+    if found.held_out_NL is not None:
+        metrics["held_out"] = evaluate_scores(targets_NL, scores_NL, found.held_out_NL)
+    if output is not None:
+        try:
+            output.write_text(decision.model_dump_json(indent=1), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{output}: cannot be written ({first_line(error)})") from None
+    else:
+        write_decision(folder, decision, metrics)
+    return {
+        "model": model,
+        "examples": list(examples),
+        "decision": decision.model_dump(mode="json"),
+        "shrinkage": found.shrinkage,
+        "metrics": metrics,
+        "written": str(output or folder.path / "ray_mlc.json"),
+    }

@@ -1,0 +1,167 @@
+"""`ray-mlc thresholds`: the decision that travels with the model is fitted, shown and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_mlc import synthetic
+from ray_mlc.cli import main
+from ray_mlc.model.decisions import decide
+from ray_mlc.model.folder import open_model
+from ray_mlc.runtime.evaluate import load_here
+from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.thresholds import fit_decision
+
+ROWS = 120
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    return folder
+
+
+@pytest.fixture
+def examples(model: Path, tmp_path: Path) -> Path:
+    """Examples that the untrained model is right about from thresholds of its own on."""
+    documents = synthetic.documents(ROWS, seed=3)
+    folder = open_model(str(model))
+    classifier = load_here(folder, dtype="float32", device="cpu")
+    scores_NL = classifier.predict_proba(documents["text"].to_pylist())
+    truth_L = np.quantile(scores_NL, 0.7, axis=0).astype(np.float32)
+    names = np.array(folder.label_set.names)
+    labels = [names[row].tolist() for row in decide(scores_NL, truth_L)]
+    file = tmp_path / "validation.parquet"
+    pq.write_table(documents.set_column(2, "labels", pa.array(labels)), file)
+    return file
+
+
+def fit(model: Path, examples: Path, **options: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "objective": "f1",
+        "per_label": True,
+        "text": "text",
+        "labels": "labels",
+        "dtype": "float32",
+        "device": "cpu",
+        "seed": 0,
+        "output": None,
+        "display": Display(quiet=True),
+        **options,
+    }
+    return fit_decision(str(model), [str(examples)], **settings)
+
+
+def test_the_fitted_decision_is_kept_and_used_and_the_weights_stay(
+    model: Path, examples: Path
+) -> None:
+    before = open_model(str(model))
+    result = fit(model, examples)
+    after = open_model(str(model))
+    assert after.digest == before.digest
+    assert after.info.decision.model_dump(mode="json") == result["decision"]
+    assert len(after.info.decision.per_label) >= len(after.label_set) - 1
+    assert result["metrics"]["fitted"]["f1_micro"] > 0.95
+    assert result["metrics"]["before"]["f1_micro"] < 0.9
+    assert result["metrics"]["held_out"]["f1_micro"] <= result["metrics"]["fitted"]["f1_micro"]
+    assert after.info.metrics["decision_held_out"] == result["metrics"]["held_out"]
+    again = fit(model, examples)
+    assert again["metrics"]["before"] == result["metrics"]["fitted"]
+    card = (model / "README.md").read_text()
+    assert "thresholds of their own between" in card
+    assert "| validation | at 0.5 | at the decision | the same, on documents held out" in card
+
+
+def test_a_decision_in_a_file_of_its_own_leaves_the_folder_alone(
+    model: Path, examples: Path, tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    result = fit(model, examples, output=tmp_path / "decision.json", per_label=False)
+    assert {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()} == before
+    written = json.loads((tmp_path / "decision.json").read_text())
+    assert written == result["decision"]
+    assert written["per_label"] == {}
+
+
+def test_a_rate_gives_each_label_to_no_more_documents(model: Path, examples: Path) -> None:
+    fit(model, examples, objective="rate<=0.1")
+    folder = open_model(str(model))
+    texts = pq.read_table(examples)["text"].to_pylist()
+    scores_NL = load_here(folder, dtype="float32", device="cpu").predict_proba(texts)
+    given = decide(scores_NL, folder.info.decision.thresholds_L(folder.label_set))
+    assert (given.sum(axis=0) == int(0.1 * ROWS)).all()
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["ray-mlc", "thresholds", *arguments])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_the_command_shows_what_to_expect_and_where_it_went(
+    model: Path,
+    examples: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, str(model), str(examples), "--quiet") == 0
+    shown = capsys.readouterr().out
+    assert "held out" in shown
+    assert f"written: {model}/ray_mlc.json" in shown
+    assert run(monkeypatch, str(model), str(examples), "--one", "--json", "--quiet") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["decision"]["per_label"] == {}
+    assert open_model(str(model)).info.decision.threshold == printed["decision"]["threshold"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--objective", "accuracy"], "unknown objective accuracy: expected f1"),
+        (["--objective", "rate<=2"], "expected a number above 0 and at most 1"),
+        (["--output", "/nowhere/decision.json"], "/nowhere/decision.json: cannot be written"),
+    ],
+)
+def test_what_cannot_be_fitted_or_kept_is_one_line(
+    arguments: list[str],
+    said: str,
+    model: Path,
+    examples: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = (model / "ray_mlc.json").read_bytes()
+    assert run(monkeypatch, str(model), str(examples), "--quiet", *arguments) in (1, 2)
+    told = capsys.readouterr().err.strip().splitlines()
+    assert said in told[-1]
+    assert (model / "ray_mlc.json").read_bytes() == before
+
+
+def test_a_label_that_the_model_does_not_know_is_refused(
+    model: Path,
+    examples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = pq.read_table(examples)
+    labels = table["labels"].to_pylist()
+    labels[5] = ["unheard of"]
+    other = tmp_path / "other.parquet"
+    pq.write_table(table.set_column(2, "labels", pa.array(labels)), other)
+    assert run(monkeypatch, str(model), str(other), "--quiet") == 2
+    assert "has label 'unheard of', which the model does not know" in capsys.readouterr().err
