@@ -296,6 +296,45 @@ class DataConfig(Section):
     """Column that lists the labels of a row, or the list of 0/1 columns, one per label."""
 
 
+class LossConfig(Section):
+    """What training minimizes; `loss: focal` stands for `loss: {name: focal}`."""
+
+    name: Literal["bce", "focal", "asymmetric", "distribution_balanced"] = "bce"
+    """Binary cross-entropy; or one that answers to rare labels and many negatives."""
+    pos_weight: Literal["balanced"] | Annotated[float, Field(gt=0)] | None = None
+    """Weight of positives with `bce`: a number, or as many times as negatives are more frequent."""
+    gamma: float = Field(default=2.0, ge=0)
+    """Focusing exponent of `focal`."""
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the weight that positives get with `focal`; null: both alike."""
+    gamma_positive: float = Field(default=0.0, ge=0)
+    """Focusing exponent of positives with `asymmetric`."""
+    gamma_negative: float = Field(default=4.0, ge=0)
+    """Focusing exponent of negatives with `asymmetric`."""
+    margin: float = Field(default=0.05, ge=0, lt=1)
+    """Probability below which negatives cost nothing with `asymmetric`."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Targets are drawn toward one half by this share."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, data: object) -> object:
+        return {"name": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> LossConfig:
+        own = {
+            "bce": {"pos_weight"},
+            "focal": {"gamma", "alpha"},
+            "asymmetric": {"gamma_positive", "gamma_negative", "margin"},
+            "distribution_balanced": set[str](),
+        }[self.name]
+        for key in sorted(self.model_fields_set - own - {"name", "label_smoothing"}):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no meaning with name: {self.name}")
+        return self
+
+
 class TrainingConfig(Section):
     """How the encoder is fine-tuned."""
 
@@ -323,6 +362,8 @@ class TrainingConfig(Section):
     """Tokens kept per document, special tokens included."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass; weights and optimizer stay float32."""
+    loss: LossConfig = Field(default_factory=LossConfig)
+    """What is minimized."""
     best_metric: str = "f1_micro"
     """Validation metric that chooses the epoch to keep; a name of `evaluate --json`."""
     patience: int | None = Field(default=None, ge=1)

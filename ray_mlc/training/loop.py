@@ -2,8 +2,8 @@
 
 Every rank derives the same global plan from lengths and seed: which documents form an optimizer
 step, which rank takes which of them, in how many forward passes. The loss of a step is the mean
-binary cross-entropy over the annotated cells of its GLOBAL batch, so 1 and n workers follow the
-same curve; ranks that have fewer passes run empty ones, masked out, so that collectives match.
+over the annotated cells of its GLOBAL batch, so 1 and n workers follow the same curve; ranks that
+have fewer passes run empty ones, masked out, so that collectives match.
 
 Nothing here knows Ray: `runtime.ray_train` wraps the model for several processes, stores
 checkpoints and reports.
@@ -28,6 +28,7 @@ from ray_mlc.model.batching import plan_batches
 from ray_mlc.model.classifier import sigmoid
 from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.tokenization import Ragged
+from ray_mlc.training.losses import make_loss
 
 BUCKET_STEPS = 50
 """Steps whose documents are sorted by length together: little padding, and still a random order."""
@@ -208,6 +209,8 @@ class Fitter:
     device: torch.device
     amp_dtype: torch.dtype | None
     """Autocast precision; None: float32."""
+    rates_L: NDArray[np.float64] | None = None
+    """Share of the training examples that have each label, for losses that ask for it."""
     rank: int = 0
     world_size: int = 1
 
@@ -215,6 +218,8 @@ class Fitter:
         # fused: the default makes a dozen passes over all weights, which on CPU costs as much as
         # the forward pass of a small batch
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), fused=True)
+        rates_L = np.zeros(self.train.label_count) if self.rates_L is None else self.rates_L
+        self._loss = make_loss(self.config.loss, rates_L=rates_L, rows=len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
 
@@ -285,16 +290,14 @@ class Fitter:
         return max(1, len(batch) * self.train.label_count - missing)
 
     def _loss_sum(self, rows: NDArray[np.intp]) -> torch.Tensor:
-        """Sum of the cross-entropy over a pass's annotated cells; 0 for an empty pass."""
+        """Sum of the loss over a pass's annotated cells; 0 for an empty pass."""
         ids = self.train.ids.rows(rows) if len(rows) else [self.train.ids.row(0)[:1]]
         logits = self._forward(ids)
         if not len(rows):
             return logits.sum() * 0.0
         targets = torch.from_numpy(self.train.targets_BL(rows)).to(self.device)
         known = ~torch.isnan(targets)
-        cells = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, torch.where(known, targets, 0.0), reduction="none"
-        )
+        cells = self._loss(logits, torch.where(known, targets, 0.0))
         return torch.where(known, cells, 0.0).sum()
 
     def _forward(self, ids: list[NDArray[np.int32]]) -> torch.Tensor:
