@@ -301,15 +301,15 @@ class LossConfig(Section):
 
     name: Literal["bce", "focal", "asymmetric", "distribution_balanced"] = "bce"
     """Binary cross-entropy; or one that answers to rare labels and many negatives."""
-    pos_weight: Literal["balanced"] | Annotated[float, Field(gt=0)] | None = None
+    pos_weight: Literal["balanced"] | Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Weight of positives with `bce`: a number, or as many times as negatives are more frequent."""
-    gamma: float = Field(default=2.0, ge=0)
+    gamma: float = Field(default=2.0, ge=0, le=20)
     """Focusing exponent of `focal`."""
     alpha: float | None = Field(default=None, gt=0, lt=1)
     """Share of the weight that positives get with `focal`; null: both alike."""
-    gamma_positive: float = Field(default=0.0, ge=0)
+    gamma_positive: float = Field(default=0.0, ge=0, le=20)
     """Focusing exponent of positives with `asymmetric`."""
-    gamma_negative: float = Field(default=4.0, ge=0)
+    gamma_negative: float = Field(default=4.0, ge=0, le=20)
     """Focusing exponent of negatives with `asymmetric`."""
     margin: float = Field(default=0.05, ge=0, lt=1)
     """Probability below which negatives cost nothing with `asymmetric`."""

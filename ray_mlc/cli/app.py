@@ -268,7 +268,11 @@ def thresholds(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit the thresholds that turn scores into labels, on validation examples."""
+    """Fit the thresholds that turn scores into labels, on validation examples.
+
+    A precision is that of all labels together; a rate holds for each. Runs that were begun keep to
+    the decision they were begun with, and cannot go on with another: finish them first.
+    """
     from ray_mlc.cli.tables import print_metrics
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.thresholds import fit_decision
@@ -297,6 +301,11 @@ def thresholds(
     }
     metrics = {titles[name]: values for name, values in result["metrics"].items()}
     print_metrics(f"thresholds for {objective}", metrics)
+    for name, found in result["reached"].items():
+        typer.echo(
+            f"{titles[name]}: precision {found['precision']:.4f} and recall {found['recall']:.4f} "
+            f"over all labels; no label for more than {found['largest_rate']:.2%} of documents"
+        )
     own = result["decision"]["per_label"]
     if own:
         typer.echo(

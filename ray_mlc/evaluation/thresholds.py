@@ -121,8 +121,10 @@ class Objective:
 
         Returns:
             A threshold above 0, `NOTHING` if only that keeps to the objective, or None if the cells
-            say nothing: none is positive, and that is what counts.
+            say nothing: none is annotated, or none is positive where that is what counts.
         """
+        if not curve.cells:
+            return None
         if self.kind == "rate":
             allowed = np.flatnonzero(curve.given_C <= self.value * curve.cells)
             return curve.threshold(int(allowed[0])) if len(allowed) else NOTHING
@@ -237,7 +239,7 @@ def fit_thresholds(
     wanted = Objective.parse(objective)
     count = targets_NL.shape[1]
     parts = list(_parts(len(targets_NL), folds, seed))
-    fits = [_Fit.of(targets_NL[rest], scores_NL[rest], wanted) for _, rest in parts]
+    fits = [_Fit.of(targets_NL[rest], scores_NL[rest], wanted, per_label) for _, rest in parts]
     choices = SHRINKAGES if per_label and wanted.kind != "rate" else (0.0 if per_label else np.inf,)
     held_out: dict[float, NDArray[np.bool_]] = {}
     for shrinkage in choices:
@@ -248,7 +250,7 @@ def fit_thresholds(
     # of equally good ones the strongest: nothing speaks for the labels' own thresholds then
     worth = {shrinkage: wanted.worth(targets_NL, given) for shrinkage, given in held_out.items()}
     chosen = max(choices, key=lambda shrinkage: (worth[shrinkage], shrinkage))
-    fit = _Fit.of(targets_NL, scores_NL, wanted)
+    fit = _Fit.of(targets_NL, scores_NL, wanted, per_label)
     own_L = fit.thresholds_L(chosen)
     assert own_L.shape == (count,)
     return Thresholds(
@@ -270,15 +272,20 @@ class _Fit:
 
     @classmethod
     def of(
-        cls, targets_NL: NDArray[np.float32], scores_NL: NDArray[np.float32], wanted: Objective
+        cls,
+        targets_NL: NDArray[np.float32],
+        scores_NL: NDArray[np.float32],
+        wanted: Objective,
+        per_label: bool,
     ) -> _Fit:
         pooled = wanted.best(Curve.of(targets_NL, scores_NL))
         own = []
-        for column in range(targets_NL.shape[1]):
+        for column in range(targets_NL.shape[1]) if per_label else ():
             found = wanted.best(Curve.of(targets_NL[:, [column]], scores_NL[:, [column]]))
             own.append(np.nan if found is None else found)
         positives_L = (targets_NL == 1).sum(axis=0)
-        return cls(_DEFAULT if pooled is None else pooled, np.array(own), positives_L)
+        own_L = np.array(own) if per_label else np.full(targets_NL.shape[1], np.nan)
+        return cls(_DEFAULT if pooled is None else pooled, own_L, positives_L)
 
     def thresholds_L(self, shrinkage: float) -> NDArray[np.float32]:
         shared_L = np.full(len(self.own_L), self.all_labels)

@@ -8,9 +8,16 @@ from pathlib import Path
 
 
 def cache_name() -> Path:
-    """`$XDG_CACHE_HOME/ray_mlc`, in `~/.cache` where that is not set."""
+    """`$XDG_CACHE_HOME/ray_mlc`, in `~/.cache` where that is not set.
+
+    Raises:
+        OSError: If the user has no home folder, and it is not set.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ray_mlc"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "ray_mlc"
+    except RuntimeError as error:  # a user without a home, as containers make them
+        raise OSError(f"{error} Set XDG_CACHE_HOME.") from None
 
 
 def cache_folder(kind: str) -> Path:

@@ -51,7 +51,7 @@ def _download_hub(encoder: str) -> Path:
     )
 
     repo, _, revision = encoder.partition("@")
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "int8/*"]
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
     except HFValidationError:

@@ -92,12 +92,13 @@ class ModelFolder:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over what scores depend on: weights, configuration, tokenizer."""
-        digest = hashlib.sha256()
-        for file in _scoring_files(self.path):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return _digest(_scoring_files(self.path))
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 over what tokens depend on; costs no look at the weights."""
+        names = ("config.json", *_TOKENIZER_FILES)
+        return _digest([self.path / name for name in names if (self.path / name).is_file()])
 
     @property
     def max_tokens(self) -> int | None:
@@ -234,8 +235,9 @@ def write_decision(
         kept["decision_held_out"] = metrics["held_out"]
     info = folder.info.model_copy(update={"decision": decision, "metrics": kept})
     storage = open_storage(str(folder.path), scratch="_tmp")
-    storage.put(CARD_FILE, model_card(info).encode())
     storage.put(INFO_FILE, info.model_dump_json(indent=2).encode())
+    storage.put(CARD_FILE, model_card(info).encode())
+    shutil.rmtree(folder.path / "_tmp", ignore_errors=True)
 
 
 def model_card(info: ModelInfo) -> str:
@@ -288,6 +290,15 @@ def _own_thresholds(decision: Decision) -> str:
 
 def _cell(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "–"
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _scoring_files(path: Path) -> list[Path]:

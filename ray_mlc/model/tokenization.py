@@ -3,7 +3,7 @@
 Ids travel without padding: the padded form is made per batch, in the engine. Whole texts are
 tokenized and cut afterwards, so that `n_tokens` says how long a document really is.
 
-What transformers makes of a folder's tokenizer files is kept in the user's cache, under the model's
+What transformers makes of a folder's tokenizer files is kept in the user's cache, under their
 digest: importing transformers, and PyTorch with it, takes longer than all else that an actor of
 another engine does before its first document.
 """
@@ -105,7 +105,7 @@ class TokenizerState:
 
         Args:
             folder: Checkpoint folder or hub id.
-            digest: Of the model folder: names the state in the user's cache. None: no cache.
+            digest: Of the tokenizer's files: names the state in the user's cache. None: no cache.
 
         Raises:
             ModelError: If there is no fast tokenizer.
@@ -113,15 +113,16 @@ class TokenizerState:
         if digest is None:
             return cls.of(load_pretrained_tokenizer(folder))
         versions = f"{version('transformers')}-{version('tokenizers')}"
-        path = cache_name() / "tokenizers" / f"{digest[:32]}-{versions}.json"
+        name = f"{digest[:32]}-{versions}.json"
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            text = (cache_name() / "tokenizers" / name).read_text(encoding="utf-8")
+            return cls(**json.loads(text))
         except (OSError, ValueError, TypeError):  # not there, or not what was written
             state = cls.of(load_pretrained_tokenizer(folder))
         try:
-            write_into_cache(path, json.dumps(asdict(state)))
+            write_into_cache(cache_name() / "tokenizers" / name, json.dumps(asdict(state)))
         except OSError as error:
-            log.info("%s cannot be kept: %s", path, first_line(error))
+            log.info("the tokenizer cannot be kept in a cache: %s", first_line(error))
         return state
 
 
@@ -158,7 +159,7 @@ class Tokenizer:
         Args:
             folder: Checkpoint folder or hub id.
             max_tokens: Tokens kept per document; None: the tokenizer's `model_max_length`.
-            digest: Of the model folder, for the user's cache; see `TokenizerState.load`.
+            digest: Of its files, for the user's cache; see `TokenizerState.load`.
 
         Raises:
             ModelError: If there is no fast tokenizer, or no limit is known.

@@ -44,7 +44,10 @@ def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
         raise ConfigError(f"--device is {device!r}, expected cpu, cuda or auto")
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if dtype == "int8" and device == "cuda":
+        raise ConfigError("--dtype is int8, which runs on CPUs: leave out --device cuda")
+    free = device == "auto" and dtype != "int8"
+    cuda = device == "cuda" or (free and torch.cuda.is_available())
     engine = EngineConfig(dtype=dtype)  # type: ignore[arg-type]
     resolved = resolve(folder, engine, BatchingConfig(), cuda=cuda, max_tokens=None)
     return load_classifier(folder, resolved)

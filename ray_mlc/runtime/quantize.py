@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ray_mlc.model.engines.choose import (
     load_tokenizer,
     reference_canaries,
 )
-from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.model.folder import Canaries, ModelFolder, open_model
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import local_path
 from ray_mlc.training.examples import annotated_rows, read_examples
@@ -69,7 +70,7 @@ def quantize_model(
         raise ModelError(f"{model}: its int8 form is written beside it: name a local folder")
     calibration = list(calibration) or _recorded(folder, "train", "--calibration")
     validation = list(validation) or _recorded(folder, "validation", "--validation")
-    if set(map(_absolute, calibration)) & set(map(_absolute, validation)):
+    if _overlap(calibration, validation):
         raise ConfigError("--validation: names examples that are calibrated with, too")
     data = read_examples(calibration, text=text, labels=labels, label_set=folder.label_set)
     held_out = read_examples(validation, text=text, labels=labels, label_set=folder.label_set)
@@ -82,6 +83,7 @@ def quantize_model(
     held_out = held_out.take(_some(len(held_out), 8 * documents, seed))
     drawn = data.texts.take(_some(len(data), 2 * documents, seed)).to_pylist()
     texts = [document for document in drawn if document and document.strip()][:documents]
+    calibrated = len(texts)
     tokenizer = load_tokenizer(folder, max_tokens=folder.max_tokens)
     # how often it goes through them is NNCF's affair
     with display.stage("calibrate", None, "examples") as stage:
@@ -117,15 +119,18 @@ def quantize_model(
                 f"{max_flips:.2%} (--max-flips) and a loss of {max_loss:g} (--max-loss); nothing "
                 "is kept"
             )
-        canaries = reference_canaries(folder, tokenizer)
+        texts = reference_canaries(folder, tokenizer).texts
+        scores_of_canaries = eight.predict_proba(texts).astype(float).tolist()
         info = int8.Int8Info(
             model=folder.digest,
             weights=made.weights,
             calibration=[_absolute(path) for path in calibration],
-            calibration_documents=len(texts),
+            calibration_documents=calibrated,
             validation=[_absolute(path) for path in validation],
             agreement=found,
-            canary_scores=eight.predict_proba(canaries.texts).astype(float).tolist(),
+            decision=folder.info.decision,
+            max_tokens=tokenizer.max_tokens,
+            canaries=Canaries(texts=texts, scores=scores_of_canaries),
             versions=int8.versions(),
         )
         int8.install(made, info, folder)
@@ -175,6 +180,13 @@ def _recorded(folder: ModelFolder, kind: str, option: str) -> list[str]:
 def _absolute(path: str) -> str:
     local = local_path(path)
     return str(local.absolute()) if local is not None else path
+
+
+def _overlap(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists of paths name a file, or a folder and what is in it."""
+    pairs = [(Path(_absolute(one)), Path(_absolute(other))) for one in some for other in others]
+    resolved = [(one.resolve(), other.resolve()) for one, other in pairs]
+    return any(a.is_relative_to(b) or b.is_relative_to(a) for a, b in resolved)
 
 
 def _some(count: int, most: int, seed: int) -> NDArray[np.intp]:

@@ -12,6 +12,7 @@ from ray.data._internal.execution.backpressure_policy import (
 )
 from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
 from ray.data._internal.execution.interfaces import PhysicalOperator
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data._internal.execution.operators.map_operator import MapOperator
 
 from ray_mlc.errors import ResourceError
@@ -64,7 +65,10 @@ class BlocksAhead(BackpressurePolicy):  # type: ignore[misc]
         following = [next_op for next_op in op.output_dependencies if _makes_blocks(next_op)]
         if not _makes_blocks(op) or not following:
             return True
-        ahead = op.metrics.num_tasks_submitted - following[0].metrics.num_tasks_submitted
+        # an actor pool's tasks are bounded by the pool; others may start as many as there are CPUs
+        pool = isinstance(op, ActorPoolMapOperator)
+        made = op.metrics.num_tasks_finished if pool else op.metrics.num_tasks_submitted
+        ahead = made - following[0].metrics.num_tasks_submitted
         return bool(ahead < self._data_context.get_config(BLOCKS_AHEAD_KEY))
 
 

@@ -341,7 +341,6 @@ def _worker(config: dict[str, Any]) -> None:
         pad_id=config["pad_id"],
         device=device,
         amp_dtype=training_dtype(settings.dtype, device),
-        rates_L=config["rates_L"],
         rank=rank,
         world_size=world_size,
     )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ray_mlc.errors import ConfigError, DataError, StorageError, first_line
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.evaluation.thresholds import Objective, fit_thresholds
-from ray_mlc.model.decisions import Decision
-from ray_mlc.model.folder import open_model, write_decision
+from ray_mlc.model.decisions import Decision, decide
+from ray_mlc.model.folder import INFO_FILE, open_model, write_decision
 from ray_mlc.runtime.evaluate import load_here
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import local_path
@@ -50,9 +52,11 @@ def fit_decision(
         display: Told about progress.
 
     Returns:
-        `decision`, `shrinkage`, and `metrics`: by name `at_half`, `before` (the folder's decision
-        until now), `fitted` (on the examples that it was fitted on: flattering) and `held_out`
-        (decisions of cross-validation: what to expect of other documents).
+        `decision`, `shrinkage` (null where all labels share one threshold, or it was no question),
+        `reached` (see there, for `fitted` and `held_out`), and `metrics`: by name `at_half`,
+        `before` (the folder's decision until now), `fitted` (on the examples that it was fitted on:
+        flattering) and `held_out` (decisions of cross-validation: what to expect of other
+        documents).
 
     Raises:
         ConfigError: If the objective is unknown.
@@ -60,8 +64,15 @@ def fit_decision(
     """
     folder = open_model(model)
     Objective.parse(objective)  # not after the scoring
-    if output is None and local_path(model) != folder.path:
-        raise ConfigError(f"{model}: is not a local folder: give --output for the decision")
+    if output is None and (
+        local_path(model) != folder.path or not (folder.path / INFO_FILE).is_file()
+    ):
+        raise ConfigError(
+            f"{model}: is not a local folder that ray-mlc has made: give --output for the decision"
+        )
+    where = output.absolute().parent if output is not None else folder.path
+    if not os.access(where, os.W_OK):  # not after the scoring
+        raise StorageError(f"{output or where}: cannot be written: choose another --output")
     data = read_examples(list(examples), text=text, labels=labels, label_set=folder.label_set)
     data = annotated_rows(data, examples[0])
     if len(data.label_set) > len(folder.label_set):
@@ -92,7 +103,9 @@ def fit_decision(
         "before": evaluate_scores_at(targets_NL, scores_NL, before_L),
         "fitted": evaluate_scores_at(targets_NL, scores_NL, found.own_L),
     }
+    given = {"fitted": decide(scores_NL, found.own_L)}
     if found.held_out_NL is not None:
+        given["held_out"] = found.held_out_NL
         metrics["held_out"] = evaluate_scores(targets_NL, scores_NL, found.held_out_NL)
     if output is not None:
         try:
@@ -105,7 +118,22 @@ def fit_decision(
         "model": model,
         "examples": list(examples),
         "decision": decision.model_dump(mode="json"),
-        "shrinkage": found.shrinkage,
+        "shrinkage": found.shrinkage if found.shrinkage != np.inf else None,
+        "reached": {name: reached(targets_NL, given_NL) for name, given_NL in given.items()},
         "metrics": metrics,
         "written": str(output or folder.path / "ray_mlc.json"),
+    }
+
+
+def reached(targets_NL: NDArray[np.float32], given_NL: NDArray[np.bool_]) -> dict[str, float]:
+    """Precision and recall over all annotated cells together, and the largest rate of a label."""
+    known_NL = ~np.isnan(targets_NL)
+    positive_NL = known_NL & (targets_NL == 1)
+    hits = int((positive_NL & given_NL).sum())
+    given = int((known_NL & given_NL).sum())
+    annotated_L = np.maximum(known_NL.sum(axis=0), 1)
+    return {
+        "precision": hits / max(1, given),
+        "recall": hits / max(1, int(positive_NL.sum())),
+        "largest_rate": float(((known_NL & given_NL).sum(axis=0) / annotated_L).max(initial=0)),
     }

@@ -16,6 +16,7 @@ from ray_mlc import __version__
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.listing import Listing, would_list
 from ray_mlc.errors import DataError, RunMismatchError
+from ray_mlc.model.engines.int8 import read_int8
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.storage import filesystem_of, scheme_of
 
@@ -93,6 +94,12 @@ def refuse_difference(
         RunMismatchError: With the first difference.
     """
     recorded = record["identity"]
+    weights = recorded.get("engine.weights")
+    if weights is not None and read_int8(model).weights != weights:
+        raise RunMismatchError(
+            f"{uri}: holds a run with another int8 form of {model.name}, which was quantized again "
+            "since: choose another output"
+        )
     for key, value in asked_for(job, model).items():
         if recorded[key] != value:
             shown = (recorded[key], value)

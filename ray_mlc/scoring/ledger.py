@@ -303,6 +303,7 @@ class _Planner:
             "engine.dtype": resolved.dtype,
             "engine.packed": resolved.packed,
             "batching.max_batch_tokens": resolved.max_batch_tokens,
+            **({"engine.weights": resolved.weights} if resolved.weights else {}),
             "columns": [f"{item.name} → {item.output}: {item.type}" for item in plan.spec.kept],
         }
         canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False)

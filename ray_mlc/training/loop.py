@@ -58,6 +58,12 @@ class TokenizedExamples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def label_rates(self) -> NDArray[np.float64]:
+        """Share of the annotated documents that have each label, shape [L]."""
+        positives_L = np.bincount(self.positive_columns, minlength=self.label_count)
+        missing_L = np.bincount(self.unannotated_columns, minlength=self.label_count)
+        return positives_L / np.maximum(len(self) - missing_L, 1)
+
     def targets_BL(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """Targets of some documents: 0, 1, or NaN where nobody annotated."""
         targets = np.zeros((len(rows), self.label_count), np.float32)
@@ -209,8 +215,6 @@ class Fitter:
     device: torch.device
     amp_dtype: torch.dtype | None
     """Autocast precision; None: float32."""
-    rates_L: NDArray[np.float64] | None = None
-    """Share of the training examples that have each label, for losses that ask for it."""
     rank: int = 0
     world_size: int = 1
 
@@ -218,7 +222,7 @@ class Fitter:
         # fused: the default makes a dozen passes over all weights, which on CPU costs as much as
         # the forward pass of a small batch
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), fused=True)
-        rates_L = np.zeros(self.train.label_count) if self.rates_L is None else self.rates_L
+        rates_L = self.train.label_rates()
         self._loss = make_loss(self.config.loss, rates_L=rates_L, rows=len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs

@@ -16,11 +16,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from ray_mlc.config import LossConfig
 
 CellLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Logits and targets, both [B, L] in float32, to the loss of each cell [B, L]. Targets are 0 or 1;
-NaN cells get a value that the caller leaves out."""
+"""Logits and targets, both [B, L] in float32, to the loss of each cell [B, L]. Targets are 0 or 1:
+of cells without annotation the caller leaves the result out, but NaN would reach the gradient."""
 HEAVIEST = 100.0
-"""Largest weight that `pos_weight: balanced` gives: a label seen once in a million examples would
-otherwise outweigh all others in the batch that it is in."""
+"""Largest weight that `pos_weight: balanced` gives, and one over the smallest: a label seen once in
+a million examples would otherwise outweigh all others in the batch that it is in."""
 
 
 def make_loss(config: LossConfig, *, rates_L: NDArray[np.float64], rows: int) -> CellLoss:
@@ -57,9 +57,15 @@ def _positive_weights(
         return None
     if not isinstance(setting, str):
         return torch.full((len(rates_L),), float(setting))
-    # a label that is never seen would weigh infinitely: it counts as half a document
-    smoothed = np.maximum(rates_L, 0.5 / max(1, rows))
-    return torch.from_numpy(np.minimum((1 - smoothed) / smoothed, HEAVIEST).astype(np.float32))
+    odds_L = (1 - _inside(rates_L, rows)) / _inside(rates_L, rows)
+    return torch.from_numpy(np.clip(odds_L, 1 / HEAVIEST, HEAVIEST).astype(np.float32))
+
+
+def _inside(rates_L: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    """Rates above 0 and below 1: labels never or always seen are off by half a document."""
+    half = 0.5 / max(1, rows)
+    inside_L: NDArray[np.float64] = np.clip(rates_L, half, 1 - half)
+    return inside_L
 
 
 def cross_entropy(positive_weight_L: torch.Tensor | None = None) -> CellLoss:
@@ -106,9 +112,11 @@ def asymmetric(*, gamma_positive: float, gamma_negative: float, margin: float) -
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         positive = (logsigmoid(-logits) * gamma_positive).exp() * logsigmoid(logits)
-        shifted = (torch.sigmoid(logits) - margin).clamp(min=0)
-        # with no margin this is logsigmoid(-x), which does not overflow where 1 - p is 0
-        log_not = torch.log1p(-shifted) if margin else logsigmoid(-logits)
+        # above 0: the slope of its power is infinite there for exponents below 1
+        shifted = (torch.sigmoid(logits) - margin).clamp(min=1e-12)
+        # 1 - p is exact where p is nearly 1; at most 1, so that easy negatives cost nothing
+        kept = (torch.sigmoid(-logits) + margin).clamp(max=1)
+        log_not = kept.log() if margin else logsigmoid(-logits)
         negative = shifted.pow(gamma_negative) * log_not
         return -(targets * positive + (1 - targets) * negative)
 
@@ -140,8 +148,7 @@ def distribution_balanced(
         scale: Lambda, by which negatives' logits are multiplied, and their loss divided.
         kappa: Scale of the class biases that logits are shifted by.
     """
-    # a label that is never seen counts as half a document
-    smoothed = np.clip(rates_L, 0.5 / max(1, rows), 1 - 0.5 / max(1, rows))
+    smoothed = _inside(rates_L, rows)
     inverse_L = torch.from_numpy((1 / smoothed).astype(np.float32))
     bias_L = torch.from_numpy((kappa * np.log(1 / smoothed - 1)).astype(np.float32))
 

@@ -15,6 +15,7 @@ import pytest
 
 from ray_mlc import synthetic
 from ray_mlc.cli import main
+from ray_mlc.errors import ConfigError
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.evaluate import load_here
@@ -100,6 +101,28 @@ def test_a_rate_gives_each_label_to_no_more_documents(model: Path, examples: Pat
     scores_NL = load_here(folder, dtype="float32", device="cpu").predict_proba(texts)
     given = decide(scores_NL, folder.info.decision.thresholds_L(folder.label_set))
     assert (given.sum(axis=0) == int(0.1 * ROWS)).all()
+
+
+def test_a_folder_that_another_program_made_is_left_alone(model: Path, examples: Path) -> None:
+    for name in ("ray_mlc.json", "canaries.json", "history.jsonl"):
+        (model / name).unlink()
+    before = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    with pytest.raises(
+        ConfigError, match=r"not a local folder that ray-mlc has made: give --output"
+    ):
+        fit(model, examples)
+    assert {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()} == before
+
+
+def test_what_is_printed_for_programs_is_json_whatever_the_shrinkage(
+    model: Path, examples: Path
+) -> None:
+    result = fit(model, examples, objective="f1", per_label=True)
+    json.dumps(result, allow_nan=False)
+    result = fit(model, examples, objective="precision>=0.9")
+    json.dumps(result, allow_nan=False)
+    assert result["reached"]["fitted"]["precision"] > 0.85
+    assert not (model / "_tmp").exists()
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from ray_mlc import synthetic
 from ray_mlc.config import BatchingConfig, EngineConfig
-from ray_mlc.errors import ConfigError, GateError, ModelError
+from ray_mlc.errors import ConfigError, GateError, ModelError, RunMismatchError
 from ray_mlc.model.engines import int8
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import open_model
@@ -204,10 +205,131 @@ def test_an_actor_that_scores_otherwise_than_measured_is_refused(
     shutil.copytree(quantized, wrong)
     file = wrong / "int8" / "int8.json"
     info = json.loads(file.read_text())
-    info["canary_scores"][3][0] += 0.2
+    info["canaries"]["scores"][3][0] += 0.2
     file.write_text(json.dumps(info))
     with pytest.raises(ModelError, match=r"does not reproduce the canaries here"):
         load_classifier(open_model(str(wrong)), chosen)
+
+
+@needs_nncf
+def test_a_form_that_replaces_another_while_an_actor_loads_is_noticed(
+    quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_mlc.model.engines import choose
+
+    folder = tmp_path / "model"
+    shutil.copytree(quantized, folder)
+    chosen = resolved(folder)
+    real = choose.load_int8_engine
+
+    def replaced_meanwhile(place: Path, **options: Any) -> Any:
+        engine = real(place, **options)
+        layers = place / "openvino_model.xml"
+        layers.write_text(layers.read_text() + "\n")
+        info = json.loads((place / "int8.json").read_text())
+        info["weights"] = int8.weights_digest(place)
+        (place / "int8.json").write_text(json.dumps(info))
+        return engine
+
+    monkeypatch.setattr(choose, "load_int8_engine", replaced_meanwhile)
+    with pytest.raises(ModelError, match=r"was quantized again since this run began"):
+        load_classifier(open_model(str(folder)), chosen)
+
+
+@needs_nncf
+def test_thresholds_that_were_fitted_since_ask_for_another_measurement(
+    quantized: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(quantized, folder)
+    info = json.loads((folder / "ray_mlc.json").read_text())
+    info["decision"]["threshold"] = 0.123
+    (folder / "ray_mlc.json").write_text(json.dumps(info))
+    with pytest.raises(ModelError, match=r"measured with other thresholds: run `ray-mlc quantize"):
+        resolved(folder)
+
+
+@needs_nncf
+def test_a_plain_folder_is_held_to_the_int8_canaries_at_any_limit(
+    original: Path, data: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """Without `ray_mlc.json` there are no other canaries, and no limit but the tokenizer's."""
+    folder = tmp_path / "plain"
+    shutil.copytree(original, folder)
+    for name in ("ray_mlc.json", "canaries.json", "history.jsonl"):
+        (folder / name).unlink()
+    make(folder, data)
+    chosen = resolved(folder, max_tokens=9)
+    assert chosen.max_tokens == 9
+    assert load_classifier(open_model(str(folder)), chosen).tokenizer.max_tokens == 9
+    file = folder / "int8" / "int8.json"
+    info = json.loads(file.read_text())
+    info["canaries"]["scores"][3][0] += 0.2
+    file.write_text(json.dumps(info))
+    with pytest.raises(ModelError, match=r"does not reproduce the canaries here"):
+        load_classifier(open_model(str(folder)), chosen)
+
+
+@needs_nncf
+def test_a_run_goes_on_only_with_the_form_that_it_was_begun_with(
+    quantized: Path, tmp_path: Path, tiny_corpus: Path
+) -> None:
+    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.runtime.local import LocalBackend
+    from ray_mlc.runtime.score import score
+
+    folder, corpus, output = tmp_path / "model", tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(quantized, folder)
+    corpus.mkdir()
+    files = sorted(tiny_corpus.glob("*.parquet"))
+    shutil.copy(files[0], corpus)
+    options = {"model": str(folder), "input": str(corpus), "output": str(output)}
+    job = load_job(ScoreJob, options=options, overrides=["engine.dtype=int8", "units.rows=30"])
+    summary = score(job, LocalBackend(), Display(quiet=True))
+    assert summary["engine"]["dtype"] == "int8"
+    shutil.copy(files[1], corpus)
+    layers = folder / "int8" / "openvino_model.xml"
+    layers.write_text(layers.read_text() + "\n")
+    info = json.loads((folder / "int8" / "int8.json").read_text())
+    info["weights"] = int8.weights_digest(folder / "int8")
+    (folder / "int8" / "int8.json").write_text(json.dumps(info))
+    before = sorted(path.name for path in (output / "_ray_mlc").rglob("*"))
+    with pytest.raises(RunMismatchError, match=r"another int8 form of .*choose another output"):
+        score(job, LocalBackend(), Display(quiet=True), add_new=True)
+    assert (output / "_SUCCESS").exists()
+    assert sorted(path.name for path in (output / "_ray_mlc").rglob("*")) == before
+
+
+@needs_nncf
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    original: Path, data: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(ModelError, match=r"the int8 form cannot be written there .*Permission"):
+        make(original, data)
+
+
+@needs_nncf
+def test_what_a_killed_command_left_goes_and_a_form_is_replaced_whole(
+    quantized: Path, data: dict[str, list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(quantized, folder)
+    (folder / ".int8-old").mkdir()
+    os.utime(folder / ".int8-old", (1, 1))
+    (folder / "int8" / "stray").write_text("of the form before")
+    make(folder, data)
+    assert [path.name for path in folder.glob(".int8*")] == []
+    assert sorted(path.name for path in (folder / "int8").iterdir()) == [
+        "int8.json",
+        "openvino_model.bin",
+        "openvino_model.xml",
+    ]
 
 
 def test_a_model_without_an_int8_form_names_the_command_that_makes_it(original: Path) -> None:
@@ -226,8 +348,11 @@ def test_int8_is_named_with_openvino_alone() -> None:
 def test_calibration_and_comparison_use_different_examples(
     original: Path, data: dict[str, list[str]]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"--validation: names examples that are calibrated with"):
-        make(original, data, validation=data["train"])
+    folder = str(Path(data["train"][0]).parent)
+    around = f"{folder}/../{Path(folder).name}/train.parquet"
+    for same in (data["train"], [folder], [around]):
+        with pytest.raises(ConfigError, match=r"names examples that are calibrated with"):
+            make(original, data, validation=same)
     with pytest.raises(ConfigError, match=r"does not say what it was trained on: give --calibr"):
         make(original, data, calibration=[])
 

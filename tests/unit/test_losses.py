@@ -31,6 +31,8 @@ EVERY = [
     LossConfig(name="focal", alpha=0.25),
     LossConfig(name="asymmetric"),
     LossConfig(name="asymmetric", margin=0.0, gamma_positive=1.0),
+    LossConfig(name="asymmetric", margin=0.0, gamma_negative=0.5),
+    LossConfig(name="asymmetric", margin=1e-8, gamma_negative=0.0),
     LossConfig(name="distribution_balanced"),
     LossConfig(label_smoothing=0.1),
 ]
@@ -115,6 +117,8 @@ def test_balanced_weights_are_the_odds_against_a_label_up_to_a_limit() -> None:
     weights = (loss(zeros, ones) / np.log(2)).numpy().ravel()
     np.testing.assert_allclose(weights, [1.0, 9.0, HEAVIEST, HEAVIEST], rtol=1e-5)
     np.testing.assert_allclose(loss(zeros, zeros).numpy(), np.log(2), rtol=1e-6)
+    always = make_loss(LossConfig(pos_weight="balanced"), rates_L=np.ones(4), rows=ROWS)
+    assert (always(zeros, ones) > 0).all()
 
 
 def test_smoothing_draws_targets_toward_a_half() -> None:

@@ -258,6 +258,15 @@ def test_one_threshold_for_all_is_the_global_one_and_seeds_decide_only_folds() -
     np.testing.assert_array_equal(first.own_L, again.own_L)
 
 
+def test_a_label_that_nobody_annotated_shares_the_threshold_of_all() -> None:
+    targets_NL, scores_NL = labelled(np.random.default_rng(6), 200, [0.2, 0.2], [0.0, 0.0])
+    targets_NL[:, 1] = np.nan
+    for objective in ("rate<=0.1", "f1", "precision>=0.5"):
+        found = fit_thresholds(targets_NL, scores_NL, objective=objective)
+        assert found.own_L[1] == np.float32(found.all_labels)
+        assert found.own_L[1] < NOTHING
+
+
 def test_a_rate_holds_for_each_label_and_is_not_shrunk() -> None:
     cells_ = labelled(np.random.default_rng(4), 1000, [0.1, 0.3], [0.0, 2.0])
     found = fit_thresholds(*cells_, objective="rate<=0.05")

@@ -243,6 +243,18 @@ def test_a_damaged_cache_of_a_tokenizer_is_made_again(
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
+def test_a_user_without_a_home_folder_has_no_cache_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    fast("wordpiece", model_max_length=12).save_pretrained(tmp_path / "model")
+    assert len(Tokenizer.load(tmp_path / "model", digest="ab" * 32).encode(TEXTS)) == len(TEXTS)
+
+
 def test_a_cache_that_cannot_be_written_costs_only_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

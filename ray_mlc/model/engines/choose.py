@@ -21,7 +21,7 @@ from ray_mlc.model.canaries import check_canaries, record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.encoder import load_config, max_positions
 from ray_mlc.model.engines.int8 import FOLDER as INT8_FOLDER
-from ray_mlc.model.engines.int8 import read_int8
+from ray_mlc.model.engines.int8 import Int8Info, read_int8
 from ray_mlc.model.engines.protocol import Engine
 from ray_mlc.model.engines.race import best_budget, probe_budget, race
 from ray_mlc.model.folder import Canaries, ModelFolder
@@ -138,8 +138,10 @@ def resolve(
             raise ModelError(
                 "engine.dtype is int8, which runs on CPUs, but actors have GPUs: set actors.gpus=0"
             )
-        weights = read_int8(folder).weights
-    canaries = reference_canaries(folder, tokenizer, threads=threads)
+        form = read_int8(folder)
+        weights, canaries = form.weights, form.canaries
+    else:
+        canaries = reference_canaries(folder, tokenizer, threads=threads)
     trials: list[Trial] = []
     for dtype in [engine.dtype] if engine.dtype != "auto" else _auto_dtypes(device):
         holding: list[tuple[ResolvedEngine, Engine]] = []
@@ -197,8 +199,8 @@ def _try(
     """Load a candidate and check it: the engine if it may be used, and why or why not."""
     thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
     classifier = _load(folder, chosen, tokenizer, threads)
-    canaries = _of_precision(canaries, folder, chosen)
-    report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
+    own = _own_limit(folder, chosen)
+    report = check_canaries(_with_limit(classifier, folder, own), canaries, thresholds_L)
     if report.holds:
         return classifier.engine, str(report)
     log.warning("%s does not hold on the canaries: %s", _shown(chosen), report)
@@ -280,11 +282,15 @@ def load_classifier(
     """
     tokenizer = load_tokenizer(folder, max_tokens=resolved.max_tokens)
     classifier = _load(folder, resolved, tokenizer, threads)
-    canaries = folder.canaries()
+    if resolved.dtype == "int8":
+        # once more after loading: the form may have been replaced meanwhile
+        canaries: Canaries | None = _recorded_int8(folder, resolved).canaries
+    else:
+        canaries = folder.canaries()
     if canaries is not None:
         thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
-        canaries = _of_precision(canaries, folder, resolved)
-        report = check_canaries(_with_own_limit(classifier, folder), canaries, thresholds_L)
+        own = _own_limit(folder, resolved)
+        report = check_canaries(_with_limit(classifier, folder, own), canaries, thresholds_L)
         if not report.holds:
             raise ModelError(
                 f"{folder.name}: {resolved.dtype} on {resolved.device}, which this run is recorded "
@@ -296,7 +302,7 @@ def load_classifier(
 
 def load_tokenizer(folder: ModelFolder, *, max_tokens: int | None) -> Tokenizer:
     """The tokenizer of a model folder, which need not be read by transformers every time."""
-    return Tokenizer.load(folder.path, max_tokens=max_tokens, digest=folder.digest)
+    return Tokenizer.load(folder.path, max_tokens=max_tokens, digest=folder.tokenizer_digest)
 
 
 def reference_canaries(
@@ -322,11 +328,19 @@ def reference_canaries(
     return record_canaries(_load(folder, exact, tokenizer, threads))
 
 
-def _of_precision(canaries: Canaries, folder: ModelFolder, resolved: ResolvedEngine) -> Canaries:
-    """The canaries with the scores to reproduce: int8 has scores of its own, measured before."""
-    if resolved.dtype != "int8":
-        return canaries
-    return Canaries(texts=canaries.texts, scores=read_int8(folder).canary_scores)
+def _recorded_int8(folder: ModelFolder, resolved: ResolvedEngine) -> Int8Info:
+    """The int8 form, if it is the one that the run is recorded for.
+
+    Raises:
+        ModelError: If there is none, or another.
+    """
+    form = read_int8(folder)
+    if form.weights != resolved.weights:
+        raise ModelError(
+            f"{folder.name}: was quantized again since this run began: its scores would not be "
+            "of one model: start a new output"
+        )
+    return form
 
 
 def load_int8_engine(place: Path, *, pad_id: int, threads: int | None) -> Engine:
@@ -346,12 +360,7 @@ def _load(
 ) -> Classifier:
     engine: Engine
     if resolved.dtype == "int8":
-        weights = read_int8(folder).weights
-        if weights != resolved.weights:
-            raise ModelError(
-                f"{folder.name}: was quantized again since this run began: its scores would not be "
-                "of one model: start a new output"
-            )
+        _recorded_int8(folder, resolved)
         place = folder.path / INT8_FOLDER
         engine = load_int8_engine(place, pad_id=tokenizer.pad_id, threads=threads)
     elif resolved.name == "openvino":
@@ -398,9 +407,15 @@ def _candidates(asked: str, device: str, dtype: str) -> list[tuple[str, bool]]:
     return [("torch", False)]
 
 
-def _with_own_limit(classifier: Classifier, folder: ModelFolder) -> Classifier:
-    """The classifier with the model's own token limit, which the canaries were recorded with."""
-    own = folder.max_tokens
+def _own_limit(folder: ModelFolder, resolved: ResolvedEngine) -> int | None:
+    """The token limit that the canaries were recorded with; None: that of the run."""
+    if resolved.dtype == "int8":
+        return _recorded_int8(folder, resolved).max_tokens
+    return folder.max_tokens
+
+
+def _with_limit(classifier: Classifier, folder: ModelFolder, own: int | None) -> Classifier:
+    """The classifier with another token limit."""
     if own is None or own == classifier.tokenizer.max_tokens:
         return classifier
     tokenizer = load_tokenizer(folder, max_tokens=own)

@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,15 +29,20 @@ from pydantic import Field, ValidationError
 
 from ray_mlc.config import Section
 from ray_mlc.errors import ModelError, first_line
+from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.openvino_engine import MODEL_FILE, converted, import_openvino
 from ray_mlc.model.engines.protocol import pad
-from ray_mlc.model.folder import ModelFolder
+from ray_mlc.model.folder import Canaries, ModelFolder
 from ray_mlc.model.tokenization import Ragged
 
 FOLDER = "int8"
 """Folder of the quantized model in the model folder."""
 INFO_FILE = "int8.json"
 SCHEMA_VERSION = 1
+SCRATCH = f".{FOLDER}-"
+"""How the names of unfinished and replaced forms begin, in the model folder."""
+STALE_S = 3600.0
+"""Age from which such a folder belongs to a command that was killed."""
 INSTALL = "pip install 'ray-mlc[int8]'"
 
 
@@ -83,8 +89,12 @@ class Int8Info(Section):
     validation: list[str]
     """Examples on which the agreement was measured."""
     agreement: Agreement
-    canary_scores: list[list[float]]
-    """Scores of the model folder's canaries, one list of L each: what every actor reproduces."""
+    decision: Decision
+    """What made labels of scores when the agreement was measured."""
+    max_tokens: int
+    """Tokens kept per document then, and of the canaries."""
+    canaries: Canaries
+    """Texts and their int8 scores, which every actor reproduces."""
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -114,8 +124,40 @@ def quantize(
     """
     nncf = _import_nncf()
     openvino = import_openvino()
-    core = openvino.Core()
-    model = core.read_model(str(converted(folder.path, folder.digest)))
+    scratch = _scratch(folder)  # not after the work: the folder may not be ours to write
+    try:
+        return _quantize_into(scratch, nncf, openvino, folder, ids, pad_id, progress)
+    except OSError as error:
+        discard(Quantized(scratch, ""))
+        raise ModelError(f"{folder.name}: cannot be quantized ({first_line(error)})") from None
+    except BaseException:
+        discard(Quantized(scratch, ""))
+        raise
+
+
+def _scratch(folder: ModelFolder) -> Path:
+    """A new folder in the model folder; those of killed commands go."""
+    try:
+        for left in folder.path.glob(f"{SCRATCH}*"):
+            if time.time() - left.stat().st_mtime > STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder.path))
+    except OSError as error:
+        raise ModelError(
+            f"{folder.name}: the int8 form cannot be written there ({first_line(error)})"
+        ) from None
+
+
+def _quantize_into(
+    scratch: Path,
+    nncf: Any,
+    openvino: Any,
+    folder: ModelFolder,
+    ids: Ragged,
+    pad_id: int,
+    progress: Callable[[int], None],
+) -> Quantized:
+    model = openvino.Core().read_model(str(converted(folder.path, folder.digest)))
 
     def inputs(index: int) -> list[NDArray[np.int64]]:
         progress(1)
@@ -133,23 +175,30 @@ def quantize(
         raise ModelError(
             f"{folder.name}: cannot be quantized to int8 ({first_line(error)})"
         ) from None
-    scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=folder.path))
-    try:
-        openvino.save_model(quantized, str(scratch / MODEL_FILE), compress_to_fp16=False)
-        return Quantized(scratch, _weights_digest(scratch))
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    openvino.save_model(quantized, str(scratch / MODEL_FILE), compress_to_fp16=False)
+    return Quantized(scratch, weights_digest(scratch))
 
 
 def install(quantized: Quantized, info: Int8Info, folder: ModelFolder) -> None:
-    """Put a quantized model in its place in the model folder, with what is known of it."""
-    text = json.dumps(info.model_dump(mode="json"), indent=1)
-    (quantized.folder / INFO_FILE).write_text(text, encoding="utf-8")
+    """Put a quantized model in its place in the model folder, with what is known of it.
+
+    Raises:
+        ModelError: If it cannot be written; a form that was there before stays then.
+    """
     target = folder.path / FOLDER
-    shutil.rmtree(target, ignore_errors=True)
-    quantized.folder.chmod(0o755)  # a scratch folder is its maker's alone
-    quantized.folder.rename(target)
+    replaced = quantized.folder.with_name(f"{quantized.folder.name}-replaced")
+    try:
+        text = json.dumps(info.model_dump(mode="json"), indent=1)
+        (quantized.folder / INFO_FILE).write_text(text, encoding="utf-8")
+        quantized.folder.chmod(0o755)  # a scratch folder is its maker's alone
+        if target.exists():
+            target.rename(replaced)
+        quantized.folder.rename(target)
+    except OSError as error:
+        raise ModelError(
+            f"{folder.name}: the int8 form cannot be written there ({first_line(error)})"
+        ) from None
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def discard(quantized: Quantized) -> None:
@@ -175,12 +224,21 @@ def read_int8(folder: ModelFolder) -> Int8Info:
         ) from None
     if info.model != folder.digest:
         raise ModelError(f"{folder.name}: its int8 form is of other weights: {remedy}")
-    if info.weights != _weights_digest(place):
+    if info.decision != folder.info.decision:
+        raise ModelError(
+            f"{folder.name}: its int8 form was measured with other thresholds: {remedy}"
+        )
+    if info.weights != weights_digest(place):
         raise ModelError(f"{folder.name}: the files in {FOLDER} are damaged: {remedy}")
     return info
 
 
-def _weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the files of a quantized model.
+
+    Raises:
+        ModelError: If one cannot be read.
+    """
     digest = hashlib.sha256()
     for name in (MODEL_FILE, Path(MODEL_FILE).with_suffix(".bin").name):
         try:

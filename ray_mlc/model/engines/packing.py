@@ -160,18 +160,18 @@ class PackedModel:
 
     def __call__(self, packed: Packed, *, device: str) -> torch.Tensor:
         """Logits of the documents, shape [B, L]."""
-        cu_seqlens = _on(packed.cu_seqlens, device)
+        cu_seqlens = on_device(packed.cu_seqlens, device)
         self._starts = cu_seqlens[: packed.documents].long()
         logits: torch.Tensor = self._model(
-            input_ids=_on(packed.input_ids_T, device)[None],
-            position_ids=_on(packed.position_ids_T, device)[None],
+            input_ids=on_device(packed.input_ids_T, device)[None],
+            position_ids=on_device(packed.position_ids_T, device)[None],
             cu_seqlens=cu_seqlens,
             longest=packed.longest,
         ).logits
         return logits
 
 
-def _on(array: NDArray[Any], device: str) -> torch.Tensor:
+def on_device(array: NDArray[Any], device: str) -> torch.Tensor:
     """An array on a device; to a GPU the copy runs while the host goes on."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device != "cpu" else tensor

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError
 from ray_mlc.model.engines.onednn import pack_encoder
-from ray_mlc.model.engines.packing import MULTIPLE, PackedModel, can_pack, pack
+from ray_mlc.model.engines.packing import MULTIPLE, PackedModel, can_pack, on_device, pack
 from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,8 +109,8 @@ class TorchEngine:
             return self._packed(packed, device=self.device)
         input_ids_BT, mask_BT = pad(ids, self._pad_id)
         logits_BL: torch.Tensor = self._model(
-            input_ids=torch.from_numpy(input_ids_BT).to(self.device),
-            attention_mask=torch.from_numpy(mask_BT).to(self.device),
+            input_ids=on_device(input_ids_BT, self.device),
+            attention_mask=on_device(mask_BT, self.device),
         ).logits
         return logits_BL
 
