@@ -125,6 +125,7 @@ def run_ours(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def run_trainer(asked: argparse.Namespace, seed: int, *, grouped: bool) -> dict[str, Any]:
     """Hugging Face's loop."""
+    import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     from ray_mlc.model.tokenization import load_pretrained_tokenizer
@@ -149,6 +150,7 @@ def run_trainer(asked: argparse.Namespace, seed: int, *, grouped: bool) -> dict[
             max_grad_norm=setup.settings.max_grad_norm,
             lr_scheduler_type="linear",
             bf16=bfloat16,
+            use_cpu=not torch.cuda.is_available(),
             seed=seed,
             save_strategy="no",
             report_to="none",

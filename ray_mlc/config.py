@@ -182,7 +182,7 @@ class EngineConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> EngineConfig:
         if self.name == "openvino" and self.dtype == "float16":
-            raise ValueError("dtype is float16, expected another one with name: openvino")
+            raise ValueError("dtype is float16, expected float32 or bfloat16 with name: openvino")
         if self.name == "torch" and self.dtype == "int8":
             raise ValueError("dtype is int8, which only name: openvino (or auto) runs")
         return self
