@@ -101,6 +101,9 @@ def build(
         logits_NL = head(torch.from_numpy(features_NH)).numpy()
     threshold = fit_global_threshold(targets_NL, sigmoid(logits_NL))
     engine = TorchEngine(model, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
+    canaries = record_canaries(Classifier(label_set, tokenizer, engine, BATCH_TOKENS))
+    if encoder in SIZES:
+        threshold = widest_gap(np.ravel(canaries.scores))
     out.mkdir(parents=True, exist_ok=True)
     saved = load_pretrained_tokenizer(tokenizer_folder)
     saved.model_max_length = max_tokens
@@ -113,10 +116,17 @@ def build(
             decision=Decision(threshold=threshold),
             long=LongConfig(policy="truncate", max_tokens=max_tokens),
         ),
-        canaries=record_canaries(Classifier(label_set, tokenizer, engine, BATCH_TOKENS)),
+        canaries=canaries,
         history=[],
     )
     print(f"{out}: threshold {threshold:.3f} on {len(texts)} examples")
+
+
+def widest_gap(scores: NDArray[np.float64]) -> float:
+    """A threshold that no score is near: labels of random weights would flip by rounding alone."""
+    inner = np.sort(scores[(scores > 0.05) & (scores < 0.95)])
+    widest = int(np.argmax(np.diff(inner)))
+    return float(inner[widest] + inner[widest + 1]) / 2
 
 
 def random_bert(sizes: dict[str, int], vocab_size: int, label_set: LabelSet) -> Any:
