@@ -16,7 +16,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -92,7 +91,6 @@ def main() -> None:
         if asked.output:
             with asked.output.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

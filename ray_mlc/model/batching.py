@@ -50,9 +50,8 @@ def plan_batches(
             f"batching.max_batch_tokens is {max_batch_tokens}, but a document has "
             f"{int(sorted_N[0])} tokens: raise it, or lower long.max_tokens"
         )
-    if len(
-        sorted_N
-    ):  # what is beyond all documents together binds nothing, and may not fit an int64
+    if len(sorted_N):
+        # what is beyond all documents together binds nothing, and may not fit an int64
         max_batch_tokens = min(max_batch_tokens, len(sorted_N) * int(sorted_N[0]))
     full = _fill(sorted_N, 0, len(sorted_N), max_batch_tokens)
     cut = _cut(sorted_N, max_batch_tokens, batch_cost)

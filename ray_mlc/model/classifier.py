@@ -92,10 +92,9 @@ class Classifier:
         while todo or begun:
             if todo and len(begun) < self.engine.depth:
                 batch = todo.pop()
-                half = len(batch) // 2
-                padded = len(batch) * int(lengths_N[batch].max())
-                if half and padded > self.max_batch_tokens:  # planned before memory ran out
-                    todo += [batch[half:], batch[:half]]
+                padded = _padded(batch, lengths_N)
+                if len(batch) > 1 and padded > self.max_batch_tokens:
+                    todo += _halves(batch)  # planned before memory ran out
                     continue
                 fetch = None
             else:
@@ -106,13 +105,14 @@ class Classifier:
                     continue
                 logits_BL = fetch()
             except OutOfMemoryError:
-                todo += self._halves(batch, lengths_N)
+                self._lower_budget(batch, _padded(batch, lengths_N))
+                todo += _halves(batch)
                 continue
             except Exception as error:
                 if fault is None:
                     raise
                 if len(batch) > 1:
-                    todo += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                    todo += _halves(batch)
                     continue
                 self._refuse_broken_engine()
                 scores_NL[batch] = np.nan
@@ -120,21 +120,18 @@ class Classifier:
                 continue
             scores_NL[batch] = sigmoid(logits_BL)
             self.stats.real_tokens += int(lengths_N[batch].sum())
-            self.stats.padded_tokens += len(batch) * int(lengths_N[batch].max())
+            self.stats.padded_tokens += _padded(batch, lengths_N)
             if progress is not None:
                 progress(len(batch))
         return scores_NL
 
-    def _halves(
-        self, batch: NDArray[np.intp], lengths_N: NDArray[np.int64]
-    ) -> list[NDArray[np.intp]]:
-        """What is left to do of a batch that did not fit; later ones are made smaller.
+    def _lower_budget(self, batch: NDArray[np.intp], padded: int) -> None:
+        """Make later batches smaller than one that did not fit.
 
         Raises:
-            RayMlcError: If the batch is a single document.
+            RayMlcError: If that is a single document.
         """
-        half, padded = len(batch) // 2, len(batch) * int(lengths_N[batch].max())
-        if not half:
+        if len(batch) == 1:
             raise RayMlcError(
                 f"a document of {padded} tokens alone exceeds the memory of the "
                 f"{self.engine.device}: lower long.max_tokens"
@@ -144,7 +141,6 @@ class Classifier:
         fits = max(padded // 2, self.tokenizer.max_tokens)
         self.max_batch_tokens = min(self.max_batch_tokens, fits)
         log.warning("out of memory: max_batch_tokens is %d now", self.max_batch_tokens)
-        return [batch[half:], batch[:half]]
 
     def _refuse_broken_engine(self) -> None:
         """Tell a document that cannot be scored from an engine that scores nothing any more.
@@ -159,6 +155,17 @@ class Classifier:
                 f"{self.engine.name} on {self.engine.device} fails over every document "
                 f"({first_line(error)}): run the same command again"
             ) from None
+
+
+def _padded(batch: NDArray[np.intp], lengths_N: NDArray[np.int64]) -> int:
+    """Tokens that a batch costs, padding included."""
+    return len(batch) * int(lengths_N[batch].max())
+
+
+def _halves(batch: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """A batch in two, for a stack: the first half on top."""
+    half = len(batch) // 2
+    return [batch[half:], batch[:half]]
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

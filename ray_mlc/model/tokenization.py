@@ -23,7 +23,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError, first_line
-from ray_mlc.model.cache import cache_name, write_into_cache
+from ray_mlc.model.cache import cache_folder, write_into_cache
 
 log = logging.getLogger(__name__)
 
@@ -113,14 +113,17 @@ class TokenizerState:
         if digest is None:
             return cls.of(load_pretrained_tokenizer(folder))
         versions = f"{version('transformers')}-{version('tokenizers')}"
-        name = f"{digest[:32]}-{versions}.json"
         try:
-            text = (cache_name() / "tokenizers" / name).read_text(encoding="utf-8")
-            return cls(**json.loads(text))
+            path = cache_folder("tokenizers") / f"{digest[:32]}-{versions}.json"
+        except OSError as error:
+            log.info("the tokenizer cannot be kept in a cache: %s", first_line(error))
+            return cls.of(load_pretrained_tokenizer(folder))
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):  # not there, or not what was written
             state = cls.of(load_pretrained_tokenizer(folder))
         try:
-            write_into_cache(cache_name() / "tokenizers" / name, json.dumps(asdict(state)))
+            write_into_cache(path, json.dumps(asdict(state)))
         except OSError as error:
             log.info("the tokenizer cannot be kept in a cache: %s", first_line(error))
         return state
