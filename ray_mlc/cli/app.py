@@ -39,6 +39,8 @@ Address = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Text = Annotated[str, typer.Option(help="Text column.")]
 Labels = Annotated[str, typer.Option(help="Label column, or 0/1 columns separated by commas.")]
@@ -209,10 +211,8 @@ def evaluate(
     examples: Annotated[list[str], typer.Argument(help="Examples: Parquet, CSV or JSONL.")],
     text: Text = "text",
     labels: Labels = "labels",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
     output: Annotated[
         Path | None,
         typer.Option(help="JSON to write; default: MODEL/evaluation/<examples>.json."),
@@ -256,10 +256,8 @@ def thresholds(
     ] = True,
     text: Text = "text",
     labels: Labels = "labels",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the folds of the cross-validation.")] = 0,
     output: Annotated[
         Path | None,
@@ -370,10 +368,8 @@ def predict(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
     texts: Annotated[list[str], typer.Argument(help="Texts; - reads one per line from stdin.")],
     top: Annotated[int, typer.Option(min=1, help="Scores shown per text.")] = 10,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Labels, scores and latency of single texts."""

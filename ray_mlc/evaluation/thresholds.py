@@ -145,11 +145,7 @@ class Objective:
         F-beta is the mean of micro and macro: the one forgets rare labels, the other is decided by
         them. A precision that is not kept counts below all that is.
         """
-        known_NL = ~np.isnan(targets_NL)
-        positive_NL = known_NL & (targets_NL == 1)
-        hits_L = (positive_NL & given_NL).sum(axis=0)
-        given_L = (known_NL & given_NL).sum(axis=0)
-        positives_L = positive_NL.sum(axis=0)
+        hits_L, given_L, positives_L = _counts(targets_NL, given_NL)
         if self.kind == "fbeta":
             weight = self.value**2
             sums_L = given_L + weight * positives_L
@@ -160,6 +156,26 @@ class Objective:
         if self.kind == "precision" and precision < self.value:
             return precision - self.value
         return float(hits_L.sum() / max(1, positives_L.sum()))
+
+
+def reached(targets_NL: NDArray[np.float32], given_NL: NDArray[np.bool_]) -> dict[str, float]:
+    """Precision and recall over all annotated cells together, and the largest rate of a label."""
+    hits_L, given_L, positives_L = _counts(targets_NL, given_NL)
+    annotated_L = np.maximum((~np.isnan(targets_NL)).sum(axis=0), 1)
+    return {
+        "precision": float(hits_L.sum() / max(1, given_L.sum())),
+        "recall": float(hits_L.sum() / max(1, positives_L.sum())),
+        "largest_rate": float((given_L / annotated_L).max(initial=0)),
+    }
+
+
+def _counts(
+    targets_NL: NDArray[np.float32], given_NL: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of each label's annotated cells: those given rightly, those given, and the positives."""
+    positive_NL = targets_NL == 1
+    given_NL = given_NL & ~np.isnan(targets_NL)
+    return (positive_NL & given_NL).sum(axis=0), given_NL.sum(axis=0), positive_NL.sum(axis=0)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import Storage, open_storage
-from ray_mlc.training.examples import annotated_rows, read_examples
+from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 
 DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
 
@@ -51,6 +51,24 @@ def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
     engine = EngineConfig(dtype=dtype)  # type: ignore[arg-type]
     resolved = resolve(folder, engine, BatchingConfig(), cuda=cuda, max_tokens=None)
     return load_classifier(folder, resolved)
+
+
+def read_known(
+    folder: ModelFolder, examples: Sequence[str], *, text: str, labels: str | Sequence[str]
+) -> Examples:
+    """Annotated examples whose labels the model knows.
+
+    Raises:
+        DataError: If they have another label, or cannot be used.
+    """
+    known = folder.label_set
+    data = read_examples(list(examples), text=text, labels=labels, label_set=known)
+    if len(data.label_set) > len(known):
+        raise DataError(
+            f"{examples[0]}: has label {data.label_set.names[len(known)]!r}, which the model does "
+            "not know"
+        )
+    return annotated_rows(data, examples[0])
 
 
 def evaluate_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ from ray_mlc.model.decisions import decide
 from ray_mlc.model.engines import int8
 from ray_mlc.model.engines.choose import (
     CPU_BATCH_TOKENS,
-    ResolvedEngine,
-    load_classifier,
     load_int8_engine,
     load_tokenizer,
     reference_canaries,
 )
 from ray_mlc.model.folder import Canaries, ModelFolder, open_model
+from ray_mlc.runtime.evaluate import load_here, read_known
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import local_path
-from ray_mlc.training.examples import annotated_rows, read_examples
+from ray_mlc.training.examples import Examples, read_examples
 
 
 def quantize_model(
@@ -73,70 +73,59 @@ def quantize_model(
     if _overlap(calibration, validation):
         raise ConfigError("--validation: names examples that are calibrated with, too")
     data = read_examples(calibration, text=text, labels=labels, label_set=folder.label_set)
-    held_out = read_examples(validation, text=text, labels=labels, label_set=folder.label_set)
-    if len(held_out.label_set) > len(folder.label_set):
-        raise ModelError(
-            f"{validation[0]}: has label {held_out.label_set.names[len(folder.label_set)]!r}, "
-            "which the model does not know"
-        )
-    held_out = annotated_rows(held_out, validation[0])
-    held_out = held_out.take(_some(len(held_out), 8 * documents, seed))
     drawn = data.texts.take(_some(len(data), 2 * documents, seed)).to_pylist()
     texts = [document for document in drawn if document and document.strip()][:documents]
-    calibrated = len(texts)
+    held_out = read_known(folder, validation, text=text, labels=labels)
+    held_out = held_out.take(_some(len(held_out), 8 * documents, seed))
     tokenizer = load_tokenizer(folder, max_tokens=folder.max_tokens)
-    # how often it goes through them is NNCF's affair
-    with display.stage("calibrate", None, "examples") as stage:
-        made = int8.quantize(
-            folder, tokenizer.encode(texts), pad_id=tokenizer.pad_id, progress=stage.advance
-        )
-    try:
+    with ExitStack() as stack:
+        # how often it goes through them is NNCF's affair
+        with display.stage("calibrate", None, "examples") as stage:
+            ids, pad_id = tokenizer.encode(texts), tokenizer.pad_id
+            scratch = stack.enter_context(
+                int8.quantized(folder, ids, pad_id=pad_id, progress=stage.advance)
+            )
+        engine = load_int8_engine(scratch, pad_id=pad_id, threads=None)
         budget = max(CPU_BATCH_TOKENS, tokenizer.max_tokens)
-        engine = load_int8_engine(made.folder, pad_id=tokenizer.pad_id, threads=None)
         eight = Classifier(folder.label_set, tokenizer, engine, budget)
-        exact = load_classifier(
-            folder,
-            ResolvedEngine(
-                name="torch",
-                device="cpu",
-                dtype="float32",
-                max_batch_tokens=budget,
-                max_tokens=tokenizer.max_tokens,
-            ),
-        )
-        scores = []
-        with display.stage("compare", 2 * len(held_out), "examples") as stage:
-            for classifier in (exact, eight):
-                documents_seen = held_out.texts.to_pylist()
-                scores.append(classifier.predict_proba(documents_seen, progress=stage.advance))
-        if not np.isfinite(scores[1]).all():
-            raise GateError(f"{model}: int8 gives scores that are not finite; nothing is kept")
-        thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
-        found = agreement(held_out.targets_NL(), scores[0], scores[1], thresholds_L)
+        found = _compare(folder, eight, held_out, display)
         if found.flips_of_given > max_flips or found.loss > max_loss:
             raise GateError(
                 f"{model}: int8 does not agree with float32: {found}; the limits are "
                 f"{max_flips:.2%} (--max-flips) and a loss of {max_loss:g} (--max-loss); nothing "
                 "is kept"
             )
-        texts = reference_canaries(folder, tokenizer).texts
-        scores_of_canaries = eight.predict_proba(texts).astype(float).tolist()
+        neutral = reference_canaries(folder, tokenizer).texts
+        scores_NL = eight.predict_proba(neutral)
         info = int8.Int8Info(
             model=folder.digest,
-            weights=made.weights,
+            weights=int8.weights_digest(scratch),
             calibration=[_absolute(path) for path in calibration],
-            calibration_documents=calibrated,
+            calibration_documents=len(texts),
             validation=[_absolute(path) for path in validation],
             agreement=found,
             decision=folder.info.decision,
             max_tokens=tokenizer.max_tokens,
-            canaries=Canaries(texts=texts, scores=scores_of_canaries),
+            canaries=Canaries(texts=neutral, scores=scores_NL.astype(float).tolist()),
             versions=int8.versions(),
         )
-        int8.install(made, info, folder)
-    finally:
-        int8.discard(made)
+        int8.install(scratch, info, folder)
     return info.model_dump(mode="json")
+
+
+def _compare(
+    folder: ModelFolder, eight: Classifier, held_out: Examples, display: Display
+) -> int8.Agreement:
+    """Score the same documents in float32 and in int8."""
+    exact = load_here(folder, dtype="float32", device="cpu")
+    texts, scores = held_out.texts.to_pylist(), []
+    with display.stage("compare", 2 * len(texts), "examples") as stage:
+        for classifier in (exact, eight):
+            scores.append(classifier.predict_proba(texts, progress=stage.advance))
+    if not np.isfinite(scores[1]).all():
+        raise GateError(f"{folder.name}: int8 gives scores that are not finite; nothing is kept")
+    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+    return agreement(held_out.targets_NL(), scores[0], scores[1], thresholds_L)
 
 
 def agreement(

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ray_mlc.errors import ConfigError, DataError, StorageError, first_line
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.metrics import evaluate_scores
-from ray_mlc.evaluation.thresholds import Objective, fit_thresholds
+from ray_mlc.evaluation.thresholds import Objective, fit_thresholds, reached
 from ray_mlc.model.decisions import Decision, decide
 from ray_mlc.model.folder import INFO_FILE, open_model, write_decision
-from ray_mlc.runtime.evaluate import load_here
+from ray_mlc.runtime.evaluate import load_here, read_known
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import local_path
-from ray_mlc.training.examples import annotated_rows, read_examples
 
 
 def fit_decision(
@@ -73,13 +71,7 @@ def fit_decision(
     where = output.absolute().parent if output is not None else folder.path
     if not os.access(where, os.W_OK):  # not after the scoring
         raise StorageError(f"{output or where}: cannot be written: choose another --output")
-    data = read_examples(list(examples), text=text, labels=labels, label_set=folder.label_set)
-    data = annotated_rows(data, examples[0])
-    if len(data.label_set) > len(folder.label_set):
-        raise DataError(
-            f"{examples[0]}: has label {data.label_set.names[len(folder.label_set)]!r}, which the "
-            "model does not know"
-        )
+    data = read_known(folder, examples, text=text, labels=labels)
     classifier = load_here(folder, dtype=dtype, device=device)
     with display.stage("score", len(data), "examples") as stage:
         scores_NL = classifier.predict_proba(data.texts.to_pylist(), progress=stage.advance)
@@ -122,18 +114,4 @@ def fit_decision(
         "reached": {name: reached(targets_NL, given_NL) for name, given_NL in given.items()},
         "metrics": metrics,
         "written": str(output or folder.path / "ray_mlc.json"),
-    }
-
-
-def reached(targets_NL: NDArray[np.float32], given_NL: NDArray[np.bool_]) -> dict[str, float]:
-    """Precision and recall over all annotated cells together, and the largest rate of a label."""
-    known_NL = ~np.isnan(targets_NL)
-    positive_NL = known_NL & (targets_NL == 1)
-    hits = int((positive_NL & given_NL).sum())
-    given = int((known_NL & given_NL).sum())
-    annotated_L = np.maximum(known_NL.sum(axis=0), 1)
-    return {
-        "precision": hits / max(1, given),
-        "recall": hits / max(1, int(positive_NL.sum())),
-        "largest_rate": float(((known_NL & given_NL).sum(axis=0) / annotated_L).max(initial=0)),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -379,3 +380,15 @@ def test_nncf_does_not_report_its_use_to_its_makers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+@needs_nncf
+def test_nncf_is_quiet_and_handlers_of_others_stay_as_they_are() -> None:
+    handler = logging.StreamHandler()
+    logging.getLogger("nncf").addHandler(handler)
+    try:
+        int8._import_nncf()
+        assert handler.level == logging.NOTSET
+    finally:
+        logging.getLogger("nncf").removeHandler(handler)
+    assert not logging.getLogger("nncf").isEnabledFor(logging.INFO)

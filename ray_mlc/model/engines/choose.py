@@ -132,14 +132,14 @@ def resolve(
             f"batching.max_batch_tokens is {budget}, expected at least max_tokens "
             f"({tokenizer.max_tokens}): the longest document must fit into a batch"
         )
-    weights = None
+    weights, own = None, folder.max_tokens
     if engine.dtype == "int8":
         if cuda:
             raise ModelError(
                 "engine.dtype is int8, which runs on CPUs, but actors have GPUs: set actors.gpus=0"
             )
         form = read_int8(folder)
-        weights, canaries = form.weights, form.canaries
+        weights, canaries, own = form.weights, form.canaries, form.max_tokens
     else:
         canaries = reference_canaries(folder, tokenizer, threads=threads)
     trials: list[Trial] = []
@@ -157,7 +157,7 @@ def resolve(
                 weights=weights,
             )
             try:
-                loaded, verdict = _try(folder, chosen, tokenizer, canaries, threads)
+                loaded, verdict = _try(folder, chosen, tokenizer, canaries, own, threads)
             except Exception as error:  # whatever a library raises that cannot run the model
                 if (name, packed) == ("torch", False) or len(candidates) == 1:
                     raise  # there is nothing left that could
@@ -194,12 +194,15 @@ def _try(
     chosen: ResolvedEngine,
     tokenizer: Tokenizer,
     canaries: Canaries,
+    own: int | None,
     threads: int | None,
 ) -> tuple[Engine | None, str]:
-    """Load a candidate and check it: the engine if it may be used, and why or why not."""
+    """Load a candidate and check it: the engine if it may be used, and why or why not.
+
+    `own` is the token limit that the canaries were recorded with.
+    """
     thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
     classifier = _load(folder, chosen, tokenizer, threads)
-    own = _own_limit(folder, chosen)
     report = check_canaries(_with_limit(classifier, folder, own), canaries, thresholds_L)
     if report.holds:
         return classifier.engine, str(report)
@@ -284,12 +287,13 @@ def load_classifier(
     classifier = _load(folder, resolved, tokenizer, threads)
     if resolved.dtype == "int8":
         # once more after loading: the form may have been replaced meanwhile
-        canaries: Canaries | None = _recorded_int8(folder, resolved).canaries
+        form = _recorded_int8(folder, resolved)
+        canaries: Canaries | None = form.canaries
+        own: int | None = form.max_tokens
     else:
-        canaries = folder.canaries()
+        canaries, own = folder.canaries(), folder.max_tokens
     if canaries is not None:
         thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
-        own = _own_limit(folder, resolved)
         report = check_canaries(_with_limit(classifier, folder, own), canaries, thresholds_L)
         if not report.holds:
             raise ModelError(
@@ -407,15 +411,8 @@ def _candidates(asked: str, device: str, dtype: str) -> list[tuple[str, bool]]:
     return [("torch", False)]
 
 
-def _own_limit(folder: ModelFolder, resolved: ResolvedEngine) -> int | None:
-    """The token limit that the canaries were recorded with; None: that of the run."""
-    if resolved.dtype == "int8":
-        return _recorded_int8(folder, resolved).max_tokens
-    return folder.max_tokens
-
-
 def _with_limit(classifier: Classifier, folder: ModelFolder, own: int | None) -> Classifier:
-    """The classifier with another token limit."""
+    """The classifier with the token limit that canaries were recorded with; None: the run's."""
     if own is None or own == classifier.tokenizer.max_tokens:
         return classifier
     tokenizer = load_tokenizer(folder, max_tokens=own)

@@ -16,8 +16,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,20 +97,11 @@ class Int8Info(Section):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """A quantized model that is not in its place yet."""
-
-    folder: Path
-    """Scratch folder with its files."""
-    weights: str
-    """SHA-256 over them."""
-
-
-def quantize(
+@contextlib.contextmanager
+def quantized(
     folder: ModelFolder, ids: Ragged, *, pad_id: int, progress: Callable[[int], None]
-) -> Quantized:
-    """Quantize a model in a scratch folder beside its place; see `install` and `discard`.
+) -> Iterator[Path]:
+    """A quantized model in a scratch folder beside its place, for the block; `install` keeps it.
 
     Args:
         folder: The model.
@@ -120,19 +110,34 @@ def quantize(
         progress: Called with the number of documents that have been through the model.
 
     Raises:
-        ModelError: If NNCF or OpenVINO is not installed, or cannot do it.
+        ModelError: If NNCF or OpenVINO is not installed or cannot do it, or nothing can be written.
     """
     nncf = _import_nncf()
     openvino = import_openvino()
     scratch = _scratch(folder)  # not after the work: the folder may not be ours to write
+
+    def inputs(index: int) -> list[NDArray[np.int64]]:
+        progress(1)
+        return list(pad(ids.rows(np.array([index])), pad_id))
+
     try:
-        return _quantize_into(scratch, nncf, openvino, folder, ids, pad_id, progress)
-    except OSError as error:
-        discard(Quantized(scratch, ""))
-        raise ModelError(f"{folder.name}: cannot be quantized ({first_line(error)})") from None
-    except BaseException:
-        discard(Quantized(scratch, ""))
-        raise
+        try:
+            model = openvino.Core().read_model(str(converted(folder.path, folder.digest)))
+            with contextlib.redirect_stdout(io.StringIO()):  # it shows bars of its own
+                result = nncf.quantize(
+                    model,
+                    nncf.Dataset(range(len(ids)), inputs),
+                    model_type=nncf.ModelType.TRANSFORMER,
+                    subset_size=len(ids),
+                )
+            openvino.save_model(result, str(scratch / MODEL_FILE), compress_to_fp16=False)
+        except Exception as error:  # of a full disk, or whatever NNCF raises over a foreign model
+            raise ModelError(
+                f"{folder.name}: cannot be quantized to int8 ({first_line(error)})"
+            ) from None
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _scratch(folder: ModelFolder) -> Path:
@@ -143,67 +148,31 @@ def _scratch(folder: ModelFolder) -> Path:
                 shutil.rmtree(left, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder.path))
     except OSError as error:
-        raise ModelError(
-            f"{folder.name}: the int8 form cannot be written there ({first_line(error)})"
-        ) from None
+        raise _unwritable(folder, error) from None
 
 
-def _quantize_into(
-    scratch: Path,
-    nncf: Any,
-    openvino: Any,
-    folder: ModelFolder,
-    ids: Ragged,
-    pad_id: int,
-    progress: Callable[[int], None],
-) -> Quantized:
-    model = openvino.Core().read_model(str(converted(folder.path, folder.digest)))
-
-    def inputs(index: int) -> list[NDArray[np.int64]]:
-        progress(1)
-        return list(pad(ids.rows(np.array([index])), pad_id))
-
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it shows bars of its own
-            quantized = nncf.quantize(
-                model,
-                nncf.Dataset(range(len(ids)), inputs),
-                model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(ids),
-            )
-    except Exception as error:  # whatever it raises over a foreign model
-        raise ModelError(
-            f"{folder.name}: cannot be quantized to int8 ({first_line(error)})"
-        ) from None
-    openvino.save_model(quantized, str(scratch / MODEL_FILE), compress_to_fp16=False)
-    return Quantized(scratch, weights_digest(scratch))
-
-
-def install(quantized: Quantized, info: Int8Info, folder: ModelFolder) -> None:
+def install(scratch: Path, info: Int8Info, folder: ModelFolder) -> None:
     """Put a quantized model in its place in the model folder, with what is known of it.
 
     Raises:
-        ModelError: If it cannot be written; a form that was there before stays then.
+        ModelError: If it cannot be written.
     """
     target = folder.path / FOLDER
-    replaced = quantized.folder.with_name(f"{quantized.folder.name}-replaced")
+    replaced = scratch.with_name(f"{scratch.name}-replaced")
     try:
         text = json.dumps(info.model_dump(mode="json"), indent=1)
-        (quantized.folder / INFO_FILE).write_text(text, encoding="utf-8")
-        quantized.folder.chmod(0o755)  # a scratch folder is its maker's alone
+        (scratch / INFO_FILE).write_text(text, encoding="utf-8")
+        scratch.chmod(0o755)  # a scratch folder is its maker's alone
         if target.exists():
             target.rename(replaced)
-        quantized.folder.rename(target)
+        scratch.rename(target)
     except OSError as error:
-        raise ModelError(
-            f"{folder.name}: the int8 form cannot be written there ({first_line(error)})"
-        ) from None
+        raise _unwritable(folder, error) from None
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def discard(quantized: Quantized) -> None:
-    """Remove a quantized model that does not agree."""
-    shutil.rmtree(quantized.folder, ignore_errors=True)
+def _unwritable(folder: ModelFolder, error: OSError) -> ModelError:
+    return ModelError(f"{folder.name}: the int8 form cannot be written there ({first_line(error)})")
 
 
 def read_int8(folder: ModelFolder) -> Int8Info:
@@ -267,5 +236,6 @@ def _import_nncf() -> Any:
         import nncf
     except ImportError as error:
         raise ModelError(f"NNCF cannot be loaded here ({first_line(error)}): {INSTALL}") from None
-    nncf.set_log_level(logging.ERROR)
+    # not by its own function: that also turns down handlers that others have put there
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
