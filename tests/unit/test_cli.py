@@ -12,21 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from ray_mlc.cli import main
+from support.cli import run
 
 HEAVY = ("torch", "ray", "transformers", "pyarrow", "sklearn", "numpy", "datasets")
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Exit code of `ray-mlc ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["ray-mlc", *arguments])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["data", "--help"]])

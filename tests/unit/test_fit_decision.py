@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.cli import run
 
 from ray_mlc import synthetic
-from ray_mlc.cli import main
 from ray_mlc.errors import ConfigError
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.folder import open_model
@@ -125,27 +124,19 @@ def test_what_is_printed_for_programs_is_json_whatever_the_shrinkage(
     assert not (model / "_tmp").exists()
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["ray-mlc", "thresholds", *arguments])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def test_the_command_shows_what_to_expect_and_where_it_went(
     model: Path,
     examples: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(monkeypatch, str(model), str(examples), "--quiet") == 0
+    assert run(monkeypatch, "thresholds", str(model), str(examples), "--quiet") == 0
     shown = capsys.readouterr().out
     assert "held out" in shown
     assert f"written: {model}/ray_mlc.json" in shown
-    assert run(monkeypatch, str(model), str(examples), "--one", "--json", "--quiet") == 0
+    assert (
+        run(monkeypatch, "thresholds", str(model), str(examples), "--one", "--json", "--quiet") == 0
+    )
     printed = json.loads(capsys.readouterr().out)
     assert printed["decision"]["per_label"] == {}
     assert open_model(str(model)).info.decision.threshold == printed["decision"]["threshold"]
@@ -168,7 +159,10 @@ def test_what_cannot_be_fitted_or_kept_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (model / "ray_mlc.json").read_bytes()
-    assert run(monkeypatch, str(model), str(examples), "--quiet", *arguments) in (1, 2)
+    assert run(monkeypatch, "thresholds", str(model), str(examples), "--quiet", *arguments) in (
+        1,
+        2,
+    )
     told = capsys.readouterr().err.strip().splitlines()
     assert said in told[-1]
     assert (model / "ray_mlc.json").read_bytes() == before
@@ -186,5 +180,5 @@ def test_a_label_that_the_model_does_not_know_is_refused(
     labels[5] = ["unheard of"]
     other = tmp_path / "other.parquet"
     pq.write_table(table.set_column(2, "labels", pa.array(labels)), other)
-    assert run(monkeypatch, str(model), str(other), "--quiet") == 2
+    assert run(monkeypatch, "thresholds", str(model), str(other), "--quiet") == 2
     assert "has label 'unheard of', which the model does not know" in capsys.readouterr().err
