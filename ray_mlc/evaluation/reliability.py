@@ -1,0 +1,57 @@
+"""Whether a score of 0.8 means that eight in ten such cells have the label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_mlc.evaluation.metrics import annotated_cells
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Annotated cells in K bins of equal width by score; empty bins are left out."""
+
+    mean_score_K: NDArray[np.float64]
+    """Mean score of each bin's cells."""
+    positive_share_K: NDArray[np.float64]
+    """Share of them that have the label."""
+    count_K: NDArray[np.int64]
+    """How many they are."""
+
+    @property
+    def ece(self) -> float | None:
+        """Expected calibration error: the mean over all cells of |share - mean score| of their bin.
+
+        Naeini, Cooper, Hauskrecht 2015, in the form of Guo et al. 2017. None without a cell.
+        """
+        cells = int(self.count_K.sum())
+        gaps_K = np.abs(self.positive_share_K - self.mean_score_K)
+        return float((gaps_K * self.count_K).sum() / cells) if cells else None
+
+
+def reliability(
+    targets: NDArray[np.float32], scores: NDArray[np.float32], *, bins: int = 15
+) -> Reliability:
+    """Bin the annotated cells of targets and scores of any one shape.
+
+    Args:
+        targets: 1, 0, or NaN for "not annotated".
+        scores: Probabilities in [0, 1].
+        bins: Bins between 0 and 1.
+
+    Raises:
+        DataError: If shapes differ or a target or score is outside its range.
+    """
+    annotated, positive = annotated_cells(targets, scores)
+    scores_C = scores[annotated].astype(np.float64)
+    hits_C = positive[annotated]
+    bin_C = np.minimum((scores_C * bins).astype(np.int64), bins - 1)
+    count_B = np.bincount(bin_C, minlength=bins)
+    filled = count_B > 0
+    sums_B = np.bincount(bin_C, weights=scores_C, minlength=bins)
+    hits_B = np.bincount(bin_C, weights=hits_C, minlength=bins)
+    count_K = count_B[filled]
+    return Reliability(sums_B[filled] / count_K, hits_B[filled] / count_K, count_K)

@@ -1,0 +1,135 @@
+"""The page that every report is: headings, words, plots and tables in one HTML file.
+
+Style, plots' library and data are inside, and a content security policy forbids the browser to
+fetch anything: what the page shows in a year, on a train, is what it shows now. Texts of documents
+and names of labels are escaped by the template, as they may hold any character.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+PLOT_HEIGHT = 420
+"""Pixels of a plot, unless its figure says otherwise."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plotly figure."""
+
+    figure: Any
+    """`plotly.graph_objects.Figure`."""
+    note: str = ""
+    """What the reader should see in it, in words."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that readers sort by a click on a column's head."""
+
+    columns: Sequence[str]
+    """Heads."""
+    rows: Sequence[Sequence[str | int | float | None]]
+    """Cells; numbers are sorted as numbers and shown with `digits`, None as a dash, last."""
+    note: str = ""
+    """What the reader should see in it, in words."""
+    digits: int = 4
+    """Decimal places of floats."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    """Heading; also its place in the page's list of contents."""
+    words: str = ""
+    """A paragraph."""
+    parts: Sequence[Plot | Table] = field(default_factory=tuple)
+    """In this order."""
+
+
+def render_page(
+    title: str, *, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
+) -> str:
+    """One HTML document without any reference to another file.
+
+    Args:
+        title: Of the page.
+        facts: Name and value of what the reader must know first: source, rows, date, versions.
+        sections: In this order.
+    """
+    return str(
+        _template().render(
+            title=title,
+            facts=list(facts),
+            sections=[_filled(section) for section in sections],
+            plotly=_plotly_script() if _has_plots(sections) else None,
+        )
+    )
+
+
+def shown(value: str | int | float | None, digits: int) -> str:
+    """A cell's text: thousands apart, decimals cut, a dash for nothing."""
+    if value is None or (isinstance(value, float) and value != value):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def _has_plots(sections: Sequence[Section]) -> bool:
+    return any(isinstance(part, Plot) for section in sections for part in section.parts)
+
+
+def _filled(section: Section) -> dict[str, Any]:
+    return {
+        "title": section.title,
+        "words": section.words,
+        "parts": [
+            _plot(part) if isinstance(part, Plot) else _table(part) for part in section.parts
+        ],
+    }
+
+
+def _plot(plot: Plot) -> dict[str, Any]:
+    # a closing tag inside a label's name would end the script that holds the data
+    data = plot.figure.to_json().replace("<", "\\u003c")
+    height = plot.figure.layout.height or PLOT_HEIGHT
+    return {"kind": "plot", "json": data, "height": height, "note": plot.note}
+
+
+def _table(table: Table) -> dict[str, Any]:
+    rows = [
+        [
+            {
+                "text": shown(cell, table.digits),
+                "number": isinstance(cell, int | float) or cell is None,
+                # what sorting compares: a number as it is, not as it is shown
+                "key": json.dumps(cell) if isinstance(cell, int | float) and cell == cell else "",
+            }
+            for cell in row
+        ]
+        for row in table.rows
+    ]
+    return {"kind": "table", "columns": list(table.columns), "rows": rows, "note": table.note}
+
+
+@cache
+def _plotly_script() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    source = resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
