@@ -44,7 +44,7 @@ ENGINE = ResolvedEngine(
 class Nothing:
     """A classifier and its tokenizer that do no work: three tokens a text, a score of a half."""
 
-    max_tokens = 32
+    max_tokens, windows = 32, None
 
     def __init__(self, label_set: Any) -> None:
         from ray_mlc.model.classifier import ForwardStats
@@ -57,7 +57,11 @@ class Nothing:
 
         count = len(texts)
         offsets = np.arange(count + 1, dtype=np.int64) * 3
-        return Ragged(np.zeros(count * 3, np.int32), offsets, np.full(count, 3, np.int32))
+        return Ragged.of(np.zeros(count * 3, np.int32), offsets, np.full(count, 3, np.int32))
+
+    def covered(self, n_tokens: Any) -> Any:
+        """Nothing is ever cut."""
+        return n_tokens <= self.max_tokens
 
     def scores(self, ragged: Any, **_: Any) -> Any:
         """A half for every label."""

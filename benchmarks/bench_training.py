@@ -100,7 +100,7 @@ class Setup:
         from ray_mlc.evaluation.thresholds import fit_global_threshold
 
         targets = self.prepared.validation_targets
-        scores = self.fitter(model).predict(self.prepared.validation)
+        scores = self.fitter(model).predict(self.prepared.validation)["max"]
         threshold = np.float32(fit_global_threshold(targets, scores))
         metrics = evaluate_scores_at(targets, scores, threshold)
         tokens = int(self.prepared.train.ids.lengths.sum()) * self.settings.epochs
@@ -135,7 +135,7 @@ def run_trainer(asked: argparse.Namespace, seed: int, *, grouped: bool) -> dict[
     train = setup.prepared.train
     targets = train.targets_BL(np.arange(len(train)))
     rows = [
-        {"input_ids": train.ids.row(index).tolist(), "labels": targets[index].tolist()}
+        {"input_ids": train.ids.window(index).tolist(), "labels": targets[index].tolist()}
         for index in range(len(train))
     ]
     collate = DataCollatorWithPadding(load_pretrained_tokenizer(setup.prepared.encoder))

@@ -154,7 +154,7 @@ def features(model: Any, head: Any, tokenizer: Tokenizer, texts: list[str]) -> N
     result = np.zeros((len(texts), head.in_features), np.float32)
     with torch.inference_mode():
         for batch in plan_batches(ragged.lengths, max_batch_tokens=BATCH_TOKENS):
-            ids_BT, mask_BT = pad(ragged.rows(batch), tokenizer.pad_id)
+            ids_BT, mask_BT = pad(ragged.windows(batch), tokenizer.pad_id)
             model(input_ids=torch.from_numpy(ids_BT), attention_mask=torch.from_numpy(mask_BT))
             result[batch] = seen.pop().numpy()
     hook.remove()

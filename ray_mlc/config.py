@@ -153,13 +153,37 @@ class UnitsConfig(Section):
     """Most uncompressed bytes of a unit, as the footers say of all columns together."""
 
 
+class WindowsConfig(Section):
+    """How a long document is read in windows of `max_tokens`, one after the other."""
+
+    overlap: int = Field(default=64, ge=0)
+    """Tokens that neighboring windows share: what Hugging Face's tokenizers call `stride`."""
+    max_windows: int = Field(default=16, ge=1, le=2**15 - 1)
+    """Windows of a document at most; what lies beyond them is cut."""
+    aggregate: Literal["auto", "max", "mean", "noisy_or", "top_mean"] = "auto"
+    """How the logits of a document's windows become one, label by label; `auto`: in training what
+    serves validation best, in scoring what the model folder says, else `max`."""
+    top: int = Field(default=3, ge=1)
+    """Windows whose logits `top_mean` takes the mean of: the highest ones."""
+
+
 class LongConfig(Section):
     """What happens to documents longer than the model takes."""
 
-    policy: Literal["truncate", "skip"] = "truncate"
-    """`truncate`: score the beginning; `skip`: status `too_long`."""
+    policy: Literal["truncate", "windows", "skip"] = "truncate"
+    """`truncate`: score the beginning; `windows`: score all of it, window by window; `skip`: status
+    `too_long`."""
     max_tokens: int | None = Field(default=None, ge=3)
-    """Tokens kept per document, special tokens included; null: what the model folder says."""
+    """Tokens kept per document or window, special tokens included; null: what the model folder
+    says."""
+    windows: WindowsConfig | None = None
+    """How windows are cut and put together; null: what the model folder says, else the defaults."""
+
+    @model_validator(mode="after")
+    def _windows_belong(self) -> LongConfig:
+        if self.windows is not None and self.policy != "windows":
+            raise ValueError(f"windows has no meaning with policy: {self.policy}")
+        return self
 
 
 class BatchingConfig(Section):
@@ -359,7 +383,9 @@ class TrainingConfig(Section):
     head_bias: Literal["prior"] | float | None = "prior"
     """First bias of the head: log-odds of each label's rate, a number, or null (as loaded)."""
     max_tokens: int = Field(default=256, ge=3)
-    """Tokens kept per document, special tokens included."""
+    """Tokens kept per document, or per window of one, special tokens included."""
+    windows: WindowsConfig | None = None
+    """Long documents are read in windows, in training as in scoring; null: they are cut."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass; weights and optimizer stay float32."""
     loss: LossConfig = Field(default_factory=LossConfig)

@@ -40,6 +40,8 @@ LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512
 """Words of the vocabulary texts; those beyond the model's maximum are left out."""
 REPEATS_UP_TO = 64
 """Lengths up to this are drawn three times, longer ones once: they cost most."""
+LONGEST_WINDOWS = 8
+"""Windows of the longest canary at most."""
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.05, "int8": 0.05}
 """Largest score difference; int8 is compared with its own scores, as measured when it was made.
 Float32 kernels of other processors differ by a few 1e-6."""
@@ -75,7 +77,10 @@ class CanaryReport:
 
 
 def canary_texts(tokenizer: Tokenizer, *, seed: int = 0) -> list[str]:
-    """Neutral sentences, then vocabulary texts of all lengths the model takes."""
+    """Neutral sentences, then vocabulary texts of all lengths that the model takes.
+
+    Longer ones follow if it reads windows.
+    """
     rng = np.random.default_rng(seed)
     words = [piece for piece in tokenizer.vocabulary if piece.isalpha() and len(piece) > 1]
     words = words or [piece for piece in tokenizer.vocabulary if piece.strip()]
@@ -84,6 +89,11 @@ def canary_texts(tokenizer: Tokenizer, *, seed: int = 0) -> list[str]:
         if length <= tokenizer.max_tokens:
             for _ in range(3 if length <= REPEATS_UP_TO else 1):
                 texts.append(" ".join(rng.choice(words, size=length)))
+    if tokenizer.windows is not None:
+        # of two windows, of several, and of more than are read
+        for windows in (1.5, 3.5, tokenizer.windows.max_windows + 0.5):
+            size = int(min(windows, LONGEST_WINDOWS) * tokenizer.max_tokens)
+            texts.append(" ".join(rng.choice(words, size=size)))
     return texts
 
 

@@ -15,6 +15,7 @@ from ray_mlc.labels import LabelSet
 from ray_mlc.model.batching import BATCH_COST, padding_fraction, plan_batches
 from ray_mlc.model.engines.protocol import Engine, OutOfMemoryError
 from ray_mlc.model.tokenization import Ragged, Tokenizer
+from ray_mlc.model.windows import aggregate_logits
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +75,40 @@ class Classifier:
                 batch that fails is halved until the guilty one is found. None: failures are raised.
 
         Returns:
-            Sigmoids of the logits, shape [N, L]; NaN where a logit is not finite, and in the rows
-            that `fault` was told of.
+            Sigmoids of the logits, those of a document's windows aggregated, shape [N, L]; NaN
+            where a logit is not finite, and in the rows that `fault` was told of.
 
         Raises:
             RayMlcError: If the engine fails over every document, or one alone exceeds the memory.
         """
-        scores_NL = np.empty((len(ragged), len(self.label_set)), np.float32)
-        lengths_N = ragged.lengths
+        logits_WL = self.window_logits(ragged, progress=progress, fault=fault)
+        return sigmoid(self.join(logits_WL, ragged.firsts))
+
+    def join(
+        self, logits_WL: NDArray[np.float32], firsts: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Logits of documents, shape [N, L], from those of their windows; see `Ragged.firsts`."""
+        if len(logits_WL) == len(firsts) - 1:
+            return logits_WL
+        windows = self.tokenizer.windows
+        assert windows is not None
+        assert windows.aggregate != "auto"
+        return aggregate_logits(logits_WL, firsts, how=windows.aggregate, top=windows.top)
+
+    def window_logits(
+        self,
+        ragged: Ragged,
+        *,
+        progress: Callable[[int], None] | None = None,
+        fault: Callable[[int, str], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits of W windows, shape [W, L]; arguments and errors as for `scores`."""
+        lengths_W = ragged.lengths
+        logits_WL = np.empty((len(lengths_W), len(self.label_set)), np.float32)
+        documents_W = ragged.documents
+        left_N = ragged.n_windows
         todo = plan_batches(
-            lengths_N,
+            lengths_W,
             max_batch_tokens=self.max_batch_tokens,
             batch_cost=BATCH_COST[self.engine.device],
         )[::-1]
@@ -92,7 +117,7 @@ class Classifier:
         while todo or begun:
             if todo and len(begun) < self.engine.depth:
                 batch = todo.pop()
-                padded = _padded(batch, lengths_N)
+                padded = _padded(batch, lengths_W)
                 if len(batch) > 1 and padded > self.max_batch_tokens:
                     todo += _halves(batch)  # planned before memory ran out
                     continue
@@ -101,11 +126,11 @@ class Classifier:
                 batch, fetch = begun.popleft()
             try:
                 if fetch is None:
-                    begun.append((batch, self.engine.begin(ragged.rows(batch))))
+                    begun.append((batch, self.engine.begin(ragged.windows(batch))))
                     continue
-                logits_BL = fetch()
+                logits_WL[batch] = fetch()
             except OutOfMemoryError:
-                self._lower_budget(batch, _padded(batch, lengths_N))
+                self._lower_budget(batch, _padded(batch, lengths_W))
                 todo += _halves(batch)
                 continue
             except Exception as error:
@@ -115,15 +140,16 @@ class Classifier:
                     todo += _halves(batch)
                     continue
                 self._refuse_broken_engine()
-                scores_NL[batch] = np.nan
-                fault(int(batch[0]), first_line(error))
+                logits_WL[batch] = np.nan
+                fault(int(documents_W[batch[0]]), first_line(error))
                 continue
-            scores_NL[batch] = sigmoid(logits_BL)
-            self.stats.real_tokens += int(lengths_N[batch].sum())
-            self.stats.padded_tokens += _padded(batch, lengths_N)
+            self.stats.real_tokens += int(lengths_W[batch].sum())
+            self.stats.padded_tokens += _padded(batch, lengths_W)
             if progress is not None:
-                progress(len(batch))
-        return scores_NL
+                whole = documents_W[batch]
+                np.subtract.at(left_N, whole, 1)
+                progress(int((left_N[np.unique(whole)] == 0).sum()))
+        return logits_WL
 
     def _lower_budget(self, batch: NDArray[np.intp], padded: int) -> None:
         """Make later batches smaller than one that did not fit.
@@ -149,7 +175,7 @@ class Classifier:
             RayMlcError: If a harmless document fails as well, as after an error on a GPU.
         """
         try:
-            self.engine.logits([self.tokenizer.encode([HARMLESS]).row(0)])
+            self.engine.logits([self.tokenizer.encode([HARMLESS]).window(0)])
         except Exception as error:
             raise RayMlcError(
                 f"{self.engine.name} on {self.engine.device} fails over every document "

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ray_mlc.config import LongConfig, Section, describe
+from ray_mlc.config import LongConfig, Section, WindowsConfig, describe
 from ray_mlc.errors import DataError, ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
@@ -104,6 +104,27 @@ class ModelFolder:
     def max_tokens(self) -> int | None:
         """Tokens kept per document, as the folder says; None: as its tokenizer says."""
         return self.info.long.max_tokens
+
+    @property
+    def windows(self) -> WindowsConfig | None:
+        """How long documents are read in windows, as the folder says; None: they are not."""
+        return self.long(None).windows
+
+    def long(self, asked: LongConfig | None) -> LongConfig:
+        """What happens to long documents, without anything open but the number of tokens.
+
+        Args:
+            asked: What a job says; None: what the folder says.
+        """
+        own = self.info.long
+        chosen = asked or own
+        if chosen.policy != "windows":
+            return chosen
+        windows = chosen.windows or own.windows or WindowsConfig()
+        if windows.aggregate == "auto":
+            how = own.windows.aggregate if own.windows is not None else "auto"
+            windows = windows.model_copy(update={"aggregate": "max" if how == "auto" else how})
+        return chosen.model_copy(update={"windows": windows})
 
     def canaries(self) -> Canaries | None:
         """Recorded canaries; None for a folder that another program made.
@@ -253,8 +274,7 @@ def model_card(info: ModelInfo) -> str:
         "",
         f"A score is the sigmoid of one label's logit; a label is given from "
         f"{info.decision.threshold:.4f} on{_own_thresholds(info.decision)} (fitted on validation "
-        f"for {info.decision.objective or 'nothing: the default'}). Texts beyond "
-        f"{info.long.max_tokens} tokens are cut.",
+        f"for {info.decision.objective or 'nothing: the default'}). {_long_texts(info.long)}",
         "",
         "```python",
         "from transformers import pipeline",
@@ -276,6 +296,17 @@ def model_card(info: ModelInfo) -> str:
     ]
     body += ["", f"{len(info.labels)} labels: {', '.join(info.labels)}", ""]
     return "\n".join(front + body)
+
+
+def _long_texts(long: LongConfig) -> str:
+    if long.windows is None:
+        return f"Texts beyond {long.max_tokens} tokens are cut."
+    windows = long.windows
+    return (
+        f"Longer texts are read in windows of {long.max_tokens} tokens, {windows.overlap} of them "
+        f"shared with the next and {windows.max_windows} at most, whose logits are joined by "
+        f"`{windows.aggregate}`; transformers' `pipeline` reads the first window only."
+    )
 
 
 def _own_thresholds(decision: Decision) -> str:

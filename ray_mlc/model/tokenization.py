@@ -22,6 +22,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from ray_mlc.config import WindowsConfig
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.cache import cache_folder, write_into_cache
 
@@ -37,30 +38,90 @@ _NO_LIMIT = 10**9
 
 @dataclass(frozen=True)
 class Ragged:
-    """Token ids of N documents, end to end."""
+    """Token ids of N documents in W windows, end to end; W is N where none has several."""
 
     values: NDArray[np.int32]
     """All ids, shape [sum of lengths]."""
     offsets: NDArray[np.int64]
-    """Where each document begins, and the end of the last; shape [N + 1]."""
+    """Where each window begins, and the end of the last; shape [W + 1]."""
     n_tokens: NDArray[np.int32]
     """Tokens of each whole document before cutting, special tokens included; shape [N]."""
+    firsts: NDArray[np.int64]
+    """First window of each document, and W; shape [N + 1]."""
+
+    @classmethod
+    def of(
+        cls,
+        values: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        n_tokens: NDArray[np.int32],
+        n_windows: NDArray[np.integer] | None = None,
+    ) -> Ragged:
+        """Put together; None: each document has one window."""
+        firsts = np.arange(len(n_tokens) + 1, dtype=np.int64)
+        if n_windows is not None:
+            firsts[0] = 0
+            np.cumsum(n_windows, out=firsts[1:])
+        return cls(values, offsets, n_tokens, firsts)
 
     def __len__(self) -> int:
         return len(self.n_tokens)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each document after cutting, shape [N]."""
+        """Tokens of each window, shape [W]."""
         return np.diff(self.offsets)
 
-    def row(self, index: int) -> NDArray[np.int32]:
-        """Ids of one document."""
+    @property
+    def n_windows(self) -> NDArray[np.int64]:
+        """Windows of each document, shape [N]."""
+        return np.diff(self.firsts)
+
+    @property
+    def documents(self) -> NDArray[np.int64]:
+        """Document of each window, shape [W]."""
+        return np.repeat(np.arange(len(self)), self.n_windows)
+
+    @property
+    def costs(self) -> NDArray[np.int64]:
+        """Tokens that each document costs in one forward pass, its windows padded; shape [N]."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        costs: NDArray[np.int64] = self.n_windows * np.maximum.reduceat(
+            self.lengths, self.firsts[:-1]
+        )
+        return costs
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Tokens of each document in all its windows, shape [N]."""
+        return np.diff(self.offsets[self.firsts])
+
+    def window(self, index: int) -> NDArray[np.int32]:
+        """Ids of one window."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-    def rows(self, indices: NDArray[np.intp]) -> list[NDArray[np.int32]]:
-        """Ids of some documents."""
-        return [self.row(index) for index in indices.tolist()]
+    def windows(self, indices: NDArray[np.intp]) -> list[NDArray[np.int32]]:
+        """Ids of some windows."""
+        return [self.window(index) for index in indices.tolist()]
+
+    def take(self, documents: NDArray[np.intp]) -> Ragged:
+        """Some documents, in the order asked."""
+        windows = self.windows_of(documents)
+        lengths = self.lengths[windows]
+        offsets = np.zeros(len(windows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        places = np.repeat(self.offsets[windows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        counts = self.n_windows[documents]
+        return Ragged.of(self.values[places], offsets, self.n_tokens[documents], counts)
+
+    def windows_of(self, documents: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The windows of some documents, document by document."""
+        counts = self.n_windows[documents]
+        begins = np.cumsum(counts) - counts
+        shifts = np.repeat(self.firsts[documents] - begins, counts)
+        windows: NDArray[np.intp] = np.arange(len(shifts)) + shifts
+        return windows
 
 
 @dataclass(frozen=True)
@@ -132,18 +193,22 @@ class TokenizerState:
 class Tokenizer:
     """A fast Hugging Face tokenizer, without padding and with exact lengths."""
 
-    def __init__(self, state: TokenizerState, *, max_tokens: int) -> None:
+    def __init__(
+        self, state: TokenizerState, *, max_tokens: int, windows: WindowsConfig | None = None
+    ) -> None:
         """Make a tokenizer.
 
         Args:
             state: What it does.
-            max_tokens: Tokens kept per document, special tokens included.
+            max_tokens: Tokens kept per document or window, special tokens included.
+            windows: How long documents are cut into windows; None: they lose their end.
 
         Raises:
-            ModelError: If no token of a document would be kept.
+            ModelError: If no token of a document would be kept, or windows would not advance.
         """
         self.pad_id = state.pad_id
         self.max_tokens = max_tokens
+        self.windows = windows
         self._backend = tokenizers.Tokenizer.from_str(state.backend)
         self._prefix, self._suffix = self._special_ids()
         self._left = state.cuts_left
@@ -152,16 +217,29 @@ class Tokenizer:
                 f"max_tokens is {max_tokens}, expected more than the "
                 f"{len(self._prefix) + len(self._suffix)} special tokens of a document"
             )
+        self._room = max_tokens - len(self._prefix) - len(self._suffix)
+        if windows is not None and windows.overlap >= self._room:
+            raise ModelError(
+                f"windows.overlap is {windows.overlap}, expected less than the {self._room} tokens "
+                "of a window that are the document's own"
+            )
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, max_tokens: int | None = None, digest: str | None = None
+        cls,
+        folder: str | Path,
+        *,
+        max_tokens: int | None = None,
+        windows: WindowsConfig | None = None,
+        digest: str | None = None,
     ) -> Tokenizer:
         """Load from a folder or the hub.
 
         Args:
             folder: Checkpoint folder or hub id.
-            max_tokens: Tokens kept per document; None: the tokenizer's `model_max_length`.
+            max_tokens: Tokens kept per document or window; None: the tokenizer's
+                `model_max_length`.
+            windows: See the constructor.
             digest: Of its files, for the user's cache; see `TokenizerState.load`.
 
         Raises:
@@ -171,7 +249,7 @@ class Tokenizer:
         max_tokens = max_tokens or state.max_tokens
         if max_tokens is None:
             raise ModelError(f"{folder}: the tokenizer says no maximum: set long.max_tokens")
-        return cls(state, max_tokens=max_tokens)
+        return cls(state, max_tokens=max_tokens, windows=windows)
 
     @property
     def vocabulary(self) -> list[str]:
@@ -184,19 +262,20 @@ class Tokenizer:
         return str(self._backend.decode(list(ids)))
 
     def encode(self, texts: Sequence[str]) -> Ragged:
-        """Tokenize texts and cut them to `max_tokens`.
+        """Tokenize texts, and cut them to `max_tokens` or into windows of so many.
 
         Args:
             texts: N texts, none of them None.
 
         Returns:
-            Ragged ids: what `tokenizer(text, truncation=True)["input_ids"]` gives for each.
+            Ragged ids: what `tokenizer(text, truncation=True)["input_ids"]` gives for each; with
+            windows, what it gives with `return_overflowing_tokens=True` and `stride` besides.
         """
-        room = self.max_tokens - len(self._prefix) - len(self._suffix)
         special = len(self._prefix) + len(self._suffix)
         pieces: list[NDArray[np.int32]] = []
         n_tokens = np.zeros(len(texts), np.int32)
-        offsets = np.zeros(len(texts) + 1, np.int64)
+        n_windows = np.ones(len(texts), np.int64)
+        lengths: list[int] = []
         for start, stop in _chunks(texts):
             encodings = self._backend.encode_batch_fast(
                 list(texts[start:stop]), add_special_tokens=False
@@ -205,15 +284,40 @@ class Tokenizer:
             for position, encoding in enumerate(encodings, start):
                 ids = encoding.ids
                 n_tokens[position] = len(ids) + special
-                if len(ids) > room:
-                    ids = ids[-room:] if self._left else ids[:room]
-                flat += self._prefix
-                flat += ids
-                flat += self._suffix
-                offsets[position + 1] = len(ids) + special
+                windows = self._windows(ids)
+                n_windows[position] = len(windows)
+                for window in windows:
+                    flat += self._prefix
+                    flat += window
+                    flat += self._suffix
+                    lengths.append(len(window) + special)
             pieces.append(np.array(flat, np.int32))
         values = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
-        return Ragged(values, np.cumsum(offsets), n_tokens)
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return Ragged.of(values, offsets, n_tokens, n_windows)
+
+    def covered(self, n_tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Whether documents of so many tokens, special ones included, are kept whole."""
+        room, special = self._room, len(self._prefix) + len(self._suffix)
+        if self.windows is not None:
+            room += (room - self.windows.overlap) * (self.windows.max_windows - 1)
+        whole: NDArray[np.bool_] = n_tokens <= room + special
+        return whole
+
+    def _windows(self, ids: list[int]) -> list[list[int]]:
+        """A document's own tokens, cut; at least one window, which may be empty."""
+        room = self._room
+        if len(ids) <= room:
+            return [ids]
+        if self.windows is None:
+            return [ids[-room:] if self._left else ids[:room]]
+        step = room - self.windows.overlap
+        count = min(1 + -(-(len(ids) - room) // step), self.windows.max_windows)
+        kept = room + (count - 1) * step
+        if len(ids) > kept:
+            ids = ids[-kept:] if self._left else ids[:kept]
+        return [ids[low : low + room] for low in range(0, count * step, step)]
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
         """Special tokens before and after a document's own."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ray_mlc.config import BatchingConfig, EngineConfig
 from ray_mlc.errors import ConfigError, DataError
-from ray_mlc.evaluation.evaluate import evaluate
-from ray_mlc.model.classifier import Classifier
+from ray_mlc.evaluation.evaluate import evaluate, evaluate_scores_at
+from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
@@ -23,6 +25,8 @@ from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import Storage, open_storage
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 
+WINDOW_CELLS = 2**25
+"""Logits of windows held at once, in cells of W × L: 128 MiB."""
 DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
 
 
@@ -49,7 +53,7 @@ def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
     free = device == "auto" and dtype != "int8"
     cuda = device == "cuda" or (free and torch.cuda.is_available())
     engine = EngineConfig(dtype=dtype)  # type: ignore[arg-type]
-    resolved = resolve(folder, engine, BatchingConfig(), cuda=cuda, max_tokens=None)
+    resolved = resolve(folder, engine, BatchingConfig(), cuda=cuda)
     return load_classifier(folder, resolved)
 
 
@@ -71,6 +75,38 @@ def read_known(
     return annotated_rows(data, examples[0])
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Scores of N texts."""
+
+    scores_NL: NDArray[np.float32]
+    """As the model gives them."""
+    first_NL: NDArray[np.float32] | None
+    """Those of the first windows alone; None for a model that reads no others."""
+    several: float
+    """Share of the texts that have more than one window."""
+
+
+def score_texts(
+    classifier: Classifier, texts: Sequence[str], *, progress: Callable[[int], None]
+) -> Scored:
+    """Score texts, some thousand windows at a time."""
+    ragged = classifier.tokenizer.encode(texts)
+    if classifier.tokenizer.windows is None:
+        return Scored(classifier.scores(ragged, progress=progress), None, 0.0)
+    scores, first = [], []
+    most = max(
+        1, WINDOW_CELLS // (len(classifier.label_set) * int(ragged.n_windows.max(initial=1)))
+    )
+    for low in range(0, len(ragged), most):
+        part = ragged.take(np.arange(low, min(low + most, len(ragged))))
+        logits_WL = classifier.window_logits(part, progress=progress)
+        scores.append(sigmoid(classifier.join(logits_WL, part.firsts)))
+        first.append(sigmoid(logits_WL[part.firsts[:-1]]))
+    several = float(np.mean(ragged.n_windows > 1))
+    return Scored(np.concatenate(scores), np.concatenate(first), several)
+
+
 def evaluate_model(
     model: str,
     examples: Sequence[str],
@@ -86,7 +122,9 @@ def evaluate_model(
 
     Returns:
         The figures (`evaluation.evaluate.evaluate`, and `model`, `examples`, `threshold`,
-        `unknown_labels`, `seconds`), and the file they were written to.
+        `unknown_labels`, `seconds`; of a model that reads windows `first_window`, the metrics of
+        the decision where only beginnings are read, and `several_windows`, the share of documents
+        that have more), and the file they were written to.
     """
     folder = open_model(model)
     label_set = folder.label_set
@@ -102,20 +140,27 @@ def evaluate_model(
     started = time.monotonic()
     classifier = load_here(folder, dtype=dtype, device=device)
     with display.stage("evaluate", len(data), "examples") as stage:
-        scores_NL = classifier.predict_proba(data.texts.to_pylist(), progress=stage.advance)
+        scored = score_texts(classifier, data.texts.to_pylist(), progress=stage.advance)
+    scores_NL = scored.scores_NL
     if not np.isfinite(scores_NL).all():
         raise DataError(f"{model}: the model gives scores that are not finite")
     extra = len(unknown)
     rates = folder.info.label_rates
+    thresholds_L = np.pad(
+        folder.info.decision.thresholds_L(label_set), (0, extra), constant_values=1
+    )
     result = evaluate(
         data.targets_NL(),
         np.pad(scores_NL, ((0, 0), (0, extra))),
         label_set=data.label_set,
-        thresholds_L=np.pad(
-            folder.info.decision.thresholds_L(label_set), (0, extra), constant_values=1
-        ),
+        thresholds_L=thresholds_L,
         rates_L=np.pad(np.array(rates or data.label_rates()[: len(label_set)]), (0, extra)),
     )
+    if scored.first_NL is not None:
+        # what the same decision gives to who reads the beginnings only
+        first_NL = np.pad(scored.first_NL, ((0, 0), (0, extra)))
+        result["first_window"] = evaluate_scores_at(data.targets_NL(), first_NL, thresholds_L)
+        result["several_windows"] = scored.several
     result |= {
         "model": model,
         "examples": list(examples),
@@ -159,7 +204,7 @@ def predict_texts(
     Returns:
         Per text: `text`, `status` (`ok` or `empty`), `labels` (best first), `scores` by label,
         `latency_ms` (tokenizing, one forward pass and decision, after a warm-up), `n_tokens`,
-        `truncated`.
+        `truncated`, `n_windows`.
     """
     folder = open_model(model)
     classifier = load_here(folder, dtype=dtype, device=device)
@@ -177,6 +222,7 @@ def predict_texts(
                     "latency_ms": 0.0,
                     "n_tokens": 0,
                     "truncated": False,
+                    "n_windows": 0,
                 }
             )
             continue
@@ -195,7 +241,8 @@ def predict_texts(
                 "scores": {name: float(score) for name, score in zip(names, scores_L, strict=True)},
                 "latency_ms": round(latency * 1000, 3),
                 "n_tokens": int(ragged.n_tokens[0]),
-                "truncated": bool(ragged.n_tokens[0] > classifier.tokenizer.max_tokens),
+                "truncated": not classifier.tokenizer.covered(ragged.n_tokens)[0],
+                "n_windows": int(ragged.n_windows[0]),
             }
         )
     return results

@@ -77,7 +77,7 @@ def quantize_model(
     texts = [document for document in drawn if document and document.strip()][:documents]
     held_out = read_known(folder, validation, text=text, labels=labels)
     held_out = held_out.take(_some(len(held_out), 8 * documents, seed))
-    tokenizer = load_tokenizer(folder, max_tokens=folder.max_tokens)
+    tokenizer = load_tokenizer(folder, max_tokens=folder.max_tokens, windows=folder.windows)
     with ExitStack() as stack:
         # how often it goes through them is NNCF's affair
         with display.stage("calibrate", None, "examples") as stage:

@@ -46,7 +46,6 @@ from ray_mlc.errors import (
 )
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.metrics import METRIC_NAMES, is_better
-from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.encoder import new_classifier_model
 from ray_mlc.runtime.progress import Display, StageHandle
@@ -63,6 +62,7 @@ from ray_mlc.runtime.train import (
     Prepared,
     finished_summary,
     prepare,
+    validate,
     write_trained,
 )
 from ray_mlc.storage import join, local_path, scheme_of
@@ -376,13 +376,13 @@ def _epochs(
 
         on_step = _step_reporter(fitter, config["monitor"], epoch, rank, save_within)
         loss = fitter.run_epoch(epoch, first_step=state["step"], on_step=on_step)
-        scores = fitter.predict(validation)
-        threshold = fit_global_threshold(targets, scores)
-        metrics = evaluate_scores_at(targets, scores, np.float32(threshold))
+        validated = validate(fitter, validation, targets, settings)
+        scores, metrics = validated.scores_NL, validated.metrics
         record = {
             "epoch": epoch + 1,
             "train_loss": loss,
-            "threshold": threshold,
+            "threshold": validated.threshold,
+            **({"aggregate": validated.aggregate} if settings.windows else {}),
             "learning_rate": fitter.optimizer.param_groups[0]["lr"],
             "seconds": round(time.monotonic() - started, 3),
             "at_half": evaluate_scores_at(targets, scores, np.float32(0.5)),

@@ -137,7 +137,10 @@ class TokenizeStep:
         """Load the tokenizer."""
         folder = open_model(work.model)
         self._policy = work.policy
-        self._tokenizer = load_tokenizer(folder, max_tokens=work.resolved.max_tokens)
+        resolved = work.resolved
+        self._tokenizer = load_tokenizer(
+            folder, max_tokens=resolved.max_tokens, windows=resolved.windows
+        )
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Tokenize a block."""
@@ -197,7 +200,7 @@ def resolve_engine(
         job.engine,
         job.batching,
         cuda=cuda,
-        max_tokens=job.long.max_tokens if job.long else None,
+        long=job.long,
         threads=threads,
         sample=(lambda: sample_texts(units, spec, max_text_bytes=job.input.max_text_bytes))
         if tries
@@ -367,6 +370,7 @@ def _work_off(
     display.say(
         f"{total:,} rows in {len(run.plan.units):,} units of {len(run.plan.files):,} files; "
         f"{engine.name} {engine.dtype} on {engine.device}, at most {engine.max_tokens} tokens"
+        f"{f' in each of {engine.windows.max_windows} windows' if engine.windows else ''}"
     )
     if not before and (measured := describe_trials(engine)):
         display.say(measured)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.config import TrainJob
+from ray_mlc.config import LongConfig, TrainingConfig, TrainJob, WindowsConfig
 from ray_mlc.errors import ModelError
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
+from ray_mlc.evaluation.metrics import is_better
 from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.canaries import record_canaries
@@ -30,10 +31,11 @@ from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
+from ray_mlc.model.windows import AGGREGATES, Aggregate
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.identity import versions
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
-from ray_mlc.training.loop import MODEL_STATE, TokenizedExamples, load_weights
+from ray_mlc.training.loop import MODEL_STATE, Fitter, TokenizedExamples, load_weights
 
 VALIDATION_SCORES = "validation.npy"
 """Validation scores in a checkpoint: the threshold is fitted on those of the epoch that is kept."""
@@ -74,17 +76,21 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
     if never := [name for name, count in zip(label_set.names, counts, strict=True) if not count]:
         display.say(f"note: {len(never)} label(s) are in no training row, such as {never[0]!r}")
     encoder = fetch(job.encoder)
-    tokenizer = Tokenizer.load(encoder, max_tokens=_token_limit(job, encoder))
+    windows = job.training.windows
+    tokenizer = Tokenizer.load(encoder, max_tokens=_token_limit(job, encoder), windows=windows)
     with display.stage("tokenize", len(train_set) + len(validation_set), "examples") as stage:
         tokenized = []
         for examples in (train_set, validation_set):
             tokenized.append(_tokenize(examples, tokenizer, len(label_set)))
             stage.advance(len(examples))
-    long = float(np.mean(tokenized[0].ids.n_tokens > tokenizer.max_tokens))
+    long = float(np.mean(~tokenizer.covered(tokenized[0].ids.n_tokens)))
     if long > 0.01:
+        of, keys = "", "training.max_tokens, or training.windows to read them whole"
+        if windows is not None:
+            of, keys = f"{windows.max_windows} windows of ", "training.windows.max_windows"
         display.say(
-            f"note: {long:.1%} of the training texts are longer than {tokenizer.max_tokens} tokens "
-            "and are cut (training.max_tokens)"
+            f"note: {long:.1%} of the training texts are longer than {of}{tokenizer.max_tokens} "
+            f"tokens and are cut ({keys})"
         )
     annotated = len(train_set) - _unannotated_counts(tokenized[0])
     rates_L = counts / np.maximum(annotated, 1)
@@ -149,6 +155,7 @@ def _fingerprint(
         for array in (
             examples.ids.values,
             examples.ids.offsets,
+            examples.ids.firsts,
             examples.positive_offsets,
             examples.positive_columns,
             examples.unannotated_offsets,
@@ -156,6 +163,39 @@ def _fingerprint(
         ):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What an epoch's weights do on the validation examples."""
+
+    aggregate: Aggregate
+    """How windows are joined: of the ways that the job leaves open, the one that serves best."""
+    scores_NL: NDArray[np.float32]
+    threshold: float
+    """The one for all labels that gives the highest micro-F1."""
+    metrics: dict[str, float | None]
+    """At the threshold."""
+
+
+def validate(
+    fitter: Fitter,
+    validation: TokenizedExamples,
+    targets_NL: NDArray[np.float32],
+    settings: TrainingConfig,
+) -> Validated:
+    """Score the validation examples; all ranks get the same."""
+    windows = settings.windows or WindowsConfig(aggregate="max")
+    hows = AGGREGATES if windows.aggregate == "auto" else (windows.aggregate,)
+    found: Validated | None = None
+    name = settings.best_metric
+    for how, scores_NL in fitter.predict(validation, hows).items():
+        threshold = fit_global_threshold(targets_NL, scores_NL)
+        metrics = evaluate_scores_at(targets_NL, scores_NL, np.float32(threshold))
+        if found is None or is_better(name, metrics[name], found.metrics[name]):
+            found = Validated(how, scores_NL, threshold, metrics)
+    assert found is not None
+    return found
 
 
 def finished_summary(output: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -215,10 +255,15 @@ def write_trained(
         "at_half": evaluate_scores_at(targets, scores, np.float32(0.5)),
         "decision": evaluate_scores_at(targets, scores, np.float32(threshold)),
     }
+    best = next(item for item in latest["history"] if item["epoch"] == latest["best_epoch"])
+    long = LongConfig(max_tokens=prepared.tokenizer.max_tokens)
+    if settings.windows is not None:
+        windows = settings.windows.model_copy(update={"aggregate": best["aggregate"]})
+        long = LongConfig(policy="windows", max_tokens=long.max_tokens, windows=windows)
     info = ModelInfo(
         labels=list(prepared.label_set.names),
         decision=decision,
-        long={"policy": "truncate", "max_tokens": prepared.tokenizer.max_tokens},  # type: ignore[arg-type]
+        long=long,
         metrics=metrics,
         training={
             "encoder": job.encoder,
@@ -238,7 +283,10 @@ def write_trained(
     with display.stage("canaries", None, "texts") as stage:
         engine = TorchEngine(model, pad_id=prepared.tokenizer.pad_id, device="cpu", dtype="float32")
         budget = max(CPU_BATCH_TOKENS, prepared.tokenizer.max_tokens)
-        classifier = Classifier(prepared.label_set, prepared.tokenizer, engine, budget)
+        tokenizer = Tokenizer.load(
+            prepared.encoder, max_tokens=prepared.tokenizer.max_tokens, windows=long.windows
+        )
+        classifier = Classifier(prepared.label_set, tokenizer, engine, budget)
         canaries = record_canaries(classifier)
         stage.advance(len(canaries.texts))
     write_model_folder(

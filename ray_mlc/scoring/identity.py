@@ -25,6 +25,7 @@ _VERSIONED = ("ray-mlc", "ray", "torch", "transformers", "tokenizers", "pyarrow"
 
 def asked_for(job: ScoreJob, model: ModelFolder) -> dict[str, Any]:
     """What a command says about the rows' content; `auto` and null are left to `resolve`."""
+    long = model.long(job.long)
     asked: dict[str, Any] = {
         "model": model.digest,
         "decision": model.info.decision.model_dump(),
@@ -35,13 +36,14 @@ def asked_for(job: ScoreJob, model: ModelFolder) -> dict[str, Any]:
         "output.k": job.output.k,
         "output.floor": job.output.floor,
         "units.bytes": job.units.bytes,
-        "long.policy": long_policy(job, model),
+        "long.policy": long.policy,
     }
-    long = job.long
+    if long.windows is not None:
+        asked["long.windows"] = long.windows.model_dump()
     optional = {
         "output.format": job.output.format,
         "units.rows": job.units.rows,
-        "long.max_tokens": long.max_tokens if long else model.max_tokens,
+        "long.max_tokens": long.max_tokens,
         "engine.name": job.engine.name,
         "engine.dtype": job.engine.dtype,
         "batching.max_batch_tokens": job.batching.max_batch_tokens,
@@ -53,11 +55,6 @@ def _list_root(job: ScoreJob) -> str:
     """What the job names as input, in a form that two commands can be compared by."""
     paths = [job.input.path] if isinstance(job.input.path, str) else job.input.path
     return " ".join(sorted(filesystem_of(path)[1].rstrip("/") for path in paths))
-
-
-def long_policy(job: ScoreJob, model: ModelFolder) -> str:
-    """The long-document policy: the job's, else the model's."""
-    return job.long.policy if job.long is not None else model.info.long.policy
 
 
 def refuse_output_in_input(job: ScoreJob, listing: Listing) -> None:
@@ -101,8 +98,8 @@ def refuse_difference(
             "since: choose another output"
         )
     for key, value in asked_for(job, model).items():
-        if recorded[key] != value:
-            shown = (recorded[key], value)
+        if recorded.get(key) != value:
+            shown = (recorded.get(key), value)
             if key == "model":
                 shown = (f"{record['model']} ({shown[0][:12]})", f"{model.name} ({value[:12]})")
             raise RunMismatchError(

@@ -34,7 +34,7 @@ from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.scoring.changes import compare_inputs
-from ray_mlc.scoring.identity import asked_for, long_policy, refuse_difference, versions
+from ray_mlc.scoring.identity import asked_for, refuse_difference, versions
 from ray_mlc.scoring.nights import LEDGER, Night, now, read_nights, to_json, write_night
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, reserved_columns, resolve_format
 from ray_mlc.scoring.plan import (
@@ -127,7 +127,9 @@ class Run:
             "labels": list(self.label_set.names),
             "columns": {name: column for name, column in columns if name != column},
             "decision": identity["decision"],
-            "long": {"policy": identity["long.policy"], "max_tokens": identity["long.max_tokens"]},
+            "long": {
+                key: identity.get(f"long.{key}") for key in ("policy", "max_tokens", "windows")
+            },
             "format": {key: identity[f"output.{key}"] for key in ("format", "k", "floor")},
             "engine": self.resolved.model_dump(),
             "versions": versions(),
@@ -296,7 +298,6 @@ class _Planner:
             **asked_for(job, model),
             "output.format": format_,
             "units.rows": max_rows,
-            "long.policy": long_policy(job, model),
             "long.max_tokens": resolved.max_tokens,
             "engine.name": resolved.name,
             "engine.device": resolved.device,

@@ -6,7 +6,7 @@ processes; on CPU they run one after the other in the same actor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +40,10 @@ from ray_mlc.scoring.parts import (
 )
 
 BLOCK_IDS = "__ray_mlc_ids"
-"""large_list<int32>: token ids after cutting; null where the row is not scored."""
+"""large_list<int32>: token ids after cutting, window after window; empty where there is nothing to
+score."""
+BLOCK_WINDOWS = "__ray_mlc_windows"
+"""large_list<int32>: tokens of each window; empty where there is nothing to score."""
 MAX_CELLS = 2**24
 """Scores held at once, in cells of N × L: 64 MiB of float32, whatever the number of labels."""
 
@@ -51,12 +54,12 @@ def tokenize_block(block: pa.Table, tokenizer: Tokenizer, *, policy: str) -> pa.
     Args:
         block: As `corpus.rows.read_block` returns it.
         tokenizer: Text to ids.
-        policy: `truncate`, or `skip`: longer documents get the status `too_long`.
+        policy: `truncate`, `windows`, or `skip`: longer documents get the status `too_long`.
 
     Returns:
-        The block without its text, with `BLOCK_IDS`, `n_tokens` (null for rows without a text),
-        `truncated` and `BLOCK_ERROR`. A text over which the tokenizer fails gets the status
-        `decode_error`.
+        The block without its text, with `BLOCK_IDS`, `BLOCK_WINDOWS`, `n_tokens` (null for rows
+        without a text), `truncated` and `BLOCK_ERROR`. A text over which the tokenizer fails gets
+        the status `decode_error`.
     """
     count = block.num_rows
     status = block[BLOCK_STATUS].to_numpy().copy()
@@ -70,24 +73,32 @@ def tokenize_block(block: pa.Table, tokenizer: Tokenizer, *, policy: str) -> pa.
                 errors[row], status[row], todo[row] = faults[position], DECODE_ERROR, False
     n_tokens = np.zeros(count, np.int32)
     n_tokens[todo] = ragged.n_tokens
-    cut = n_tokens > tokenizer.max_tokens
-    lengths = np.zeros(count, np.int64)
-    lengths[todo] = ragged.lengths
-    values = ragged.values
+    cut = todo & ~tokenizer.covered(n_tokens)
+    kept = todo.copy()
     if policy == "skip" and cut.any():
         status[cut] = TOO_LONG
-        keep = np.repeat(~cut[todo], ragged.lengths)
-        values, lengths = values[keep], np.where(cut, 0, lengths)
-        cut = np.zeros(count, np.bool_)
-    offsets = np.zeros(count + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    ids = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+        kept, cut = todo & ~cut, np.zeros(count, np.bool_)
+        ragged = ragged.take(np.flatnonzero(kept[todo]))
+    ids = _lists(kept, ragged.sizes, ragged.values)
+    windows = _lists(kept, ragged.n_windows, ragged.lengths.astype(np.int32))
     result = block.drop_columns([BLOCK_TEXT, BLOCK_STATUS])
     result = result.append_column(BLOCK_STATUS, pa.array(status))
     result = result.append_column(BLOCK_IDS, ids)
+    result = result.append_column(BLOCK_WINDOWS, windows)
     result = result.append_column("n_tokens", pa.array(n_tokens, mask=~todo))
     result = result.append_column("truncated", pa.array(cut, mask=~todo))
     return result.append_column(BLOCK_ERROR, pa.array(errors, pa.string()))
+
+
+def _lists(
+    filled_N: NDArray[np.bool_], sizes: NDArray[np.int64], values: NDArray[np.int32]
+) -> pa.LargeListArray:
+    """Lists of so many values for the rows that are `filled_N`, empty ones for the others."""
+    sizes_N = np.zeros(len(filled_N), np.int64)
+    sizes_N[filled_N] = sizes
+    offsets = np.zeros(len(filled_N) + 1, np.int64)
+    np.cumsum(sizes_N, out=offsets[1:])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Ragged, dict[int, str]]:
@@ -149,18 +160,21 @@ def score_block(
     Returns:
         The output columns and `SCORED_BLOCK_COLUMNS`, row for row.
     """
-    ids = block[BLOCK_IDS].combine_chunks()
-    if isinstance(ids, pa.ChunkedArray):
-        ids = pa.concat_arrays(ids.chunks)
-    offsets, values = ids.offsets.to_numpy(), ids.values.to_numpy()
+    ids, ids_offsets = _flat(block[BLOCK_IDS])
+    lengths, firsts = _flat(block[BLOCK_WINDOWS])
+    n_windows = np.diff(firsts)
+    documents = Ragged(
+        values=ids,
+        offsets=np.append(0, np.cumsum(lengths, dtype=np.int64)),
+        n_tokens=np.diff(ids_offsets).astype(np.int32),
+        firsts=firsts,
+    )
     status = block[BLOCK_STATUS].to_numpy().copy()
     faultless = block[BLOCK_FAULT].is_null().to_numpy()
     before = classifier.stats.padded_tokens
-    chunk_rows = max(1, MAX_CELLS // len(classifier.label_set))
     errors = block[BLOCK_ERROR].to_pylist()
     pieces = []
-    for low in range(0, block.num_rows, chunk_rows):
-        high = min(low + chunk_rows, block.num_rows)
+    for low, high in _chunks(n_windows, MAX_CELLS // len(classifier.label_set)):
         todo = np.flatnonzero((status[low:high] == OK) & faultless[low:high])
         scores_NL = np.full((high - low, len(classifier.label_set)), np.nan, np.float32)
         rows = low + todo
@@ -168,9 +182,7 @@ def score_block(
         def fault(position: int, message: str, rows: NDArray[np.intp] = rows) -> None:
             errors[rows[position]] = message
 
-        scores_NL[todo] = classifier.scores(
-            _ragged(values, offsets[low : high + 1], todo), progress=progress, fault=fault
-        )
+        scores_NL[todo] = classifier.scores(documents.take(rows), progress=progress, fault=fault)
         broken = todo[~np.isfinite(scores_NL[todo]).all(axis=1)]
         status[low + broken] = NOT_FINITE
         scored = np.zeros(high - low, np.bool_)
@@ -180,10 +192,11 @@ def score_block(
     columns = pa.concat_tables(pieces).combine_chunks()
     columns = columns.append_column(BLOCK_ERROR, pa.array(errors, pa.string()))
     for name in block.column_names:
-        if name not in (BLOCK_IDS, BLOCK_STATUS, BLOCK_ERROR):
+        if name not in (BLOCK_IDS, BLOCK_WINDOWS, BLOCK_STATUS, BLOCK_ERROR):
             columns = columns.append_column(name, block[name])
     scored_N = (status == OK) & faultless
-    columns = columns.append_column("n_windows", pa.array(scored_N.astype(np.int16)))
+    n_windows = np.where(scored_N, n_windows, 0).astype(np.int16)
+    columns = columns.append_column("n_windows", pa.array(n_windows))
     statuses = pa.DictionaryArray.from_arrays(
         pa.array(status.astype(np.int32)), pa.array(list(STATUSES))
     )
@@ -216,19 +229,22 @@ def set_aside(unit: pa.Table, reason: str) -> pa.Table:
     return marker.set_column(position, marker.schema.field(position), pa.array([reason]))
 
 
-def _ragged(
-    values: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.intp]
-) -> Ragged:
-    """The documents `rows` of a block as ragged ids."""
-    lengths = (offsets[1:] - offsets[:-1])[rows]
-    starts = offsets[:-1][rows]
-    own = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(lengths, out=own[1:])
-    if len(rows) == len(offsets) - 1:
-        taken = values[offsets[0] : offsets[-1]]
-    else:
-        taken = values[np.repeat(starts - own[:-1], lengths) + np.arange(own[-1])]
-    return Ragged(taken, own, lengths.astype(np.int32))
+def _flat(lists: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Values of a column of lists, and where each row's begin, from 0 on."""
+    array = pa.concat_arrays(lists.chunks) if lists.num_chunks else lists.combine_chunks()
+    offsets = array.offsets.to_numpy()
+    return array.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def _chunks(n_windows: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows with `most` windows or fewer, unless one row alone has more."""
+    # a row without windows takes its place among the scores all the same
+    ends = np.cumsum(np.maximum(n_windows, 1))
+    low = before = 0
+    while low < len(ends):
+        high = max(low + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield low, high
+        low, before = high, int(ends[high - 1])
 
 
 def _score_columns(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_mlc.config import TrainingConfig
+from ray_mlc.config import TrainingConfig, WindowsConfig
 from ray_mlc.model.batching import plan_batches
 from ray_mlc.model.classifier import sigmoid
 from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.tokenization import Ragged
+from ray_mlc.model.windows import Aggregate, aggregate_logits, aggregate_tensors
 from ray_mlc.training.losses import make_loss
 
 BUCKET_STEPS = 50
 """Steps whose documents are sorted by length together: little padding, and still a random order."""
 PASS_COST = 1024
 """What a forward and backward pass costs besides its tokens, in tokens: most is Python's."""
+TRAINED_WITH: Aggregate = "max"
+"""How windows are joined while training where validation is to choose."""
 MODEL_STATE = "model.safetensors"
 OPTIMIZER_STATE = "optimizer.pt"
 PROGRESS_STATE = "state.json"
@@ -223,6 +226,9 @@ class Fitter:
         # the forward pass of a small batch
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), fused=True)
         rates_L = self.train.label_rates()
+        windows = self.config.windows or WindowsConfig()
+        self._aggregate = TRAINED_WITH if windows.aggregate == "auto" else windows.aggregate
+        self._top = windows.top
         self._loss = make_loss(self.config.loss, rates_L=rates_L, rows=len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
@@ -241,7 +247,7 @@ class Fitter:
             Mean loss over the steps done here; the same on every rank.
         """
         self.wrapped.train()
-        lengths_N = self.train.ids.lengths
+        lengths_N = self.train.ids.costs
         plan = plan_epoch(
             lengths_N, batch_size=self.config.batch_size, seed=self.config.seed, epoch=epoch
         )
@@ -295,10 +301,15 @@ class Fitter:
 
     def _loss_sum(self, rows: NDArray[np.intp]) -> torch.Tensor:
         """Sum of the loss over a pass's annotated cells; 0 for an empty pass."""
-        ids = self.train.ids.rows(rows) if len(rows) else [self.train.ids.row(0)[:1]]
-        logits = self._forward(ids)
+        ids = self.train.ids
         if not len(rows):
-            return logits.sum() * 0.0
+            return self._forward([ids.window(0)[:1]]).sum() * 0.0
+        logits = aggregate_tensors(
+            self._forward(ids.windows(ids.windows_of(rows))),
+            ids.n_windows[rows].tolist(),
+            how=self._aggregate,
+            top=self._top,
+        )
         targets = torch.from_numpy(self.train.targets_BL(rows)).to(self.device)
         known = ~torch.isnan(targets)
         cells = self._loss(logits, torch.where(known, targets, 0.0))
@@ -325,29 +336,43 @@ class Fitter:
             yield
 
     @torch.no_grad()
-    def predict(self, examples: TokenizedExamples) -> NDArray[np.float32]:
-        """Scores of all examples, shape [N, L]; each is computed on one rank, all ranks get it."""
+    def predict(
+        self, examples: TokenizedExamples, hows: Sequence[Aggregate] = ("max",)
+    ) -> dict[Aggregate, NDArray[np.float32]]:
+        """Scores of all examples; each is computed on one rank, all ranks get it.
+
+        Args:
+            examples: N documents.
+            hows: Ways to join the logits of a document's windows.
+
+        Returns:
+            Shape [N, L] for each way.
+        """
         self.model.eval()
-        lengths_N = examples.ids.lengths
-        mine = np.argsort(-lengths_N, kind="stable")[self.rank :: self.world_size]
-        budget = max(self.config.max_batch_tokens, int(lengths_N.max(initial=1)))
-        scores = np.zeros((len(mine), examples.label_count), np.float32)
-        for batch in plan_batches(lengths_N[mine], max_batch_tokens=budget):
+        ids, costs_N = examples.ids, examples.ids.costs
+        mine = np.argsort(-costs_N, kind="stable")[self.rank :: self.world_size]
+        budget = max(self.config.max_batch_tokens, int(costs_N.max(initial=1)))
+        scores = np.zeros((len(hows), len(mine), examples.label_count), np.float32)
+        for batch in plan_batches(costs_N[mine], max_batch_tokens=budget):
+            rows = mine[batch]
             wrapped, self.wrapped = self.wrapped, self.model
             try:
-                logits = self._forward(examples.ids.rows(mine[batch]))
+                logits_WL = self._forward(ids.windows(ids.windows_of(rows))).cpu().numpy()
             finally:
                 self.wrapped = wrapped
-            scores[batch] = sigmoid(logits.cpu().numpy())
+            firsts = np.append(0, np.cumsum(ids.n_windows[rows]))
+            for place, how in enumerate(hows):
+                joined_BL = aggregate_logits(logits_WL, firsts, how=how, top=self._top)
+                scores[place, batch] = sigmoid(joined_BL)
         if self.world_size == 1:
             shares = [(mine, scores)]
         else:
             shares = [(mine, scores)] * self.world_size
             torch.distributed.all_gather_object(shares, (mine, scores))
-        result = np.zeros((len(examples), examples.label_count), np.float32)
+        result = np.zeros((len(hows), len(examples), examples.label_count), np.float32)
         for rows, values in shares:
-            result[rows] = values
-        return result
+            result[:, rows] = values
+        return dict(zip(hows, result, strict=True))
 
     def save(self, folder: Path, progress: dict[str, Any]) -> None:
         """Write a checkpoint: weights, optimizer, and where training stands."""

@@ -77,7 +77,7 @@ def make_model(folder: Path) -> Path:
     )
     tokenizer = Tokenizer.load(encoder, max_tokens=MAX_TOKENS)
     harmless = Classifier(LABELS, tokenizer, _Flat(), 4096)
-    HashEngine().row(tokenizer.encode([HARMLESS]).row(0))  # must not be one of those that fail
+    HashEngine().row(tokenizer.encode([HARMLESS]).window(0))  # must not be one of those that fail
     model = folder / "model"
     write_model_folder(
         model,
@@ -183,7 +183,7 @@ def expected_score(text: str, tokenizer: Tokenizer) -> tuple[int, NDArray[np.flo
     """Tokens before cutting, and float64 scores of a text alone; None where there are none."""
     ragged = tokenizer.encode([text])
     try:
-        logits = HashEngine().row(ragged.row(0)).astype(np.float64)
+        logits = HashEngine().row(ragged.window(0)).astype(np.float64)
     except ValueError:
         return int(ragged.n_tokens[0]), None
     if not np.isfinite(logits).all():

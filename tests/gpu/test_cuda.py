@@ -103,7 +103,7 @@ def test_float32_scores_do_not_depend_on_the_batch(tiny_model: Path, budget: int
 
 def test_what_auto_resolves_to_on_cuda_is_loaded_again(tiny_model: Path) -> None:
     model = open_model(str(tiny_model))
-    resolved = resolve(model, EngineConfig(), BatchingConfig(), cuda=True, max_tokens=None)
+    resolved = resolve(model, EngineConfig(), BatchingConfig(), cuda=True)
     assert resolved.device == "cuda"
     classifier = load_classifier(model, resolved)
     assert classifier.engine.dtype == resolved.dtype
@@ -118,7 +118,7 @@ def test_an_encoder_of_the_size_of_bert_base_agrees_packed_or_not(
     documents = ragged_documents(np.random.default_rng(0), 4000)
     engine = TorchEngine(bert_base(), pad_id=0, device="cuda", dtype="bfloat16", packed=packed)
     exact = TorchEngine(bert_base(), pad_id=0, device="cuda", dtype="float32")
-    few = documents.rows(np.arange(64))
+    few = documents.windows(np.arange(64))
     difference = np.abs(sigmoid(engine.logits(few)) - sigmoid(exact.logits(few))).max()
     (speed,) = race([engine], documents, max_batch_tokens=32_768, seconds=2.0, seed=0)
     name = f"bert-base, bfloat16{' packed' if packed else ''}"
@@ -139,7 +139,7 @@ def ragged_documents(rng: np.random.Generator, count: int) -> Ragged:
     lengths = np.clip(rng.lognormal(np.log(120), 1.0, count).astype(np.int64), 4, 512)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = rng.integers(1000, 30_000, int(offsets[-1])).astype(np.int32)
-    return Ragged(ids, offsets, lengths.astype(np.int32))
+    return Ragged.of(ids, offsets, lengths.astype(np.int32))
 
 
 def test_a_block_is_scored_on_cuda_as_on_the_cpu(tiny_model: Path) -> None:

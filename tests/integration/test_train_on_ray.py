@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ray_mlc import synthetic
-from ray_mlc.config import TrainJob, load_job
+from ray_mlc.config import TrainJob, WindowsConfig, load_job
 from ray_mlc.errors import ModelError, ResourceError
 from ray_mlc.model.folder import open_model
+from ray_mlc.model.windows import AGGREGATES
 from ray_mlc.runtime.progress import Display
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -48,6 +49,7 @@ def make_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainJob
                 "max_batch_tokens": 512,
                 "learning_rate": 3e-3,
                 "max_tokens": 48,
+                "windows": {"overlap": 8, "max_windows": 3},
                 "dtype": "float32",
             },
             "workers.cpus": 1.0,
@@ -91,6 +93,10 @@ def test_the_model_folder_is_whole_and_nothing_else_is_left(
     assert model.info.decision.threshold == result["threshold"]
     assert model.info.decision.objective == "f1_micro"
     assert model.max_tokens == 48
+    # how windows are joined was left to validation
+    [kept] = [item for item in result["history"] if item["epoch"] == result["best_epoch"]]
+    assert model.windows == WindowsConfig(overlap=8, max_windows=3, aggregate=kept["aggregate"])
+    assert {record["aggregate"] for record in result["history"]} <= set(AGGREGATES)
     lines = (model.path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result["history"]
     losses = [record["train_loss"] for record in result["history"]]
@@ -112,8 +118,9 @@ def test_the_model_folder_loads_in_pipeline_and_proves_itself(
 
     model = open_model(trained[0].output)
     engine = EngineConfig(dtype="float32")
-    resolved = resolve(model, engine, BatchingConfig(), cuda=False, max_tokens=None)
-    texts = synthetic.documents(8, seed=3)["text"].to_pylist()
+    resolved = resolve(model, engine, BatchingConfig(), cuda=False)
+    # of longer texts pipeline reads the first window only
+    texts = [text[:40] for text in synthetic.documents(8, seed=3)["text"].to_pylist()]
     ours_NL = load_classifier(model, resolved).predict_proba(texts)
     classify = pipeline("text-classification", model=str(model.path), top_k=None, device="cpu")
     for text, ours in zip(texts, ours_NL, strict=True):

@@ -72,7 +72,7 @@ def ragged(lengths: Sequence[int]) -> Ragged:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     values = np.ones(int(offsets[-1]), np.int32)
     values[offsets[:-1]] = np.arange(len(lengths))
-    return Ragged(values, offsets, np.array(lengths, np.int32))
+    return Ragged.of(values, offsets, np.array(lengths, np.int32))
 
 
 def toy(engine: Any, budget: int) -> Classifier:
@@ -221,7 +221,7 @@ class HarmlessTokenizer(LongDocuments):
 
     def encode(self, texts: Sequence[str]) -> Ragged:
         ids = np.full(len(texts), 10**6, np.int32)
-        return Ragged(ids, np.arange(len(texts) + 1), np.ones(len(texts), np.int32))
+        return Ragged.of(ids, np.arange(len(texts) + 1), np.ones(len(texts), np.int32))
 
 
 def test_an_engine_that_fails_over_everything_is_an_error_and_no_row_is_blamed() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ray_mlc import synthetic
-from ray_mlc.config import BatchingConfig, EngineConfig
+from ray_mlc.config import BatchingConfig, EngineConfig, LongConfig
 from ray_mlc.errors import ModelError
 from ray_mlc.model.canaries import TOLERANCE, record_canaries
 from ray_mlc.model.classifier import Classifier
@@ -109,7 +109,7 @@ def test_auto_takes_bfloat16_where_the_hardware_has_it_and_the_canaries_hold(
         monkeypatch.setattr(
             "ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda has=has: has
         )
-        resolved = resolve(plain, *AUTO, cuda=False, max_tokens=None)
+        resolved = resolve(plain, *AUTO, cuda=False)
         assert (resolved.dtype, resolved.device) == (expected, "cpu")
         assert resolved.max_batch_tokens == choose.CPU_BATCH_TOKENS
         assert "largest score difference" in resolved.canaries
@@ -119,7 +119,7 @@ def test_auto_falls_back_to_float32_where_bfloat16_moves_scores(
     steep: ModelFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda: True)
-    resolved = resolve(steep, *AUTO, cuda=False, max_tokens=None)
+    resolved = resolve(steep, *AUTO, cuda=False)
     assert resolved.dtype == "float32"
     assert "bfloat16 does not hold on the canaries" in caplog.text
 
@@ -148,7 +148,7 @@ def test_of_the_engines_that_hold_the_fastest_on_the_sample_is_taken_and_recorde
 
     monkeypatch.setattr(choose, "race", race)
     named = BatchingConfig(max_batch_tokens=512)
-    options = {"cuda": False, "max_tokens": None, "sample": lambda: TEXTS}
+    options = {"cuda": False, "sample": lambda: TEXTS}
     resolved = resolve(plain, EngineConfig(), named, **options)
     assert raced == [["torch", "openvino"]]
     assert (resolved.name, resolved.dtype, resolved.max_batch_tokens) == (winner, "bfloat16", 512)
@@ -162,7 +162,7 @@ def test_batch_sizes_are_tried_on_the_sample_unless_one_is_named(
 ) -> None:
     model = open_model(str(tiny_model))
     exact = EngineConfig(dtype="float32")
-    options = {"cuda": False, "max_tokens": None, "sample": lambda: TEXTS}
+    options = {"cuda": False, "sample": lambda: TEXTS}
     resolved = resolve(model, exact, BatchingConfig(), **options)
     tried = [trial.max_batch_tokens for trial in resolved.trials]
     assert len(tried) > 1
@@ -180,7 +180,7 @@ def test_a_sample_over_which_the_engine_fails_is_no_reason_to_stop(
         raise error
 
     monkeypatch.setattr(choose, "race", fail)
-    options = {"cuda": False, "max_tokens": None, "sample": lambda: TEXTS}
+    options = {"cuda": False, "sample": lambda: TEXTS}
     exact = EngineConfig(dtype="float32")
     resolved = resolve(open_model(str(tiny_model)), exact, BatchingConfig(), **options)
     assert (resolved.name, resolved.documents_per_s) == ("torch", None)
@@ -199,7 +199,7 @@ def test_an_engine_that_cannot_be_loaded_loses_the_race(
         raise error
 
     monkeypatch.setattr(openvino_engine.OpenVinoEngine, "load", fail)
-    options = {"cuda": False, "max_tokens": None, "sample": lambda: TEXTS}
+    options = {"cuda": False, "sample": lambda: TEXTS}
     resolved = resolve(plain, EngineConfig(), BatchingConfig(), **options)
     assert (resolved.name, resolved.dtype) == ("torch", "bfloat16")
     assert str(error) in resolved.trials[1].verdict
@@ -213,7 +213,6 @@ def test_a_sample_that_cannot_be_tokenized_is_no_reason_to_stop(
         EngineConfig(dtype="float32"),
         BatchingConfig(),
         cuda=False,
-        max_tokens=None,
         sample=lambda: [7],  # type: ignore[list-item]
     )
     assert resolved.max_batch_tokens == choose.CPU_BATCH_TOKENS
@@ -223,19 +222,17 @@ def test_a_sample_that_cannot_be_tokenized_is_no_reason_to_stop(
 def test_a_named_precision_that_does_not_hold_is_refused_with_a_remedy(steep: ModelFolder) -> None:
     engine = EngineConfig(dtype="bfloat16")
     with pytest.raises(ModelError, match=r"set engine.dtype=float32") as caught:
-        resolve(steep, engine, BatchingConfig(), cuda=False, max_tokens=None)
+        resolve(steep, engine, BatchingConfig(), cuda=False)
     assert "\n" not in str(caught.value)
 
 
 def test_other_weights_are_refused_by_resolve_and_by_every_actor(folder: Path) -> None:
     model = open_model(str(folder))
-    chosen = resolve(
-        model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None
-    )
+    chosen = resolve(model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False)
     assert load_classifier(model, chosen).predict_proba(["a"]).shape == (1, 12)
     scale_head(folder, 1.05)
     with pytest.raises(ModelError, match="does not reproduce the canaries"):
-        resolve(model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None)
+        resolve(model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False)
     with pytest.raises(ModelError, match="does not reproduce the canaries here"):
         load_classifier(model, chosen)
 
@@ -245,7 +242,11 @@ def test_a_run_with_fewer_tokens_than_the_model_takes_still_proves_itself(
 ) -> None:
     for model in (open_model(str(tiny_model)), plain):
         resolved = resolve(
-            model, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=8
+            model,
+            EngineConfig(dtype="float32"),
+            BatchingConfig(),
+            cuda=False,
+            long=LongConfig(max_tokens=8),
         )
         assert resolved.max_tokens == 8
         classifier = load_classifier(model, resolved)
@@ -262,20 +263,20 @@ def test_a_plain_folder_without_a_limit_of_its_own_takes_the_jobs(
     del content["model_max_length"]
     file.write_text(json.dumps(content))
     model = open_model(str(path))
-    assert resolve(model, *AUTO, cuda=False, max_tokens=16).max_tokens == 16
+    assert resolve(model, *AUTO, cuda=False, long=LongConfig(max_tokens=16)).max_tokens == 16
     with pytest.raises(ModelError, match=r"set long.max_tokens"):
-        resolve(model, *AUTO, cuda=False, max_tokens=None)
+        resolve(model, *AUTO, cuda=False)
 
 
 def test_more_tokens_than_the_encoder_has_positions_are_refused(tiny_model: Path) -> None:
     with pytest.raises(ModelError, match=r"long.max_tokens is 65, but the encoder has 64 posit"):
-        resolve(open_model(str(tiny_model)), *AUTO, cuda=False, max_tokens=65)
+        resolve(open_model(str(tiny_model)), *AUTO, cuda=False, long=LongConfig(max_tokens=65))
 
 
 def test_a_budget_below_one_document_is_refused(tiny_model: Path) -> None:
     batching = BatchingConfig(max_batch_tokens=31)
     with pytest.raises(ModelError, match=r"max_batch_tokens is 31, expected at least max_tokens"):
-        resolve(open_model(str(tiny_model)), EngineConfig(), batching, cuda=False, max_tokens=None)
+        resolve(open_model(str(tiny_model)), EngineConfig(), batching, cuda=False)
 
 
 def test_a_named_budget_and_threads_are_taken(tiny_model: Path) -> None:
@@ -284,7 +285,6 @@ def test_a_named_budget_and_threads_are_taken(tiny_model: Path) -> None:
         EngineConfig(dtype="float32"),
         BatchingConfig(max_batch_tokens=77),
         cuda=False,
-        max_tokens=None,
         threads=1,
     )
     assert resolved.max_batch_tokens == 77

@@ -18,7 +18,7 @@ import pytest
 from pydantic import ValidationError
 
 from ray_mlc import synthetic
-from ray_mlc.config import BatchingConfig, EngineConfig
+from ray_mlc.config import BatchingConfig, EngineConfig, LongConfig
 from ray_mlc.errors import ConfigError, GateError, ModelError, RunMismatchError
 from ray_mlc.model.engines import int8
 from ray_mlc.model.engines.choose import load_classifier, resolve
@@ -84,7 +84,7 @@ def make(folder: Path, data: dict[str, list[str]], **options: Any) -> dict[str, 
 
 
 def resolved(folder: Path, **options: Any) -> Any:
-    asked: dict[str, Any] = {"cuda": False, "max_tokens": None, **options}
+    asked: dict[str, Any] = {"cuda": False, **options}
     return resolve(open_model(str(folder)), EngineConfig(dtype="int8"), BatchingConfig(), **asked)
 
 
@@ -95,7 +95,7 @@ def test_an_int8_form_scores_near_float32_and_is_recorded_by_its_bytes(quantized
     assert (chosen.name, chosen.dtype, chosen.weights) == ("openvino", "int8", info.weights)
     scores_NL = load_classifier(open_model(str(quantized)), chosen).predict_proba(TEXTS)
     folder = open_model(str(quantized))
-    options = {"cuda": False, "max_tokens": None}
+    options = {"cuda": False}
     exact = resolve(folder, EngineConfig(dtype="float32"), BatchingConfig(), **options)
     assert exact.weights is None
     exact_NL = load_classifier(folder, exact).predict_proba(TEXTS)
@@ -260,7 +260,7 @@ def test_a_plain_folder_is_held_to_the_int8_canaries_at_any_limit(
     for name in ("ray_mlc.json", "canaries.json", "history.jsonl"):
         (folder / name).unlink()
     make(folder, data)
-    chosen = resolved(folder, max_tokens=9)
+    chosen = resolved(folder, long=LongConfig(max_tokens=9))
     assert chosen.max_tokens == 9
     assert load_classifier(open_model(str(folder)), chosen).tokenizer.max_tokens == 9
     file = folder / "int8" / "int8.json"

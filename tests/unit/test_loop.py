@@ -4,6 +4,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from ray_mlc.config import TrainingConfig
 from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.tokenization import Ragged
+from ray_mlc.model.windows import AGGREGATES, Aggregate, aggregate_tensors
 from ray_mlc.training.loop import (
     MODEL_STATE,
     Fitter,
@@ -47,7 +49,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def examples(
-    count: int, *, seed: int = 0, longest: int = 12, unannotated: bool = False
+    count: int,
+    *,
+    seed: int = 0,
+    longest: int = 12,
+    unannotated: bool = False,
+    windowed: bool = False,
 ) -> TokenizedExamples:
     """Random documents; label 0 is whether token 5 is there, the others are random."""
     rng = np.random.default_rng(seed)
@@ -60,7 +67,19 @@ def examples(
         for row in documents
     ]
     missing = [[1] if unannotated and rng.random() < 0.3 else [] for _ in documents]
-    return pack(documents, positive, missing)
+    packed = pack(documents, positive, missing)
+    return replace(packed, ids=in_windows(packed.ids)) if windowed else packed
+
+
+def in_windows(ids: Ragged, size: int = 4) -> Ragged:
+    """The same documents in windows of `size` tokens."""
+    n_windows = -(-ids.lengths // size)
+    bounds = [
+        int(low) + step * size
+        for low, count in zip(ids.offsets, n_windows, strict=False)
+        for step in range(int(count))
+    ]
+    return Ragged.of(ids.values, np.array([*bounds, len(ids.values)]), ids.n_tokens, n_windows)
 
 
 def pack(
@@ -74,7 +93,7 @@ def pack(
 
     lengths = np.array([len(row) for row in documents], np.int32)
     return TokenizedExamples(
-        ids=Ragged(flat(documents), offsets(documents), lengths),
+        ids=Ragged.of(flat(documents), offsets(documents), lengths),
         positive_offsets=offsets(positive),
         positive_columns=flat(positive),
         unannotated_offsets=offsets(missing),
@@ -282,7 +301,7 @@ def plain_losses(train: TokenizedExamples, **changes: Any) -> list[float]:
             )
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            ids, mask = map(torch.from_numpy, pad(train.ids.rows(batch), 0))
+            ids, mask = map(torch.from_numpy, pad(train.ids.windows(batch), 0))
             targets = torch.from_numpy(train.targets_BL(batch))
             logits = model(input_ids=ids, attention_mask=mask).logits
             known = ~targets.isnan()
@@ -349,14 +368,14 @@ def _train_in_a_group(rank: int, port: int, folder: str, changes: dict[str, Any]
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
     fitter = fitter_of(
-        examples(30, unannotated=True),
+        examples(30, unannotated=True, windowed=True),
         wrap=torch.nn.parallel.DistributedDataParallel,
         rank=rank,
         world_size=2,
         **changes,
     )
     losses = curve(fitter)
-    scores_NL = fitter.predict(examples(11, seed=7))
+    scores_NL = fitter.predict(examples(11, seed=7, windowed=True))["max"]
     np.savez(Path(folder) / f"{rank}.npz", losses=losses, scores=scores_NL)
     torch.distributed.barrier()
     # PyTorch 2.13 now and then waits for ever when a group is taken down: a gloo thread wants the
@@ -380,13 +399,15 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def test_two_workers_follow_the_curve_of_one(two_workers: list[Any]) -> None:
-    alone = fitter_of(examples(30, unannotated=True), batch_size=3, max_batch_tokens=14)
+    train = examples(30, unannotated=True, windowed=True)
+    validation = examples(11, seed=7, windowed=True)
+    alone = fitter_of(train, batch_size=3, max_batch_tokens=14)
     losses = curve(alone)
     assert losses[0] != pytest.approx(losses[-1], abs=1e-2)
     for rank in range(2):
         np.testing.assert_allclose(two_workers[rank]["losses"], losses, atol=1e-4)
         np.testing.assert_allclose(
-            two_workers[rank]["scores"], alone.predict(examples(11, seed=7)), atol=1e-4
+            two_workers[rank]["scores"], alone.predict(validation)["max"], atol=1e-4
         )
 
 
@@ -402,12 +423,54 @@ def test_every_rank_reports_the_same_loss_and_scores(two_workers: list[Any]) -> 
 def test_predictions_stand_in_the_order_of_the_examples_and_keep_the_mode() -> None:
     validation = examples(20, seed=3)
     fitter = fitter_of(examples(8), max_batch_tokens=30, model=tiny_bert(dropout=0.5))
-    scores_NL = fitter.predict(validation)
+    scores_NL = fitter.predict(validation)["max"]
     for row in range(20):
-        ids = torch.from_numpy(validation.ids.row(row).astype(np.int64))[None]
+        ids = torch.from_numpy(validation.ids.window(row).astype(np.int64))[None]
         with torch.no_grad():
             alone = torch.sigmoid(fitter.model.eval()(input_ids=ids).logits)[0]
         np.testing.assert_allclose(scores_NL[row], alone.numpy(), atol=1e-6)
+
+
+# Windows
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+def test_a_step_learns_from_the_joined_logits_of_whole_documents(how: Aggregate) -> None:
+    train = examples(9, seed=4, windowed=True)
+    fitter = fitter_of(train, windows={"aggregate": how, "top": 2}, batch_size=9)
+    rows = np.arange(9)
+    expected = 0.0
+    targets = torch.from_numpy(train.targets_BL(rows))
+    for row in rows:
+        logits = [
+            fitter.model.eval()(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0]
+            for ids in train.ids.windows(train.ids.windows_of(rows[[row]]))
+        ]
+        joined = aggregate_tensors(torch.stack(logits), [len(logits)], how=how, top=2)[0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(joined, targets[row])
+        expected += float(loss.detach()) / 9
+    assert fitter.run_epoch(0, on_step=lambda *_: None) == pytest.approx(expected, abs=1e-5)
+    assert set(fitter.predict(train, AGGREGATES)) == set(AGGREGATES)
+
+
+def test_windows_change_nothing_for_documents_that_fit_into_one() -> None:
+    plain = curve(fitter_of(examples(20)))
+    assert curve(fitter_of(examples(20), windows={"aggregate": "noisy_or"})) == plain
+
+
+def test_a_pass_holds_no_more_padded_tokens_than_asked_unless_one_document_has_more() -> None:
+    train = examples(40, longest=30, windowed=True)
+    fitter = fitter_of(train, max_batch_tokens=24, batch_size=20)
+    seen: list[int] = []
+    forward = fitter._forward
+
+    def spy(ids: list[Any]) -> torch.Tensor:
+        seen.append(len(ids) * max(map(len, ids)))
+        return forward(ids)
+
+    fitter._forward = spy  # type: ignore[method-assign]
+    fitter.run_epoch(0, on_step=lambda *_: None)
+    assert max(seen) <= max(24, int(train.ids.costs.max()))
 
 
 # Checkpoints

@@ -43,7 +43,7 @@ needs_openvino = pytest.mark.skipif(
 def test_openvino_gives_the_scores_of_float32_within_its_tolerance(
     model: ModelFolder, dtype: str, cache: Path
 ) -> None:
-    options = {"cuda": False, "max_tokens": None}
+    options = {"cuda": False}
     exact = resolve(model, EngineConfig(dtype="float32"), BatchingConfig(), **options)
     exact_NL = load_classifier(model, exact).predict_proba(TEXTS)
     named = EngineConfig(name="openvino", dtype=dtype)
@@ -93,7 +93,7 @@ def test_a_conversion_that_fails_leaves_nothing_and_says_what_to_do(
     monkeypatch.setattr(openvino, "convert_model", fail)
     named = EngineConfig(name="openvino", dtype="float32")
     with pytest.raises(ModelError, match=r"No conversion rule .*engine.name=torch") as caught:
-        resolve(model, named, BatchingConfig(), cuda=False, max_tokens=None)
+        resolve(model, named, BatchingConfig(), cuda=False)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.xml"))
     assert not [path for path in tmp_path.rglob("*") if path.is_dir() and "-2" in path.name]
@@ -107,7 +107,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_a_remedy(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     named = EngineConfig(name="openvino", dtype="float32")
     with pytest.raises(ModelError, match=r"set XDG_CACHE_HOME, or engine.name=torch$") as caught:
-        resolve(model, named, BatchingConfig(), cuda=False, max_tokens=None)
+        resolve(model, named, BatchingConfig(), cuda=False)
     assert "\n" not in str(caught.value)
 
 
@@ -125,7 +125,7 @@ def test_openvino_does_not_report_its_use_to_its_makers() -> None:
 @needs_openvino
 def test_an_actor_of_openvino_starts_without_pytorch_and_transformers(model: ModelFolder) -> None:
     named = EngineConfig(name="openvino", dtype="float32")
-    chosen = resolve(model, named, BatchingConfig(), cuda=False, max_tokens=None)
+    chosen = resolve(model, named, BatchingConfig(), cuda=False)
     code = (
         "import sys; from ray_mlc.model.engines.choose import ResolvedEngine, load_classifier; "
         "from ray_mlc.model.folder import open_model; import ray_mlc.runtime.ray_data; "
@@ -145,13 +145,13 @@ def test_without_the_extra_a_named_openvino_is_refused_with_the_command_that_ins
     monkeypatch.setattr(openvino_engine, "available", lambda: False)
     named = EngineConfig(name="openvino", dtype="float32")
     with pytest.raises(ModelError, match=r"pip install 'ray-mlc\[openvino\]'"):
-        resolve(model, named, BatchingConfig(), cuda=False, max_tokens=None)
+        resolve(model, named, BatchingConfig(), cuda=False)
 
 
 def test_openvino_is_refused_where_actors_have_gpus_and_in_float16(model: ModelFolder) -> None:
     named = EngineConfig(name="openvino")
     with pytest.raises(ModelError, match=r"set actors.gpus=0"):
-        resolve(model, named, BatchingConfig(), cuda=True, max_tokens=None)
+        resolve(model, named, BatchingConfig(), cuda=True)
     options = {"model": "m", "input": "i", "output": "o"}
     with pytest.raises(ConfigError, match=r"expected float32 or bfloat16 with name: openvino"):
         load_job(

@@ -53,7 +53,7 @@ class Engine(OneByOne):
 
 def documents(lengths: Sequence[int]) -> Ragged:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Ragged(
+    return Ragged.of(
         np.zeros(offsets[-1], np.int32), offsets.astype(np.int64), np.array(lengths, np.int32)
     )
 

@@ -243,7 +243,7 @@ class Panicking:
     """A tokenizer whose Rust code panics over some texts; a panic is no Exception."""
 
     def __init__(self, tokenizer: Tokenizer, error: type[BaseException]) -> None:
-        self.inner, self.error, self.max_tokens = tokenizer, error, tokenizer.max_tokens
+        self.inner, self.error, self.covered = tokenizer, error, tokenizer.covered
 
     def encode(self, texts: Sequence[str]) -> Any:
         if any("bad" in text for text in texts):

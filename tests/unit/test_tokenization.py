@@ -102,7 +102,7 @@ def fast(kind: str, **options: Any) -> PreTrainedTokenizerFast:
 
 
 def rows(ragged: Ragged) -> list[list[int]]:
-    return [ragged.row(index).tolist() for index in range(len(ragged))]
+    return [ragged.window(index).tolist() for index in range(len(ragged))]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -157,7 +157,7 @@ def test_no_texts_make_an_empty_ragged() -> None:
 
 def test_rows_picks_documents_in_the_order_asked() -> None:
     ragged = Tokenizer(TokenizerState.of(fast("byte_bpe")), max_tokens=16).encode(TEXTS[:4])
-    picked = ragged.rows(np.array([3, 0, 3]))
+    picked = ragged.windows(np.array([3, 0, 3]))
     assert [row.tolist() for row in picked] == [rows(ragged)[index] for index in (3, 0, 3)]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from ray_mlc.config import BatchingConfig, EngineConfig, Section
+from ray_mlc.config import BatchingConfig, EngineConfig, LongConfig, Section, WindowsConfig
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.canaries import check_canaries, record_canaries
 from ray_mlc.model.classifier import Classifier
@@ -71,7 +71,9 @@ class ResolvedEngine(Section):
     max_batch_tokens: int
     """Padded tokens per forward pass."""
     max_tokens: int
-    """Tokens kept per document."""
+    """Tokens kept per document, or per window of one."""
+    windows: WindowsConfig | None = None
+    """How long documents are read in windows; null: they are not."""
     weights: str | None = None
     """SHA-256 over the files of the quantized model; null: the engine runs the model's own."""
     canaries: str = Field(default="")
@@ -88,7 +90,7 @@ def resolve(
     batching: BatchingConfig,
     *,
     cuda: bool,
-    max_tokens: int | None,
+    long: LongConfig | None = None,
     threads: int | None = None,
     sample: Callable[[], Sequence[str]] | None = None,
 ) -> ResolvedEngine:
@@ -103,7 +105,7 @@ def resolve(
         engine: What the job asks for.
         batching: The same.
         cuda: Whether the actors have a GPU.
-        max_tokens: Tokens kept per document as the job says; None: as the model says.
+        long: What happens to long documents as the job says; None: as the model says.
         threads: CPU threads; None: PyTorch's default.
         sample: Fetches documents like those that will be scored; None: nothing is timed, and the
             first candidate that holds is taken, with the default batch size.
@@ -112,7 +114,9 @@ def resolve(
         ModelError: If what is named does not hold on the canaries or cannot be loaded, or the model
             cannot take so many tokens.
     """
-    tokenizer = load_tokenizer(folder, max_tokens=max_tokens or folder.max_tokens)
+    long = folder.long(long)
+    max_tokens = long.max_tokens or folder.max_tokens
+    tokenizer = load_tokenizer(folder, max_tokens=max_tokens, windows=long.windows)
     positions = max_positions(load_config(folder.path))
     if positions is not None and tokenizer.max_tokens > positions:
         raise ModelError(
@@ -154,6 +158,7 @@ def resolve(
                 packed=packed,
                 max_batch_tokens=budget,
                 max_tokens=tokenizer.max_tokens,
+                windows=tokenizer.windows,
                 weights=weights,
             )
             try:
@@ -257,7 +262,7 @@ def _fastest(
     return best.model_copy(
         update={
             "max_batch_tokens": chosen,
-            "documents_per_s": round(found[chosen] / float(ids.lengths.mean()), 2),
+            "documents_per_s": round(found[chosen] * len(ids) / len(ids.values), 2),
             "trials": timed,
         }
     )
@@ -283,7 +288,7 @@ def load_classifier(
     Raises:
         ModelError: If this process cannot run it, or the canaries do not hold.
     """
-    tokenizer = load_tokenizer(folder, max_tokens=resolved.max_tokens)
+    tokenizer = load_tokenizer(folder, max_tokens=resolved.max_tokens, windows=resolved.windows)
     classifier = _load(folder, resolved, tokenizer, threads)
     if resolved.dtype == "int8":
         # once more after loading: the form may have been replaced meanwhile
@@ -304,9 +309,12 @@ def load_classifier(
     return classifier
 
 
-def load_tokenizer(folder: ModelFolder, *, max_tokens: int | None) -> Tokenizer:
+def load_tokenizer(
+    folder: ModelFolder, *, max_tokens: int | None, windows: WindowsConfig | None
+) -> Tokenizer:
     """The tokenizer of a model folder, which need not be read by transformers every time."""
-    return Tokenizer.load(folder.path, max_tokens=max_tokens, digest=folder.tokenizer_digest)
+    digest = folder.tokenizer_digest
+    return Tokenizer.load(folder.path, max_tokens=max_tokens, windows=windows, digest=digest)
 
 
 def reference_canaries(
@@ -412,10 +420,14 @@ def _candidates(asked: str, device: str, dtype: str) -> list[tuple[str, bool]]:
 
 
 def _with_limit(classifier: Classifier, folder: ModelFolder, own: int | None) -> Classifier:
-    """The classifier with the token limit that canaries were recorded with; None: the run's."""
-    if own is None or own == classifier.tokenizer.max_tokens:
+    """The classifier with the limit and windows that canaries were recorded with.
+
+    `own` is that limit; None: they were recorded with the run's, and without windows.
+    """
+    now = classifier.tokenizer
+    if own is None or (own, folder.windows) == (now.max_tokens, now.windows):
         return classifier
-    tokenizer = load_tokenizer(folder, max_tokens=own)
+    tokenizer = load_tokenizer(folder, max_tokens=own, windows=folder.windows)
     budget = max(classifier.max_batch_tokens, own)
     return Classifier(classifier.label_set, tokenizer, classifier.engine, budget)
 

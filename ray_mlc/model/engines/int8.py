@@ -118,7 +118,7 @@ def quantized(
 
     def inputs(index: int) -> list[NDArray[np.int64]]:
         progress(1)
-        return list(pad(ids.rows(np.array([index])), pad_id))
+        return list(pad([ids.window(int(ids.firsts[index]))], pad_id))
 
     try:
         try:

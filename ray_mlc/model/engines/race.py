@@ -30,7 +30,7 @@ def sample_batches(
     """Batches of a sample as scoring would make them, in random order."""
     batches = plan_batches(sample.lengths, max_batch_tokens=max_batch_tokens, batch_cost=batch_cost)
     order = np.random.default_rng(seed).permutation(len(batches))
-    return [sample.rows(batches[index]) for index in order]
+    return [sample.windows(batches[index]) for index in order]
 
 
 def race(
