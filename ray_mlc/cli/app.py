@@ -368,6 +368,9 @@ def predict(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
     texts: Annotated[list[str], typer.Argument(help="Texts; - reads one per line from stdin.")],
     top: Annotated[int, typer.Option(min=1, help="Scores shown per text.")] = 10,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which words carried each label.")
+    ] = False,
     dtype: Dtype = "float32",
     device: Device = "auto",
     json: Json = False,
@@ -378,7 +381,7 @@ def predict(
 
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin]
-    results = predict_texts(model, texts, dtype=dtype, device=device)
+    results = predict_texts(model, texts, dtype=dtype, device=device, explain=explain)
     if json:
         _print_json(results)
         return

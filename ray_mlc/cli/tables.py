@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 LABELS_SHOWN = 30
 FILES_SHOWN = 20
+WORDS_SHOWN = 8
+"""Words of an explanation that are named with their shares."""
+FAINTEST = 0.1
+"""Share, of the largest one, from which on a word is colored."""
 
 
 def _console() -> Console:
@@ -58,7 +62,14 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, float | None]])
 def print_evaluation(result: Mapping[str, Any]) -> None:
     """The metrics table, and the labels with the most support."""
     columns = {"at 0.5": result["at_half"], "decision": result["decision"]}
+    if "first_window" in result:
+        columns["first window"] = result["first_window"]
     print_metrics(f"{result['n']:,} examples", {**columns, "dummy": result["dummy"]})
+    if "first_window" in result:
+        _say(
+            f"{result['several_windows']:.1%} of the documents have more than one window; 'first "
+            "window' is the same decision where the rest is cut off"
+        )
     labels = sorted(result["per_label"], key=lambda row: -row["support"])
     shown = labels[:LABELS_SHOWN]
     of_all = "" if len(shown) == len(labels) else f", {len(shown)} most frequent of {len(labels)}"
@@ -91,6 +102,40 @@ def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None
         for label, score in ranked[:top]:
             mark = "●" if label in result["labels"] else " "
             _say(f"  {mark} {score:.4f}  {label}")
+        for explanation in result.get("explanations", []):
+            _print_explanation(result, explanation)
+
+
+def _print_explanation(result: Mapping[str, Any], explanation: Mapping[str, Any]) -> None:
+    """The words that did most for and against a label; on a terminal the text, colored."""
+    from rich.text import Text
+
+    where = ""
+    if result["n_windows"] > 1:
+        where = f" in window {explanation['window'] + 1} of {result['n_windows']}"
+    _say(
+        f"  why {explanation['label']}{where}: logit {explanation['empty_logit']:+.2f} without "
+        f"words, {explanation['logit']:+.2f} with these:"
+    )
+    words = explanation["words"]
+    ranked = sorted(words, key=lambda word: -abs(word["share"]))[:WORDS_SHOWN]
+    shown = ", ".join(f"{word['text']} {word['share']:+.2f}" for word in ranked)
+    _say(f"    {shown or '(none)'}")
+    console = _console()
+    if not console.is_terminal or not words:
+        return
+    most = max(abs(word["share"]) for word in words) or 1.0
+    text = Text(result["text"])
+    for word in words:
+        strength = abs(word["share"]) / most
+        if strength >= FAINTEST:
+            # from white to full color: red speaks for the label, blue against it
+            fade = round(255 * (1 - strength))
+            color = f"#ff{fade:02x}{fade:02x}" if word["share"] > 0 else f"#{fade:02x}{fade:02x}ff"
+            style = f"black on {color}"
+            text.stylize(style, word["start"], word["start"] + len(word["text"]))
+    low, high = words[0]["start"], words[-1]["start"] + len(words[-1]["text"])
+    console.print(text[low:high])
 
 
 def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:

@@ -125,6 +125,18 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class WindowWords:
+    """One window of a text, and the words in it."""
+
+    ids: NDArray[np.int32]
+    """T token ids, special ones included: what `Tokenizer.encode` gives."""
+    words: list[int | None]
+    """Word of each token, as an index into `spans`; None for special tokens."""
+    spans: list[tuple[int, int]]
+    """Where each word begins and ends in the text, in characters."""
+
+
+@dataclass(frozen=True)
 class TokenizerState:
     """What a tokenizer does, as transformers understands the files of its folder."""
 
@@ -297,6 +309,29 @@ class Tokenizer:
         np.cumsum(lengths, out=offsets[1:])
         return Ragged.of(values, offsets, n_tokens, n_windows)
 
+    def words(self, text: str) -> list[WindowWords]:
+        """The windows of one text, token by token, with the word that each token is part of."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        places = list(range(len(encoding.ids)))
+        windows = []
+        for window in self._windows(places):
+            spans: list[tuple[int, int]] = []
+            words: list[int | None] = [None] * len(self._prefix)
+            previous = None
+            for place in window:
+                start, stop = encoding.offsets[place]
+                word = encoding.word_ids[place]
+                if spans and word is not None and word == previous:
+                    spans[-1] = (spans[-1][0], stop)
+                else:
+                    spans.append((start, stop))
+                previous = word
+                words.append(len(spans) - 1)
+            words += [None] * len(self._suffix)
+            ids = [*self._prefix, *(encoding.ids[place] for place in window), *self._suffix]
+            windows.append(WindowWords(np.array(ids, np.int32), words, spans))
+        return windows
+
     def covered(self, n_tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Whether documents of so many tokens, special ones included, are kept whole."""
         room, special = self._room, len(self._prefix) + len(self._suffix)
@@ -306,7 +341,7 @@ class Tokenizer:
         return whole
 
     def _windows(self, ids: list[int]) -> list[list[int]]:
-        """A document's own tokens, cut; at least one window, which may be empty."""
+        """A document's own tokens (or their places), cut; at least one window, maybe empty."""
         room = self._room
         if len(ids) <= room:
             return [ids]

@@ -20,7 +20,9 @@ from ray_mlc.evaluation.evaluate import evaluate, evaluate_scores_at
 from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.engines.choose import load_classifier, resolve
+from ray_mlc.model.explain import require_captum
 from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime.explain import explain_predictions
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import Storage, open_storage
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
@@ -195,22 +197,32 @@ def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, st
 
 
 def predict_texts(
-    model: str, texts: Sequence[str], *, dtype: str, device: str
+    model: str, texts: Sequence[str], *, dtype: str, device: str, explain: bool = False
 ) -> list[dict[str, Any]]:
     """Labels, scores and latency of single texts.
 
     A text that is empty or white space only is not scored, as in `score`.
+
+    Args:
+        model: Model folder or hub id.
+        texts: What to score.
+        dtype: See `load_here`.
+        device: See `load_here`.
+        explain: Also say which words carried each label that is given, or the best one where none
+            is: `explanations`, see `model.explain.Explanation`.
 
     Returns:
         Per text: `text`, `status` (`ok` or `empty`), `labels` (best first), `scores` by label,
         `latency_ms` (tokenizing, one forward pass and decision, after a warm-up), `n_tokens`,
         `truncated`, `n_windows`.
     """
+    if explain:
+        require_captum()  # not after the scoring
     folder = open_model(model)
     classifier = load_here(folder, dtype=dtype, device=device)
     thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
     classifier.predict_proba(list(texts[:1]))  # the first pass pays for allocations
-    results = []
+    results: list[dict[str, Any]] = []
     for text in texts:
         if not text.strip():
             results.append(
@@ -245,4 +257,9 @@ def predict_texts(
                 "n_windows": int(ragged.n_windows[0]),
             }
         )
+    if explain:
+        for result, found in zip(
+            results, explain_predictions(folder, classifier, results), strict=True
+        ):
+            result["explanations"] = found
     return results
