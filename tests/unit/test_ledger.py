@@ -138,7 +138,7 @@ def test_every_part_says_which_run_it_belongs_to(tiny_run: Path, tiny_model: Pat
         assert footer["model"] == {"id": folder.name, "digest": folder.digest}
         assert footer["labels"] == list(folder.label_set.names)
         assert footer["decision"]["threshold"] == 0.6
-        assert footer["long"] == {"policy": "truncate", "max_tokens": 32}
+        assert footer["long"] == {"policy": "truncate", "max_tokens": 32, "windows": None}
         assert footer["engine"]["dtype"] == "float32"
         assert footer["versions"]["pyarrow"] == pa.__version__
         assert Receipt(**footer["receipt"]).part == part
