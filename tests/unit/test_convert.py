@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ray_mlc.errors import DataError, StorageError
 from ray_mlc.labels import LabelSet
 from ray_mlc.training import convert as module
-from ray_mlc.training import sources
+from ray_mlc.training import formats, writing
 from ray_mlc.training.convert import ConvertSummary, convert
 from ray_mlc.training.examples import read_examples
 
@@ -66,8 +66,8 @@ def test_reading_converted_examples_equals_reading_the_zero_one_columns(
     lines = [f"{i},t{i},{','.join(map(str, row))}" for i, row in enumerate(cells)]
     source = write(folder / "x.csv", "id,text,c,a,b\n" + "\n".join(lines))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_ROW_GROUP", groups)
-        patch.setattr(sources, "PIECE_ROWS", 2)
+        patch.setattr(writing, "ROW_GROUP", groups)
+        patch.setattr(formats, "PIECE_ROWS", 2)
         summary = run(source, folder / "x.parquet", labels=["c", "a", "b"])
     direct = read_examples(source, labels=["c", "a", "b"])
     back = read_examples(str(folder / "x.parquet"), label_set=LabelSet(("c", "a", "b")))
@@ -140,7 +140,11 @@ def test_integers_become_names_that_are_given_or_in_the_file(tmp_path: Path) -> 
         ({"labels": ["a"], "delimiter": "|"}, "delimiter splits one text column"),
         ({"delimiter": ""}, "delimiter splits one text column"),
         ({"labels": "tags"}, "`ray-mlc data convert --delimiter`"),
-        ({"labels": "tags", "names": ["p"]}, "names are for lists of integers"),
+        ({"labels": "tags", "names": ["p"]}, "`ray-mlc data convert --delimiter`"),
+        ({"labels": ["a"], "names": ["p"]}, "names are for a column that lists ids"),
+        ({"names": []}, "names is empty"),
+        ({"names": ["p", " "]}, "the name of 1 is blank"),
+        ({"names": ["p", "p"]}, "has 'p' twice"),
         ({"labels": ["tags"]}, "row 1: column 'tags' is 'a|b', expected 0 or 1"),
         ({"labels": "nope"}, "no column 'nope' (labels): it has text, a, tags"),
         ({"labels": ["a"], "split": "train"}, "split and subset are of hub data sets"),
@@ -194,8 +198,8 @@ def test_an_interrupt_leaves_nothing_behind(
             raise error
         return encode(*args, **kwargs)
 
-    encode = module._encode
-    monkeypatch.setattr(module, "_encode", interrupted)
+    encode = module.encode_labels
+    monkeypatch.setattr(module, "encode_labels", interrupted)
     with pytest.raises(error):
         run(source, tmp_path / "new" / "x.parquet", labels=["a"])
     assert [len(names) for names in seen] == [1, 1, 1]

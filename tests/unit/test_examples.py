@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ray_mlc.errors import DataError
 from ray_mlc.labels import LabelSet
-from ray_mlc.training import sources as module
+from ray_mlc.training import formats as module
 from ray_mlc.training.examples import Examples, read_examples
 
 NAMES = ["ham", "spam", "Ünï", "a b"]
