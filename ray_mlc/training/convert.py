@@ -159,7 +159,7 @@ def convert(
     return ConvertSummary(
         output=output,
         rows=counts.rows,
-        labels=counts.labels(vocabulary),
+        labels=counts.labels(vocabulary, all_known=isinstance(opened.columns.labels, tuple)),
         null_texts=counts.null_texts,
         skipped=read - counts.rows,
         not_annotated=counts.not_annotated,
@@ -223,7 +223,10 @@ def _open(
             f"{shown}: split and subset are of hub data sets: leave them out here, or name a preset"
         )
     _refuse_own_output([*files, *label_files], target)
-    layout, columns = meaning(None if preset is None else columns_of(files[0]))
+    have: list[str] | None = None
+    if preset is not None and (have := columns_of(files[0])) is not None and label_files:
+        have += columns_of(label_files[0]) or []
+    layout, columns = meaning(have)
     if not label_files:
         return _Opened(layout, columns, read_pieces(files, columns))
     return _Opened(layout, columns, join_labels(files, label_files, columns))
@@ -392,10 +395,12 @@ class _Counts:
         hashes = np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
         self._id_hashes.append(hashes)
 
-    def labels(self, vocabulary: Vocabulary) -> dict[str, int]:
+    def labels(self, vocabulary: Vocabulary, *, all_known: bool) -> dict[str, int]:
         counts = np.zeros(len(vocabulary), dtype=np.int64)
         counts[: len(self._by_code)] = self._by_code
         pairs = [(name, int(counts[code])) for name, code in vocabulary.items()]
+        if not all_known:  # some may be of rows that were left out
+            pairs = [pair for pair in pairs if pair[1]]
         return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
     def duplicate_ids(self) -> int:

@@ -202,8 +202,8 @@ def _encode(
             assert naming is not None
             row = int(rows[int(pc.index(encoded.indices, index).as_py())])
             raise DataError(
-                f"{piece.place(row)}: labels list {brief(label)}, expected 0 to {len(naming) - 1}: "
-                f"there are {len(naming)} names"
+                f"{piece.place(row)}: labels list {brief(label)}, expected 0 to {len(naming) - 1} "
+                f"or one of the {len(naming)} names"
             )
         codes.append(vocabulary.setdefault(name, len(vocabulary)))
     return rows, np.array(codes, dtype=np.int32)[encoded.indices.to_numpy()]

@@ -33,13 +33,13 @@ class Naming:
         self._name_of = {str(id): name for id, name in pairs}
         if not self._name_of:
             raise DataError("names is empty: expected a name for each label")
-        seen: set[str] = set()
+        self._names: set[str] = set()
         for id, name in self._name_of.items():
             if not name.strip():
                 raise DataError(f"names: the name of {id} is blank")
-            if self.is_list and name in seen:
+            if self.is_list and name in self._names:
                 raise DataError(f"names has {name!r} twice: two ids would become one label")
-            seen.add(name)
+            self._names.add(name)
         self._id_of: dict[str, str] = {}
         self.unnamed: set[str] = set()
         """Ids met that the mapping does not name."""
@@ -53,13 +53,17 @@ class Naming:
     def __call__(self, id: str) -> str | None:
         """The name of an id; the id where a mapping has none, None where a list has none.
 
+        What is one of a list's names already stays as it is.
+
         Raises:
             DataError: If the name is that of another id.
         """
         name = self._name_of.get(id)
-        if name is None:
-            if self.is_list:
+        if name is None and self.is_list:
+            if id not in self._names:
                 return None
+            name = id  # a name already
+        elif name is None:
             self.unnamed.add(id)
             name = id
         other = self._id_of.setdefault(name, id)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ray_mlc.errors import DataError
@@ -119,12 +119,18 @@ class Preset:
 
         Args:
             source: For messages.
-            have: Its columns, fields of structs as `text.en`; None where they are not known yet.
+            have: Its columns, fields of structs as `text.en`, those of a file of labels included;
+                None where they are not known yet.
 
         Raises:
             DataError: If this form of the data set lacks the level.
         """
         if self.name == "jigsaw":
+            if have is not None and "comment_text" in have and not set(TOXICITY) & set(have):
+                raise DataError(
+                    f"{source}: there are no labels: name test_labels.csv beside test.csv, or pass "
+                    "the folder or archive that has both"
+                )
             return Layout("comment_text", TOXICITY)
         if self.name == "go_emotions":
             raw = have is not None and "labels" not in have and "admiration" in have
@@ -133,8 +139,8 @@ class Preset:
 
     def _eurlex(self, source: str, have: Sequence[str] | None) -> Layout:
         names: dict[str, str] | None = {1: DOMAINS, 2: MICROTHESAURI}.get(self.level)
-        nested = f"text.{self.language}"
-        text = "text" if have is not None and "text" in have and nested not in have else nested
+        is_struct = have is None or any(name.startswith("text.") for name in have)
+        text = f"text.{self.language}" if is_struct else "text"
         labels = f"eurovoc_concepts.level_{self.level}"
         if have is not None and "labels" in have and labels not in have:
             if self.level != 1:
@@ -182,14 +188,7 @@ def _jigsaw_files(
         return list(files), []  # by other names, and complete in themselves
     if len(files) > 1 or split is not None:
         texts = _of_split(source, texts, split)
-    if _stem(texts[0]) == "train":
-        return texts, []
-    if not labels:
-        raise DataError(
-            f"{texts[0].name}: this file has no labels: name test_labels.csv beside it, or pass "
-            "the folder or archive that has both"
-        )
-    return texts, labels
+    return texts, [] if _stem(texts[0]) == "train" else labels
 
 
 def _of_split(source: str, files: Sequence[SourceFile], split: str | None) -> list[SourceFile]:
@@ -198,15 +197,19 @@ def _of_split(source: str, files: Sequence[SourceFile], split: str | None) -> li
         by_split.setdefault(_split_of(source, file), []).append(file)
     if split is None:
         if len(by_split) > 1:
-            names = ", ".join(sorted(filter(None, by_split)))
+            names = ", ".join(_in_order(by_split))
             raise DataError(f"{source}: name a split: it has {names}")
         return list(files)
     if split not in by_split:
         if list(by_split) == [""] and len(files) == 1:
             return list(files)  # a single file by another name
-        have = sorted(filter(None, by_split))
-        raise DataError(f"{source}: there is no split {split!r}: {_near(split, have)}")
+        near = _near(split, _in_order(by_split))
+        raise DataError(f"{source}: there is no split {split!r}: {near}")
     return by_split[split]
+
+
+def _in_order(splits: Collection[str]) -> list[str]:
+    return [split for split in dict.fromkeys(_SPLITS.values()) if split in splits]
 
 
 def _of_tar(file: SourceFile, split: str | None) -> SourceFile:
