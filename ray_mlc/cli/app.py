@@ -156,7 +156,10 @@ def data_convert(
         int | None, typer.Option(help="EuroVoc level 1, 2 or 3; default 1.", show_default=False)
     ] = None,
     language: Annotated[
-        str | None, typer.Option(help="Language of MultiEURLEX; default en.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Language of MultiEURLEX, or of names in several; default en.", show_default=False
+        ),
     ] = None,
     skip_null_text: Annotated[
         bool | None,

@@ -62,11 +62,11 @@ def read_texts(
         null = values.is_null().to_numpy(zero_copy_only=False)
         bad, missing = (bad | undecodable, missing & null) if decoded else (undecodable, null)
         decoded[name] = pc.fill_null(values, "")
-    for literal, name, _, _ in string.Formatter().parse(text):
+    for literal, field, _, _ in string.Formatter().parse(text):
         if literal:
             pieces.append(pa.scalar(literal, pa.large_string()))
-        if name is not None:
-            pieces.append(decoded[name])
+        if field is not None:
+            pieces.append(decoded[field])
     joined = pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
     return pc.if_else(pa.array(missing | bad), pa.scalar(None, pa.large_string()), joined), bad
 

@@ -66,7 +66,7 @@ def _zip_members(file: Any) -> Iterator[tuple[str, ...]]:
 
 
 @contextmanager
-def open_zip_member(open_file: Callable[[], Any], path: tuple[str, ...]) -> Iterator[IO[bytes]]:
+def open_zip_member(open_file: Callable[[], Any], path: tuple[str, ...]) -> Iterator[Any]:
     """A member of a zip as a stream, decompressed also where it is a `.gz` itself."""
     with (
         open_file() as file,
@@ -105,7 +105,7 @@ def open_tar(filesystem: Any, path: str) -> Iterator[Iterator[tuple[str, IO[byte
 
 def _tar_files(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
     for member in archive:
-        archive.members = []  # it would keep a record of each for good
+        archive.members = []  # type: ignore[attr-defined]  # it would keep a record of each
         content = archive.extractfile(member) if member.isfile() else None
         if content is not None:
             name = member.name.removeprefix("./")

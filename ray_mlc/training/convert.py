@@ -117,7 +117,7 @@ def convert(
     """
     began = time.monotonic()
     target = _target(output, overwrite=overwrite)
-    given = {"text": text, "labels": labels, "id": id, "names": names}
+    given: dict[str, Any] = {"text": text, "labels": labels, "id": id, "names": names}
     given["skip_null_text"] = skip_null_text
     opened = _open(
         source,

@@ -18,6 +18,7 @@ from ray_mlc.training.pieces import (
     Piece,
     column_at,
     column_paths,
+    one_array,
     top_columns,
     wanted_columns,
 )
@@ -70,7 +71,7 @@ class HubData:
             data = self._data.select_columns(top_columns(names, self._tops))
             start = 0
             for table in data.with_format("arrow").iter(batch_size=PIECE_ROWS):
-                tops = {name: _one_array(table.column(name)) for name in table.column_names}
+                tops = {name: one_array(table.column(name)) for name in table.column_names}
                 arrays = {name: column_at(tops, name) for name in names}
                 yield Piece(self._source, "hub", start, arrays, metadata=self._metadata)
                 start += len(table)
@@ -134,7 +135,3 @@ def _explained(source: str) -> Iterator[None]:
             f"{source}: cannot be read from the hub ({first_line(error)}): "
             "pass another id, subset or split, or a local file"
         ) from None
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)

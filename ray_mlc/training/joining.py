@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ray_mlc.errors import DataError
 from ray_mlc.training.formats import read_pieces
-from ray_mlc.training.pieces import Columns, Piece
+from ray_mlc.training.pieces import Columns, Piece, one_array
 from ray_mlc.training.sources import SourceFile
 
 
@@ -52,7 +52,7 @@ def join_labels(
                 raise DataError(f"{piece.place(index)}: id {key!r} is not in {where}")
             rows[index] = row
         taken = labels.take(pa.array(rows)).combine_chunks()
-        joined = {name: _one_array(taken.column(name)) for name in taken.column_names}
+        joined = {name: one_array(taken.column(name)) for name in taken.column_names}
         yield replace(piece, columns={**piece.columns, **joined})
 
 
@@ -62,11 +62,9 @@ def _keys(piece: Piece, name: str) -> list[str]:
             f"{piece.source}: there is no column {name!r} (id): labels in another file are joined "
             "by it"
         )
-    keys: list[str] = piece.keys(name).to_pylist()
-    if None in keys:
-        raise DataError(f"{piece.place(keys.index(None))}: column {name!r} is empty: it is the key")
+    found = piece.keys(name)
+    if found.null_count:
+        row = int(np.argmax(found.is_null().to_numpy(zero_copy_only=False)))
+        raise DataError(f"{piece.place(row)}: column {name!r} is empty: labels are joined by it")
+    keys: list[str] = found.to_pylist()
     return keys
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)

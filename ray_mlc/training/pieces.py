@@ -231,6 +231,11 @@ def column_at(columns: Mapping[str, pa.Array], name: str) -> pa.Array:
     return found
 
 
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
 def _such_as_a_field(name: str, found: pa.DataType) -> str:
     if not pa.types.is_struct(found) or not found.num_fields:
         return ""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray_mlc.training import convert as module
 from ray_mlc.training import formats, writing
 from ray_mlc.training.convert import ConvertSummary, convert
 from ray_mlc.training.examples import read_examples
+from ray_mlc.training.pieces import Piece
 
 DATA = Path(os.environ.get("RAY_MLC_DATA", Path(__file__).parents[2] / "../shared/data"))
 PLAIN = {"id": pa.string(), "text": pa.string(), "labels": pa.list_(pa.string())}
@@ -300,6 +302,32 @@ def test_a_hub_that_cannot_be_reached_is_one_line_with_a_way_out(
     with pytest.raises(ZeroDivisionError):
         run("org/name", tmp_path / "x.parquet")
     assert names_in(tmp_path) == []
+
+
+def test_memory_does_not_grow_with_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "x.csv", "text,a\nx,1\n")
+    held: list[int] = []
+
+    def many(*_: Any) -> Iterator[Piece]:
+        for number in range(60):
+            held.append(pa.total_allocated_bytes())
+            texts = pa.array([f"{number} {row}".ljust(1_000) for row in range(2_500)])
+            ones = pa.array(np.ones(2_500, np.int8))
+            yield Piece(source, "CSV", number * 2_500, {"text": texts, "a": ones})
+
+    monkeypatch.setattr(module, "read_pieces", many)
+    assert run(source, tmp_path / "x.parquet", labels=["a"]).rows == 150_000
+    # 150 MB in all; what is held beside a piece is less than a row group
+    assert max(held[30:]) < max(held[:10]) + 10 * 2**20
+
+
+def test_progress_counts_every_row(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.csv", "text,a\n" + "x,1\n" * 10_000)
+    steps: list[int] = []
+    run(source, tmp_path / "x.parquet", labels=["a"], progress=steps.append)
+    assert (sum(steps), len(steps)) == (10_000, 3)
 
 
 @pytest.mark.data

@@ -301,6 +301,22 @@ def test_multi_eurlex_is_read_from_the_published_archive_at_each_level(tmp_path:
     assert "did you mean 'test'?" in message(source, output, "multi_eurlex", split="tset")
 
 
+def test_an_archive_is_read_from_wherever_fsspec_reads(tmp_path: Path) -> None:
+    # as hf://datasets/coastalcph/multi_eurlex/data/multi_eurlex.tar.gz is
+    import fsspec
+
+    files = {"multi_eurlex.tar.gz": eurlex_archive(tmp_path), "jigsaw.zip": kaggle(tmp_path, "zip")}
+    memory = fsspec.filesystem("memory")
+    for name, path in files.items():
+        memory.pipe(f"/presets/{name}", Path(path).read_bytes())
+    output = tmp_path / "x.parquet"
+    source = "memory://presets/multi_eurlex.tar.gz"
+    assert make(source, output, "multi_eurlex", split="validation").rows == 2
+    assert rows_of(output)[0]["id"] == "dev-32000R"
+    assert make(f"{source}/test.jsonl", output, "multi_eurlex").rows == 2
+    assert make("memory://presets/jigsaw.zip", output, "jigsaw", split="test").rows == 3
+
+
 def test_multi_eurlex_is_read_from_the_unpacked_archive(tmp_path: Path) -> None:
     with tarfile.open(eurlex_archive(tmp_path)) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
