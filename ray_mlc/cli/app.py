@@ -53,7 +53,8 @@ def _template(text: str | None) -> str | None:
 
 TEXT_HELP = 'Text column, or a template such as "{title}\\n{body}"'
 Text = Annotated[str, typer.Option(help=f"{TEXT_HELP}.", callback=_template)]
-Labels = Annotated[str, typer.Option(help="Label column, or 0/1 columns separated by commas.")]
+LABELS_HELP = "Label column, or 0/1 columns separated by commas (a single one: name,)"
+Labels = Annotated[str, typer.Option(help=f"{LABELS_HELP}.")]
 
 
 def _version(shown: bool) -> None:
@@ -122,7 +123,7 @@ def data_convert(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Label column, or 0/1 columns separated by commas; default labels.",
+            help=f"{LABELS_HELP}; default labels.",
             show_default=False,
         ),
     ] = None,
@@ -230,7 +231,7 @@ def train(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Label column, or 0/1 columns separated by commas; default labels.",
+            help=f"{LABELS_HELP}; default labels.",
             show_default=False,
         ),
     ] = None,
@@ -637,8 +638,9 @@ def _kind(kind: str) -> Any:
 
 
 def _columns(labels: str) -> str | list[str]:
-    names = [name.strip() for name in labels.split(",")]
-    return names if len(names) > 1 else labels
+    """A column of lists, or with a comma 0/1 columns; `spam,` is a single one."""
+    names = [name.strip() for name in labels.removesuffix(",").split(",")]
+    return names if "," in labels else labels
 
 
 def _print_json(value: object) -> None:

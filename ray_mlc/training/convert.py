@@ -1,7 +1,7 @@
 r"""Turn other people's data sets into one Parquet file of examples.
 
 Source and output are streamed: some thousand rows are in memory at a time (of CSV what Arrow
-reads ahead, about 150 MB), plus 8 bytes per row to count ids that are there twice. Three things
+reads ahead, about 200 MB), plus 8 bytes per row to count ids that are there twice. Three things
 ask for more: a `.json` file that is one array is read whole, a Parquet file by row groups, and a
 file of labels that is joined by id is held, without texts.
 
@@ -155,6 +155,8 @@ def convert(
         if counts.rows == 0:
             which = f": all {read} rows have no text" if read else ": there is no row in it"
             raise DataError(f"{_shown(source)}{which}: at least one example is needed")
+        if form.naming is not None:
+            form.naming.check_any_named()
         writer.commit(overwrite=overwrite)
     return ConvertSummary(
         output=output,

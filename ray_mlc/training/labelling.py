@@ -134,7 +134,7 @@ def _label_remedy(piece: Piece, name: str) -> str:
     if piece.format == "CSV":
         return (
             "of a CSV file is text, not a list: `ray-mlc data convert --delimiter` makes "
-            "examples of it, or list the 0/1 columns as labels"
+            f"examples of it, or list the 0/1 columns as labels (a single one: `{name},`)"
         )
     if is_list(found) and pa.types.is_integer(found.value_type):
         return f"is {found}: `ray-mlc data convert` with the names of the labels makes examples"

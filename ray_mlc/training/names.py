@@ -44,6 +44,19 @@ class Naming:
         self.unnamed: set[str] = set()
         """Ids met that the mapping does not name."""
 
+    def check_any_named(self) -> None:
+        """Refuse names of something else: a mapping that has none of the ids met.
+
+        Raises:
+            DataError: If there were ids, and each stayed what it was.
+        """
+        if self.unnamed and len(self.unnamed) == len(self._id_of):
+            first = min(self.unnamed)
+            raise DataError(
+                f"names has none of the {len(self.unnamed)} ids of the labels, such as {first!r}: "
+                f"it has {next(iter(self._name_of))!r}"
+            )
+
     def __len__(self) -> int:
         return len(self._name_of)
 

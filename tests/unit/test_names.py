@@ -87,6 +87,14 @@ def test_text_ids_are_named_too_and_those_without_a_name_stay_and_are_counted(
     assert summary.labels == {"seven": 2, "x": 1, "y": 1}
 
 
+def test_names_of_something_else_are_refused(tmp_path: Path) -> None:
+    said = "names has none of the 2 ids of the labels, such as 'x': it has '7'"
+    with pytest.raises(DataError, match=said):
+        run(tmp_path, pa.array([["y", "x"], []]), {"7": "seven"})
+    assert not (tmp_path / "out.parquet").exists()
+    assert run(tmp_path, pa.array([[], ["7"]]), {"7": "seven"}).labels == {"seven": 1}
+
+
 def test_two_ids_never_become_one_label(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has 'n' for both 'a' and 'b'"):
         run(tmp_path, pa.array([["a"], ["b"]]), {"a": "n", "b": "n"})

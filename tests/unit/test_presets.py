@@ -461,6 +461,17 @@ def test_the_command_takes_several_sources_and_says_what_is_odd(
     assert captured.err == "convert: 4 rows\n"
 
 
+def test_a_comma_makes_one_column_a_zero_one_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.csv").write_text("text,spam\nx,1\ny,0\n", encoding="utf-8")
+    arguments = ["data", "convert", str(tmp_path / "x.csv"), str(tmp_path / "x.parquet")]
+    assert cli(monkeypatch, *arguments, "--labels", "spam") == 2
+    assert "(a single one: `spam,`)" in capsys.readouterr().err
+    assert cli(monkeypatch, *arguments, "--labels", "spam,") == 0
+    assert [row["labels"] for row in rows_of(tmp_path / "x.parquet")] == [["spam"], []]
+
+
 def test_a_preset_reads_back_like_its_columns(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(TRAIN, encoding="utf-8")
     make(str(tmp_path / "train.csv"), tmp_path / "x.parquet", "jigsaw")
