@@ -37,6 +37,7 @@ from ray_mlc.training.labelling import (
     encode_labels,
     encode_lists,
     flat_lists,
+    without_unclear,
 )
 from ray_mlc.training.names import Names, Naming
 from ray_mlc.training.pieces import UNANNOTATED, Columns, Piece
@@ -201,9 +202,11 @@ def _open(
     def meaning(have: Sequence[str] | None) -> tuple[Layout, Columns]:
         layout = Layout() if preset is None else preset.layout(shown, have)
         layout = replace(layout, **given)
-        if "labels" in given and "names" not in given:
-            layout = replace(layout, names=None)  # those of the preset name its own column's ids
-        return layout, Columns.of(text=layout.text, labels=layout.labels, id=layout.id)
+        if "labels" in given:  # those of the preset are of its own columns
+            layout = replace(layout, names=given.get("names"), unclear=None)
+        return layout, Columns.of(
+            text=layout.text, labels=layout.labels, id=layout.id, unclear=layout.unclear
+        )
 
     if any(map(is_hub_id, sources)):
         if len(sources) > 1:
@@ -259,6 +262,11 @@ class _LabelForm:
 
     def encode(self, piece: Piece, vocabulary: Vocabulary) -> PieceLabels:
         """Labels of a piece in whichever form they are."""
+        marks = self._decided(piece, vocabulary)
+        unclear = self.columns.unclear
+        return marks if unclear is None else without_unclear(piece, unclear, marks)
+
+    def _decided(self, piece: Piece, vocabulary: Vocabulary) -> PieceLabels:
         if isinstance(self.columns.labels, tuple):
             return encode_labels(piece, self.columns, vocabulary)
         name = self.columns.labels

@@ -93,6 +93,19 @@ def encode_lists(
     return PieceLabels(annotated_n, rows, codes, open_rows, open_codes)
 
 
+def without_unclear(piece: Piece, name: str, marks: PieceLabels) -> PieceLabels:
+    """The labels of a piece; rows in which the 0/1 column `name` is 1 are not annotated."""
+    clear_n = _states(piece, name) != 1
+    cells, open_cells = clear_n[marks.rows], clear_n[marks.open_rows]
+    return PieceLabels(
+        annotated=marks.annotated & clear_n,
+        rows=marks.rows[cells],
+        codes=marks.codes[cells],
+        open_rows=marks.open_rows[open_cells],
+        open_codes=marks.open_codes[open_cells],
+    )
+
+
 def flat_lists(lists: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
     """Row and value of each item, both shape [items].
 

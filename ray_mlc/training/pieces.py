@@ -31,9 +31,13 @@ class Columns:
     labels: str | tuple[str, ...]
     """Column of lists, or 0/1 columns; none: the source has texts only."""
     id: str | None
+    unclear: str | None = None
+    """0/1 column that is 1 where nobody could decide any label of the row."""
 
     @classmethod
-    def of(cls, *, text: str, labels: str | Sequence[str], id: str | None) -> Columns:
+    def of(
+        cls, *, text: str, labels: str | Sequence[str], id: str | None, unclear: str | None = None
+    ) -> Columns:
         """Check the options.
 
         Raises:
@@ -51,7 +55,7 @@ class Columns:
                 raise DataError(
                     f"column {name!r} is named as text and in labels: expected two columns"
                 )
-        return cls(text, labels, id)
+        return cls(text, labels, id, unclear)
 
     @property
     def required(self) -> dict[str, str]:
@@ -59,6 +63,8 @@ class Columns:
         label_columns = (self.labels,) if isinstance(self.labels, str) else self.labels
         named = dict.fromkeys(text_columns(self.text) if self.text else (), "text")
         named |= dict.fromkeys(label_columns, "labels")
+        if self.unclear is not None:
+            named[self.unclear] = "labels"
         return named if self.id in (None, "id") else {**named, str(self.id): "id"}
 
     @property
@@ -71,7 +77,7 @@ class Columns:
 
     def texts_only(self) -> Columns:
         """The same without labels."""
-        return replace(self, labels=())
+        return replace(self, labels=(), unclear=None)
 
     def labels_only(self) -> Columns:
         """The same without text."""

@@ -5,8 +5,8 @@ of its archive: `train.csv` has six 0/1 columns; those of `test.csv` came later,
 `test_labels.csv`, where -1 says that a row was not used for scoring.
 
 go_emotions: GoEmotions (Demszky et al., ACL 2020), as `google-research-datasets/go_emotions` on the
-hub or its Parquet files: `simplified` lists integers, `raw` has a 0/1 column per emotion and a row
-per rater.
+hub or its Parquet files: `simplified` lists integers, `raw` has a 0/1 column per emotion, a row per
+rater, and a mark where the rater found the text too unclear to decide.
 
 multi_eurlex: MultiEURLEX (Chalkidis et al., EMNLP 2021), as the hub's conversion of
 `coastalcph/multi_eurlex` to Parquet (EuroVoc level 1 only), or as the published archive
@@ -64,6 +64,8 @@ class Layout:
     labels: str | tuple[str, ...] = "labels"
     id: str | None = "id"
     names: Names | None = None
+    unclear: str | None = None
+    """0/1 column that is 1 where nobody could decide any label of the row."""
     skip_null_text: bool = False
     """Whether rows without a text are left out."""
 
@@ -133,8 +135,11 @@ class Preset:
                 )
             return Layout("comment_text", TOXICITY)
         if self.name == "go_emotions":
-            raw = have is not None and "labels" not in have and "admiration" in have
-            return Layout(labels=EMOTIONS) if raw else Layout(names=EMOTIONS)
+            if have is None or "labels" in have or EMOTIONS[0] not in have:
+                return Layout(names=EMOTIONS)
+            # such rows have zeros for all emotions: the rater chose none
+            unclear = "example_very_unclear" if "example_very_unclear" in have else None
+            return Layout(labels=EMOTIONS, unclear=unclear)
         return self._eurlex(source, have)
 
     def _eurlex(self, source: str, have: Sequence[str] | None) -> Layout:

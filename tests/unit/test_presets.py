@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 from support.cli import run as cli
@@ -243,6 +244,23 @@ def test_go_emotions_is_read_from_files_like_the_hubs(tmp_path: Path, with_names
     assert "no split 'test': expected train" in message(
         source, output, "go_emotions", subset="raw", split="test"
     )
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_what_a_rater_found_unclear_is_not_annotated_rather_than_without_emotion(
+    tmp_path: Path, form: str
+) -> None:
+    raw: dict[str, list[Any]] = {"text": list("xyz"), "id": list("abc")}
+    raw["example_very_unclear"] = [False, True, False]
+    raw |= {name: [int(name == "joy"), 0, 0] for name in EMOTIONS}
+    path = tmp_path / f"goemotions_1.{form}"
+    if form == "csv":
+        pa_csv.write_csv(pa.table(raw), path)
+    else:
+        pq.write_table(pa.table(raw), path)
+    summary = make(str(path), tmp_path / "x.parquet", "go_emotions")
+    assert [row["labels"] for row in rows_of(tmp_path / "x.parquet")] == [["joy"], None, []]
+    assert (summary.not_annotated, summary.unannotated_cells) == (1, 0)
 
 
 def test_go_emotions_is_read_from_jsonl_and_may_be_named_already(tmp_path: Path) -> None:
