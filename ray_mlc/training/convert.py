@@ -200,9 +200,10 @@ def _open(
     shown = _shown(source)
 
     def meaning(have: Sequence[str] | None) -> tuple[Layout, Columns]:
-        layout = Layout() if preset is None else preset.layout(shown, have)
+        own = "labels" not in given
+        layout = Layout() if preset is None else preset.layout(shown, have, own_labels=own)
         layout = replace(layout, **given)
-        if "labels" in given:  # those of the preset are of its own columns
+        if not own:  # those of the preset are of its own columns
             layout = replace(layout, names=given.get("names"), unclear=None)
         return layout, Columns.of(
             text=layout.text, labels=layout.labels, id=layout.id, unclear=layout.unclear

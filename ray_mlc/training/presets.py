@@ -116,19 +116,21 @@ class Preset:
             return subset or "simplified"
         return subset
 
-    def layout(self, source: str, have: Sequence[str] | None) -> Layout:
+    def layout(self, source: str, have: Sequence[str] | None, *, own_labels: bool = True) -> Layout:
         """What the columns of a source mean.
 
         Args:
             source: For messages.
             have: Its columns, fields of structs as `text.en`, those of a file of labels included;
                 None where they are not known yet.
+            own_labels: Whether the labels are the preset's, and not other columns.
 
         Raises:
-            DataError: If this form of the data set lacks the level.
+            DataError: If this form of the data set lacks the labels.
         """
         if self.name == "jigsaw":
-            if have is not None and "comment_text" in have and not set(TOXICITY) & set(have):
+            unlabelled = have is not None and not set(TOXICITY) & set(have)
+            if own_labels and unlabelled and "comment_text" in (have or ()):
                 raise DataError(
                     f"{source}: there are no labels: name test_labels.csv beside test.csv, or pass "
                     "the folder or archive that has both"
@@ -140,15 +142,15 @@ class Preset:
             # such rows have zeros for all emotions: the rater chose none
             unclear = "example_very_unclear" if "example_very_unclear" in have else None
             return Layout(labels=EMOTIONS, unclear=unclear)
-        return self._eurlex(source, have)
+        return self._eurlex(source, have, own_labels=own_labels)
 
-    def _eurlex(self, source: str, have: Sequence[str] | None) -> Layout:
+    def _eurlex(self, source: str, have: Sequence[str] | None, *, own_labels: bool) -> Layout:
         names: dict[str, str] | None = {1: DOMAINS, 2: MICROTHESAURI}.get(self.level)
         is_struct = have is None or any(name.startswith("text.") for name in have)
         text = f"text.{self.language}" if is_struct else "text"
         labels = f"eurovoc_concepts.level_{self.level}"
         if have is not None and "labels" in have and labels not in have:
-            if self.level != 1:
+            if self.level != 1 and own_labels:
                 raise DataError(
                     f"{source}: the hub's Parquet has level 1 only: pass the published archive, "
                     f"{EURLEX_ARCHIVE} or a copy of it"
@@ -193,6 +195,9 @@ def _jigsaw_files(
         return list(files), []  # by other names, and complete in themselves
     if len(files) > 1 or split is not None:
         texts = _of_split(source, texts, split)
+    for found in (texts, labels):
+        if len(found) > 1:
+            raise DataError(f"{found[0].name}: and {found[1].name}: one is enough, name it")
     return texts, [] if _stem(texts[0]) == "train" else labels
 
 

@@ -150,6 +150,16 @@ def test_jigsaws_files_can_be_named_one_by_one(tmp_path: Path) -> None:
     assert summary.labels == {"obscene": 1, "toxic": 1}
 
 
+def test_jigsaws_text_with_labels_of_ones_own(tmp_path: Path) -> None:
+    folder, output = Path(kaggle(tmp_path, "folder")), tmp_path / "x.parquet"
+    (folder / "mine.csv").write_text("id,comment_text,rude\n1,x,1\n", encoding="utf-8")
+    assert make(str(folder / "mine.csv"), output, "jigsaw", labels=["rude"]).labels == {"rude": 1}
+    assert "there are no labels" in message(str(folder / "mine.csv"), output, "jigsaw")
+    (folder / "train.csv.gz").write_bytes(gzip.compress(TRAIN.encode()))
+    said = message(str(folder), output, "jigsaw", split="train")
+    assert said.endswith("one is enough, name it")
+
+
 @pytest.mark.parametrize(
     ("texts", "labels", "said"),
     [
