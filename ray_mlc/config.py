@@ -315,7 +315,7 @@ class DataConfig(Section):
     validation: str | list[str]
     """The same, held out: the best epoch and the threshold are chosen on it."""
     text: str = "text"
-    """Text column."""
+    """Text column, or a template over columns such as `{title}\\n\\n{body}`."""
     labels: str | list[str] = "labels"
     """Column that lists the labels of a row, or the list of 0/1 columns, one per label."""
 

@@ -42,8 +42,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Text = Annotated[str, typer.Option(help="Text column.")]
-Labels = Annotated[str, typer.Option(help="Label column, or 0/1 columns separated by commas.")]
+
+
+def _template(text: str | None) -> str | None:
+    r"""A text option as it is meant: shells pass on `\n` as it was typed."""
+    if text is None or "{" not in text:
+        return text
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+TEXT_HELP = 'Text column, or a template such as "{title}\\n{body}"'
+Text = Annotated[str, typer.Option(help=f"{TEXT_HELP}.", callback=_template)]
+LABELS_HELP = "Label column, or 0/1 columns separated by commas (a single one: name,)"
+Labels = Annotated[str, typer.Option(help=f"{LABELS_HELP}.")]
 
 
 def _version(shown: bool) -> None:
@@ -93,59 +104,108 @@ def demo(
 @data_app.command("convert")
 def data_convert(
     source: Annotated[
-        str, typer.Argument(help="CSV, JSONL or Parquet file(s), or a hub data set.")
+        list[str],
+        typer.Argument(
+            help="CSV, TSV, JSONL or Parquet: files, folders, globs, archives; or a hub data set."
+        ),
     ],
     output: Annotated[str, typer.Argument(help="Parquet file of examples to write.")],
-    text: Text = "text",
-    labels: Labels = "labels",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="jigsaw, go_emotions or multi_eurlex: sets the rest.", show_default=False
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help=f"{TEXT_HELP}; default text.", callback=_template, show_default=False),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{LABELS_HELP}; default labels.",
+            show_default=False,
+        ),
+    ] = None,
     id: Annotated[
-        str | None, typer.Option("--id", help="Id column; default: id, if there.")
-    ] = "id",
+        str | None,
+        typer.Option("--id", help="Id column; default: id, if there.", show_default=False),
+    ] = None,
     delimiter: Annotated[
         str | None, typer.Option(help="Splits a text column of labels.", show_default=False)
     ] = None,
     names: Annotated[
         str | None,
         typer.Option(
-            help="Label names, separated by commas, for integer labels.", show_default=False
+            help="Names of label ids: a JSON list, JSON id to name, a text file with a name a "
+            "line, or names separated by commas.",
+            show_default=False,
         ),
     ] = None,
+    labels_from: Annotated[
+        list[str] | None,
+        typer.Option(help="File(s) with the label columns, joined by the id.", show_default=False),
+    ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of a hub data set.", show_default=False)
+        str | None, typer.Option(help="Split of a hub data set or preset.", show_default=False)
     ] = None,
     subset: Annotated[
-        str | None, typer.Option(help="Configuration of a hub data set.", show_default=False)
+        str | None,
+        typer.Option(help="Configuration of a hub data set or preset.", show_default=False),
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(help="EuroVoc level 1, 2 or 3; default 1.", show_default=False)
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            help="Language of MultiEURLEX, or of names in several; default en.", show_default=False
+        ),
+    ] = None,
+    skip_null_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-null-text/--keep-null-text",
+            help="Leave out rows without a text; default: only multi_eurlex does.",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing output.")
     ] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Turn CSV, JSONL, Parquet or a hub data set into examples: id, text, labels."""
     from dataclasses import asdict
 
+    from ray_mlc.cli.tables import print_conversion
+    from ray_mlc.runtime.progress import Display
     from ray_mlc.training.convert import convert
+    from ray_mlc.training.names import parse_names
+    from ray_mlc.training.presets import Preset
 
-    summary = convert(
-        source,
-        output,
-        text=text,
-        labels=_columns(labels),
-        id=id,
-        delimiter=delimiter,
-        names=names.split(",") if names else None,
-        split=split,
-        subset=subset,
-        overwrite=overwrite,
-    )
+    with Display(quiet=quiet).stage("convert", None, "rows") as stage:
+        summary = convert(
+            source,
+            output,
+            preset=Preset.named(preset, level=level, language=language),
+            text=text,
+            labels=None if labels is None else _columns(labels),
+            id=id,
+            delimiter=delimiter,
+            names=None if names is None else parse_names(names, language=language or "en"),
+            labels_from=labels_from,
+            split=split,
+            subset=subset,
+            skip_null_text=skip_null_text,
+            overwrite=overwrite,
+            progress=stage.advance,
+        )
     if json:
         _print_json(asdict(summary))
         return
-    typer.echo(f"{summary.rows:,} examples with {len(summary.labels)} labels in {output}")
-    for label, count in list(summary.labels.items())[:20]:
-        typer.echo(f"  {count:>9,}  {label}")
-    if len(summary.labels) > 20:
-        typer.echo(f"  … and {len(summary.labels) - 20} more")
+    print_conversion(summary)
 
 
 @app.command()
@@ -165,12 +225,13 @@ def train(
         str | None, typer.Option(help="Model folder to write.", show_default=False)
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Text column; default text.", show_default=False)
+        str | None,
+        typer.Option(help=f"{TEXT_HELP}; default text.", callback=_template, show_default=False),
     ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Label column, or 0/1 columns separated by commas; default labels.",
+            help=f"{LABELS_HELP}; default labels.",
             show_default=False,
         ),
     ] = None,
@@ -402,7 +463,8 @@ def score(
         str | None, typer.Option(help="Output folder or URI.", show_default=False)
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Text column or template; default text.", show_default=False)
+        str | None,
+        typer.Option(help=f"{TEXT_HELP}; default text.", callback=_template, show_default=False),
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
     add_new: Annotated[
@@ -579,8 +641,9 @@ def _kind(kind: str) -> Any:
 
 
 def _columns(labels: str) -> str | list[str]:
-    names = [name.strip() for name in labels.split(",")]
-    return names if len(names) > 1 else labels
+    """A column of lists, or with a comma 0/1 columns; `spam,` is a single one."""
+    names = [name.strip() for name in labels.removesuffix(",").split(",")]
+    return names if "," in labels else labels
 
 
 def _print_json(value: object) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ray_mlc.runtime.doctor import Check
     from ray_mlc.scoring.verify import Verdict
+    from ray_mlc.training.convert import ConvertSummary
 
 LABELS_SHOWN = 30
 FILES_SHOWN = 20
@@ -49,6 +50,31 @@ def _table(title: str, *columns: str) -> Table:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def print_conversion(summary: ConvertSummary) -> None:
+    """What was written, what is odd about it, and the most frequent labels."""
+    _say(
+        f"{summary.rows:,} examples with {len(summary.labels):,} labels in {summary.output} "
+        f"({summary.seconds:.1f} s)"
+    )
+    odd = {
+        "rows left out: they have no text": summary.skipped,
+        "rows without a text": summary.null_texts,
+        "rows not annotated: their labels are null": summary.not_annotated,
+        "labels not annotated in other rows: see column unannotated": summary.unannotated_cells,
+        "labels without a name: they stay ids": summary.unnamed_labels,
+        "rows whose id an earlier row has": summary.duplicate_ids,
+    }
+    for what, count in odd.items():
+        if count:
+            _say(f"  {count:>9,}  {what}")
+    table = _table("", "label", "rows", "share")
+    for label, count in list(summary.labels.items())[:LABELS_SHOWN]:
+        table.add_row(label, f"{count:,}", f"{count / summary.rows:.2%}")
+    _console().print(table)
+    if len(summary.labels) > LABELS_SHOWN:
+        _say(f"… and {len(summary.labels) - LABELS_SHOWN:,} more labels")
 
 
 def print_metrics(title: str, columns: Mapping[str, Mapping[str, float | None]]) -> None:

@@ -11,7 +11,6 @@ Only schemas are seen here: no rows, no storage.
 from __future__ import annotations
 
 import difflib
-import string
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile
+from ray_mlc.corpus.text import text_columns
 from ray_mlc.corpus.types import is_bytes, is_string, without_views
 from ray_mlc.errors import DataError, as_line
 from ray_mlc.labels import unique_when_folded
@@ -69,26 +69,6 @@ class ReadSpec:
     def kept_schema(self) -> pa.Schema:
         """Output schema of the kept columns."""
         return pa.schema([pa.field(column.output, column.type) for column in self.kept])
-
-
-def text_columns(text: str) -> tuple[str, ...]:
-    """Columns named by a text option: the option itself, or the fields of a template.
-
-    Raises:
-        DataError: If the template is malformed.
-    """
-    if "{" not in text:
-        return (text,)
-    try:
-        pieces = list(string.Formatter().parse(text))
-    except ValueError as error:
-        raise DataError(f"input.text {text!r} is not a template: {error}") from None
-    fields = [name for _, name, _, _ in pieces if name is not None]
-    if any(format_ or conversion for _, _, format_, conversion in pieces):
-        raise DataError(f"input.text {text!r}: expected bare column names in braces, no formats")
-    if not fields or not all(fields):
-        raise DataError(f"input.text {text!r}: expected column names in braces, as in {{title}}")
-    return tuple(dict.fromkeys(fields))
 
 
 def resolve_columns(

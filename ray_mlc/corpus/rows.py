@@ -9,7 +9,6 @@ ends it, because that says nothing about the data.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import hive_keys_of
 from ray_mlc.corpus.reading import open_parquet, refuse_local_stores_fault
-from ray_mlc.corpus.types import is_bytes, is_string
+from ray_mlc.corpus.text import read_texts
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import first_line
 from ray_mlc.storage import filesystem_of
@@ -224,21 +223,17 @@ def _source_array(source: str, count: int) -> pa.DictionaryArray:
 def make_text(
     rows: pa.Table, text: str, *, max_text_bytes: int
 ) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.int8]]]:
-    r"""The text of each row and what became of it.
+    """The text of each row and what became of it.
 
     Args:
         rows: Table with the text columns.
-        text: Column name, or template such as `{title}\n\n{body}`: a null piece counts as empty,
-            a row of which every piece is null has no text.
+        text: Column name or template.
         max_text_bytes: Longest text in UTF-8 bytes.
 
     Returns:
         large_string array (null where the status is not `ok`) and int8 statuses, both [N].
     """
-    if "{" not in text:
-        values, bad = _decode(rows[text])
-    else:
-        values, bad = _fill_template(rows, text)
+    values, bad = read_texts(rows, text)
     status = np.zeros(len(values), np.int8)
     missing = values.is_null().to_numpy(zero_copy_only=False)
     blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), False)
@@ -250,53 +245,3 @@ def make_text(
     if status.any():
         values = pc.if_else(pa.array(status == OK), values, pa.scalar(None, pa.large_string()))
     return values, status
-
-
-def _decode(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """A column as large_string, and where its bytes are not UTF-8.
-
-    Parquet does not check that strings are UTF-8, so string columns are checked as well as binary
-    ones.
-    """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if isinstance(column.type, pa.BaseExtensionType):  # such as a UUID in a template
-        column = column.cast(column.type.storage_type)
-    if pa.types.is_null(column.type):
-        return pa.nulls(len(column), pa.large_string()), np.zeros(len(column), np.bool_)
-    fixed = pa.types.is_fixed_size_binary(column.type)
-    if not (fixed or is_bytes(column.type) or is_string(column.type)):
-        column = column.cast(pa.string())  # a number in a template
-    raw = column.cast(pa.large_binary()).combine_chunks()
-    if isinstance(raw, pa.ChunkedArray):  # combine_chunks gives one for zero chunks
-        raw = pa.concat_arrays(raw.chunks) if raw.num_chunks else pa.array([], pa.large_binary())
-    bad = np.zeros(len(raw), np.bool_)
-    try:
-        return raw.cast(pa.large_string()), bad
-    except pa.ArrowInvalid:
-        texts: list[str | None] = []
-        for position, value in enumerate(raw.to_pylist()):
-            try:
-                texts.append(None if value is None else value.decode())
-            except UnicodeDecodeError:
-                texts.append(None)
-                bad[position] = True
-        return pa.array(texts, pa.large_string()), bad
-
-
-def _fill_template(
-    rows: pa.Table, template: str
-) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    pieces: list[pa.Array | pa.Scalar] = []
-    bad = np.zeros(rows.num_rows, np.bool_)
-    missing = np.ones(rows.num_rows, np.bool_)
-    for literal, name, _, _ in string.Formatter().parse(template):
-        if literal:
-            pieces.append(pa.scalar(literal, pa.large_string()))
-        if name is not None:
-            values, undecodable = _decode(rows[name])
-            bad |= undecodable
-            missing &= values.is_null().to_numpy(zero_copy_only=False)
-            pieces.append(pc.fill_null(values, ""))
-    joined = pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
-    return pc.if_else(pa.array(missing), pa.scalar(None, pa.large_string()), joined), bad

@@ -21,9 +21,10 @@ import pyarrow.ipc as pa_ipc
 from numpy.typing import NDArray
 
 from ray_mlc.config import ScoreJob
-from ray_mlc.corpus.columns import KeptColumn, ReadSpec, fit_columns, resolve_columns, text_columns
+from ray_mlc.corpus.columns import KeptColumn, ReadSpec, fit_columns, resolve_columns
 from ray_mlc.corpus.footers import Footer, read_footers
 from ray_mlc.corpus.listing import InputFile, Listing
+from ray_mlc.corpus.text import text_columns
 from ray_mlc.corpus.units import UNITS_SCHEMA, Unit, plan_units, units_at
 
 UNIT_S = 5.0

@@ -1,8 +1,9 @@
-"""Turn other people's data sets into one Parquet file of examples.
+r"""Turn other people's data sets into one Parquet file of examples.
 
 Source and output are streamed: some thousand rows are in memory at a time (of CSV what Arrow
-reads ahead, about 150 MB), plus 8 bytes per row to count ids that are there twice. Two formats
-ask for more: a `.json` file that is one array is read whole, a Parquet file by row groups.
+reads ahead, about 200 MB), plus 8 bytes per row to count ids that are there twice. Three things
+ask for more: a `.json` file that is one array is read whole, a Parquet file by row groups, and a
+file of labels that is joined by id is held, without texts.
 
 The output has `id: string`, `text: string`, `labels: list<string>`. A row in which no label was
 decided has null labels. Where only some were (-1 or nothing in some of the 0/1 columns), names
@@ -14,45 +15,35 @@ reading the source twice.
 from __future__ import annotations
 
 import json
-import os
-import re
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ray_mlc.errors import DataError, StorageError, first_line
+from ray_mlc.errors import DataError
 from ray_mlc.storage import local_path
+from ray_mlc.training.formats import columns_of, read_pieces
+from ray_mlc.training.hub import HubData, is_hub_id
+from ray_mlc.training.joining import join_labels
 from ray_mlc.training.labelling import (
     PieceLabels,
     Vocabulary,
     encode_labels,
     encode_lists,
     flat_lists,
+    without_unclear,
 )
-from ray_mlc.training.sources import (
-    UNANNOTATED,
-    Columns,
-    Piece,
-    SourceFile,
-    find_files,
-    read_pieces,
-    wanted_columns,
-)
-
-_ROW_GROUP = 4_096
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
-_EXTENSION = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson|json)(\.gz)?$", re.IGNORECASE)
-_LISTS = pa.list_(pa.string())
+from ray_mlc.training.names import Names, Naming
+from ray_mlc.training.pieces import UNANNOTATED, Columns, Piece
+from ray_mlc.training.presets import Layout, Preset
+from ray_mlc.training.sources import SourceFile, find_files
+from ray_mlc.training.writing import ExamplesWriter, ragged
 
 
 @dataclass(frozen=True)
@@ -65,121 +56,230 @@ class ConvertSummary:
     """Rows that have each label, the most frequent first; 0/1 columns without a 1 count too."""
     null_texts: int
     """Rows whose text is null: kept."""
+    skipped: int
+    """Rows left out because their text is null."""
     not_annotated: int
     """Rows in which no label was decided: their labels are null."""
     unannotated_cells: int
     """Labels not decided in other rows: listed in the column `unannotated`."""
+    unnamed_labels: int
+    """Labels that stayed ids, because the names do not have them."""
     duplicate_ids: int
     """Rows whose id an earlier row has: kept."""
     seconds: float
 
 
 def convert(
-    source: str,
+    source: str | Sequence[str],
     output: str,
     *,
-    text: str,
-    labels: str | Sequence[str],
-    id: str | None,
+    preset: Preset | None = None,
+    text: str | None = None,
+    labels: str | Sequence[str] | None = None,
+    id: str | None = None,
     delimiter: str | None = None,
-    names: Sequence[str] | None = None,
+    names: Names | None = None,
+    labels_from: str | Sequence[str] | None = None,
     split: str | None = None,
     subset: str | None = None,
+    skip_null_text: bool | None = None,
     overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> ConvertSummary:
-    """Write the examples of `source` to one Parquet file, whole or not at all.
+    r"""Write the examples of `source` to one Parquet file, whole or not at all.
 
     Args:
-        source: CSV, TSV, JSONL or Parquet (file, folder, glob), or a hub data set `org/name`,
-            also with `@revision`. What exists here is never looked for on the hub.
+        source: CSV, TSV, JSONL or Parquet (file, folder, glob, archive, or a list of them), or a
+            hub data set `org/name`, also with `@revision`. What exists here is never looked for
+            on the hub.
         output: Local path that ends in `.parquet`.
-        text: Text column.
-        labels: Column of lists of names; column of lists of integers (see `names`); text column
-            of names (see `delimiter`); or a list of 0/1 columns, one per label.
-        id: Id column; `id` may be absent. None, or absent: ids are row numbers from 0.
+        preset: Data set that `source` is: says what is not given here.
+        text: Text column (`text.en` for a field of a struct), or a template over columns such as
+            `{title}\n\n{body}`; default `text`.
+        labels: Column of lists of names; column of lists of ids (see `names`); text column of
+            names or ids (see `delimiter`); or a list of 0/1 columns, one per label. Default
+            `labels`.
+        id: Id column. None: `id`, and row numbers from 0 where that is absent.
         delimiter: What separates names in a text column; blanks around names are cut. An empty
             text means no label, null means not annotated.
-        names: Names that integers stand for; None: those that the data set itself carries.
-        split: Split of a hub data set; needed where it has several.
-        subset: Configuration of a hub data set.
+        names: Names that ids stand for, by position or by id; None: those that the data set
+            itself carries for integers, and texts are names. An id that a mapping lacks stays.
+        labels_from: File(s) that have the label columns, joined to the texts by the id.
+        split: Split of a hub data set, needed where it has several; of files, with a preset only.
+        subset: Configuration of a hub data set; of files, with a preset only.
+        skip_null_text: Whether rows without a text are left out; None: as the preset says, else
+            they are kept.
         overwrite: Replace an existing output.
+        progress: Called with the number of rows after each some thousand.
 
     Raises:
         DataError: If the source or an option is wrong, or the output exists.
         StorageError: If the output cannot be written.
     """
     began = time.monotonic()
-    columns = Columns.of(text=text, labels=labels, id=id)
-    if delimiter is not None and (isinstance(columns.labels, tuple) or not delimiter):
-        raise DataError("delimiter splits one text column: name one column of labels with it")
     target = _target(output, overwrite=overwrite)
-    if _is_hub_id(source):
-        pieces = _hub_pieces(source, columns, split=split, subset=subset)
-    else:
-        if split is not None or subset is not None:
-            raise DataError(f"{source}: split and subset are of hub data sets: leave them out here")
-        files = find_files(source)
-        _refuse_own_output(files, target)
-        pieces = read_pieces(files, columns)
-
+    given: dict[str, Any] = {"text": text, "labels": labels, "id": id, "names": names}
+    given["skip_null_text"] = skip_null_text
+    opened = _open(
+        source,
+        target,
+        preset,
+        {option: value for option, value in given.items() if value is not None},
+        labels_from=labels_from,
+        split=split,
+        subset=subset,
+    )
+    _check_label_options(opened.columns, delimiter, names)
+    form = _LabelForm(
+        opened.columns,
+        delimiter=delimiter,
+        naming=None if opened.layout.names is None else Naming(opened.layout.names),
+    )
     vocabulary: Vocabulary = {}
     counts = _Counts()
-    with _Writer(target) as writer:
-        for piece in pieces:
-            decoded = piece.text(columns.text)
-            ids = piece.ids(columns.id, counts.rows)
-            marks = _encode(piece, columns, vocabulary, delimiter=delimiter, names=names)
+    read = 0
+    with ExamplesWriter(target) as writer:
+        for piece in opened.pieces:
+            texts = piece.texts(opened.columns.text)
+            ids = piece.ids(opened.columns.id, read)
+            marks = form.encode(piece, vocabulary)
+            read += len(piece)
+            if opened.layout.skip_null_text and texts.null_count:
+                kept_n = texts.is_valid().to_numpy(zero_copy_only=False)
+                ids, texts = ids.filter(pa.array(kept_n)), texts.filter(pa.array(kept_n))
+                marks = _kept(marks, kept_n)
             # a null text stays null: that it was absent is a fact of the source
-            writer.add(_table(ids, decoded, marks, vocabulary))
-            counts.add(ids, decoded, marks)
+            writer.add(_table(ids, texts, marks, vocabulary))
+            counts.add(ids, texts, marks)
+            if progress is not None:
+                progress(len(piece))
         if counts.rows == 0:
-            raise DataError(f"{source}: there is no row in it: at least one example is needed")
+            which = f": all {read} rows have no text" if read else ": there is no row in it"
+            raise DataError(f"{_shown(source)}{which}: at least one example is needed")
+        if form.naming is not None:
+            form.naming.check_any_named()
         writer.commit(overwrite=overwrite)
     return ConvertSummary(
         output=output,
         rows=counts.rows,
-        labels=counts.labels(vocabulary),
+        labels=counts.labels(vocabulary, all_known=isinstance(opened.columns.labels, tuple)),
         null_texts=counts.null_texts,
+        skipped=read - counts.rows,
         not_annotated=counts.not_annotated,
         unannotated_cells=counts.unannotated_cells,
+        unnamed_labels=0 if form.naming is None else len(form.naming.unnamed),
         duplicate_ids=counts.duplicate_ids(),
         seconds=time.monotonic() - began,
     )
 
 
+# --- source
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A source whose columns have a meaning."""
+
+    layout: Layout
+    columns: Columns
+    pieces: Iterator[Piece]
+
+
+def _open(
+    source: str | Sequence[str],
+    target: Path,
+    preset: Preset | None,
+    given: Mapping[str, Any],
+    *,
+    labels_from: str | Sequence[str] | None,
+    split: str | None,
+    subset: str | None,
+) -> _Opened:
+    """Find the files or the hub data set; options that are given rule over a preset's layout."""
+    sources = [source] if isinstance(source, str) else list(source)
+    shown = _shown(source)
+
+    def meaning(have: Sequence[str] | None) -> tuple[Layout, Columns]:
+        own = "labels" not in given
+        layout = Layout() if preset is None else preset.layout(shown, have, own_labels=own)
+        layout = replace(layout, **given)
+        if not own:  # those of the preset are of its own columns
+            layout = replace(layout, names=given.get("names"), unclear=None)
+        return layout, Columns.of(
+            text=layout.text, labels=layout.labels, id=layout.id, unclear=layout.unclear
+        )
+
+    if any(map(is_hub_id, sources)):
+        if len(sources) > 1:
+            hub = next(filter(is_hub_id, sources))
+            raise DataError(f"{hub}: no such file or folder here, and a hub data set comes alone")
+        if labels_from is not None:
+            raise DataError(f"{shown}: labels from another file are joined to files only")
+        subset = subset if preset is None else preset.subset(subset)
+        data = HubData(sources[0], split=split, subset=subset)
+        layout, columns = meaning(data.columns)
+        return _Opened(layout, columns, data.pieces(columns))
+    files = find_files(sources)
+    label_files = [] if labels_from is None else find_files(labels_from)
+    if preset is not None:
+        files, apart = preset.choose(shown, files, split=split, subset=subset)
+        label_files = label_files or apart
+    elif split is not None or subset is not None:
+        raise DataError(
+            f"{shown}: split and subset are of hub data sets: leave them out here, or name a preset"
+        )
+    _refuse_own_output([*files, *label_files], target)
+    have: list[str] | None = None
+    if preset is not None and (have := columns_of(files[0])) is not None and label_files:
+        have += columns_of(label_files[0]) or []
+    layout, columns = meaning(have)
+    if not label_files:
+        return _Opened(layout, columns, read_pieces(files, columns))
+    return _Opened(layout, columns, join_labels(files, label_files, columns))
+
+
+def _check_label_options(columns: Columns, delimiter: str | None, names: Names | None) -> None:
+    several = isinstance(columns.labels, tuple)
+    if delimiter is not None and (several or not delimiter):
+        raise DataError("delimiter splits one text column: name one column of labels with it")
+    if names is not None and several:
+        raise DataError("names are for a column that lists ids: 0/1 columns are named themselves")
+
+
+def _shown(source: str | Sequence[str]) -> str:
+    return source if isinstance(source, str) else ", ".join(source)
+
+
 # --- labels
 
 
-def _encode(
-    piece: Piece,
-    columns: Columns,
-    vocabulary: Vocabulary,
-    *,
-    delimiter: str | None,
-    names: Sequence[str] | None,
-) -> PieceLabels:
-    """Labels of a piece in whichever form they are."""
-    if isinstance(columns.labels, tuple):
-        return encode_labels(piece, columns, vocabulary)
-    name = columns.labels
-    found = piece.columns[name].type
-    if delimiter is not None:
-        return encode_lists(piece, _split(piece, name, delimiter), vocabulary)
-    items = getattr(found, "value_type", None)
-    if items is not None and pa.types.is_integer(items) and not pa.types.is_dictionary(found):
-        known = tuple(names) if names is not None else _class_names(piece.metadata, name)
-        if known is None:
-            raise DataError(
-                f"{piece.source}: column {name!r} is {found} and the data set does not name its "
-                "integers: give names, in the order of the integers"
-            )
-        return encode_lists(piece, _named(piece, name, known), vocabulary)
-    if names is not None and not pa.types.is_null(found if items is None else items):
-        raise DataError(
-            f"{piece.source}: names are for lists of integers, but column {name!r} is {found}: "
-            "leave names out"
-        )
-    return encode_labels(piece, columns, vocabulary)
+@dataclass(frozen=True)
+class _LabelForm:
+    """How the labels of a source are to be read."""
+
+    columns: Columns
+    delimiter: str | None
+    naming: Naming | None
+
+    def encode(self, piece: Piece, vocabulary: Vocabulary) -> PieceLabels:
+        """Labels of a piece in whichever form they are."""
+        marks = self._decided(piece, vocabulary)
+        unclear = self.columns.unclear
+        return marks if unclear is None else without_unclear(piece, unclear, marks)
+
+    def _decided(self, piece: Piece, vocabulary: Vocabulary) -> PieceLabels:
+        if isinstance(self.columns.labels, tuple):
+            return encode_labels(piece, self.columns, vocabulary)
+        name = self.columns.labels
+        if self.delimiter is not None:
+            lists = _split(piece, name, self.delimiter)
+            return encode_lists(piece, lists, vocabulary, naming=self.naming)
+        found = piece.columns[name].type
+        items = getattr(found, "value_type", None)
+        if items is None or pa.types.is_dictionary(found) or not pa.types.is_integer(items):
+            return encode_labels(piece, self.columns, vocabulary, self.naming)
+        lists = _ids(piece, name, self.naming)
+        return encode_lists(piece, lists, vocabulary, naming=self.naming)
 
 
 def _split(piece: Piece, name: str, delimiter: str) -> pa.Array:
@@ -191,23 +291,49 @@ def _split(piece: Piece, name: str, delimiter: str) -> pa.Array:
     filled = pc.not_equal(values, "")
     rows = rows[filled.to_numpy(zero_copy_only=False)]
     valid = texts.is_valid().to_numpy(zero_copy_only=False)
-    return _lists(rows, values.filter(filled), valid, large=True)
+    return ragged(rows, values.filter(filled), valid, large=True)
 
 
-def _named(piece: Piece, name: str, known: Sequence[str]) -> pa.Array:
-    """Lists of names for a column of lists of integers."""
+def _ids(piece: Piece, name: str, naming: Naming | None) -> pa.Array:
+    """Lists of ids, or of the names that the data set has for them, for lists of integers.
+
+    A data set may carry names of its integers. A list of names takes their place; a mapping may be
+    of them, if they are ids in their turn, or of the integers.
+    """
     lists = piece.columns[name].cast(pa.large_list(pa.int64()))
     rows, flat = flat_lists(lists)
-    numbers = flat.fill_null(-1).to_numpy()
-    outside = (numbers < 0) | (numbers >= len(known))
-    if outside.any():
-        index = int(np.argmax(outside))
+    classes = _class_names(piece.metadata, name)
+    if naming is not None and classes is not None:
+        # a mapping of other ids names the integers themselves
+        classes = None if naming.is_list or not any(c in naming for c in classes) else classes
+    if naming is None and classes is None:
         raise DataError(
-            f"{piece.place(int(rows[index]))}: column {name!r} lists {flat[index].as_py()}, "
-            f"expected 0 to {len(known) - 1}: there are {len(known)} names"
+            f"{piece.source}: column {name!r} is {piece.columns[name].type} and the data set does "
+            "not name its integers: give names, in the order of the integers"
         )
-    values = pa.array(list(known), pa.large_string()).take(pa.array(numbers))
-    return _lists(rows, values, lists.is_valid().to_numpy(zero_copy_only=False), large=True)
+    for number in flat.unique().to_pylist():
+        known = number is not None and (
+            0 <= number < len(classes) if classes is not None else str(number) in (naming or ())
+        )
+        if not known:
+            index = int(pc.index(flat.fill_null(-1), -1 if number is None else number).as_py())
+            raise DataError(
+                f"{piece.place(int(rows[index]))}: column {name!r} lists {number}, expected "
+                f"{_integers(classes if classes is not None else naming)}"
+            )
+    values = flat.cast(pa.large_string())
+    if classes is not None:
+        values = pa.array(classes, pa.large_string()).take(flat)
+    valid = lists.is_valid().to_numpy(zero_copy_only=False)
+    return ragged(rows, values, valid, large=True)
+
+
+def _integers(names: Sequence[str] | Naming | None) -> str:
+    """Which integers have a name, for messages."""
+    assert names is not None
+    if isinstance(names, Naming) and not names.is_list:
+        return f"one of the {len(names)} ids that names has"
+    return f"0 to {len(names) - 1}: there are {len(names)} names"
 
 
 def _class_names(metadata: Mapping[bytes, bytes], name: str) -> tuple[str, ...] | None:
@@ -224,15 +350,17 @@ def _class_names(metadata: Mapping[bytes, bytes], name: str) -> tuple[str, ...] 
     return tuple(found) if isinstance(found, list) else None
 
 
-def _lists(
-    rows: NDArray[np.int64], values: pa.Array, valid: NDArray[np.bool_], *, large: bool = False
-) -> pa.Array:
-    """Lists of `values`, whose rows ascend; null where not `valid`."""
-    offsets = np.zeros(len(valid) + 1, dtype=np.int64 if large else np.int32)
-    np.cumsum(np.bincount(rows, minlength=len(valid)), out=offsets[1:])
-    kind = pa.LargeListArray if large else pa.ListArray
-    mask = None if valid.all() else pa.array(~valid)
-    return kind.from_arrays(pa.array(offsets), values, mask=mask)
+def _kept(marks: PieceLabels, kept_n: NDArray[np.bool_]) -> PieceLabels:
+    """The labels of the rows that are kept, numbered anew."""
+    position_n = np.cumsum(kept_n) - 1
+    cells, open_cells = kept_n[marks.rows], kept_n[marks.open_rows]
+    return PieceLabels(
+        annotated=marks.annotated[kept_n],
+        rows=position_n[marks.rows[cells]],
+        codes=marks.codes[cells],
+        open_rows=position_n[marks.open_rows[open_cells]],
+        open_codes=marks.open_codes[open_cells],
+    )
 
 
 def _table(ids: pa.Array, texts: pa.Array, marks: PieceLabels, vocabulary: Vocabulary) -> pa.Table:
@@ -244,14 +372,14 @@ def _table(ids: pa.Array, texts: pa.Array, marks: PieceLabels, vocabulary: Vocab
     columns = {
         "id": ids,
         "text": texts.cast(pa.string()),
-        "labels": _lists(
+        "labels": ragged(
             marks.rows[first], names.take(pa.array(marks.codes[first])), marks.annotated
         ),
     }
     if len(marks.open_rows):
         everywhere = np.ones(len(ids), dtype=np.bool_)
         undecided = names.take(pa.array(marks.open_codes))
-        columns[UNANNOTATED] = _lists(marks.open_rows, undecided, everywhere)
+        columns[UNANNOTATED] = ragged(marks.open_rows, undecided, everywhere)
     return pa.table(columns)
 
 
@@ -278,10 +406,12 @@ class _Counts:
         hashes = np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
         self._id_hashes.append(hashes)
 
-    def labels(self, vocabulary: Vocabulary) -> dict[str, int]:
+    def labels(self, vocabulary: Vocabulary, *, all_known: bool) -> dict[str, int]:
         counts = np.zeros(len(vocabulary), dtype=np.int64)
         counts[: len(self._by_code)] = self._by_code
         pairs = [(name, int(counts[code])) for name, code in vocabulary.items()]
+        if not all_known:  # some may be of rows that were left out
+            pairs = [pair for pair in pairs if pair[1]]
         return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
     def duplicate_ids(self) -> int:
@@ -290,120 +420,6 @@ class _Counts:
 
 
 # --- output
-
-
-class _Writer:
-    """A Parquet file that appears at `commit`; on any error nothing is left of it."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._pending: list[pa.Table] = []
-        self._schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("labels", _LISTS)])
-        self._made_folders: list[Path] = []
-        self._temporary: Path | None = None
-        self._writer: Any = None
-
-    def __enter__(self) -> _Writer:
-        try:
-            self._make_folders()
-            self._open()
-        except OSError as error:
-            self._discard()
-            raise self._error(error) from None
-        except BaseException:
-            self._discard()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._discard()
-
-    def add(self, table: pa.Table) -> None:
-        """Write whole row groups; keep the rest for the next call."""
-        try:
-            if UNANNOTATED in table.column_names and UNANNOTATED not in self._schema.names:
-                self._widen()
-            self._pending.append(self._fitted(table))
-            if sum(map(len, self._pending)) >= _ROW_GROUP:
-                rows = pa.concat_tables(self._pending)
-                whole = len(rows) - len(rows) % _ROW_GROUP
-                self._writer.write_table(rows.slice(0, whole), row_group_size=_ROW_GROUP)
-                self._pending = [rows.slice(whole)]
-        except OSError as error:
-            raise self._error(error) from None
-
-    def commit(self, *, overwrite: bool) -> None:
-        """Write what is left, fsync, rename."""
-        assert self._temporary is not None
-        try:
-            rows = pa.concat_tables(self._pending)
-            if len(rows):
-                self._writer.write_table(rows)
-            self._close()
-            with self._temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            if self._target.exists() and not overwrite:  # made meanwhile
-                raise DataError(
-                    f"{self._target}: the file exists: name another, or give --overwrite"
-                )
-            self._temporary.replace(self._target)
-            self._temporary = None
-            self._made_folders = []
-        except OSError as error:
-            raise self._error(error) from None
-
-    def _widen(self) -> None:
-        """Start again with the column `unannotated`, empty in the rows written so far."""
-        self._close()
-        narrow = self._temporary
-        assert narrow is not None
-        self._schema = self._schema.append(pa.field(UNANNOTATED, _LISTS))
-        try:
-            self._open()
-            with pq.ParquetFile(narrow) as reader:
-                for group in range(reader.num_row_groups):
-                    self._writer.write_table(self._fitted(reader.read_row_group(group)))
-        finally:
-            narrow.unlink(missing_ok=True)
-        self._pending = [self._fitted(table) for table in self._pending]
-
-    def _fitted(self, table: pa.Table) -> pa.Table:
-        if UNANNOTATED in self._schema.names and UNANNOTATED not in table.column_names:
-            empty = _lists(
-                np.empty(0, np.int64), pa.array([], pa.string()), np.ones(len(table), np.bool_)
-            )
-            table = table.append_column(UNANNOTATED, empty)
-        return table.cast(self._schema)
-
-    def _make_folders(self) -> None:
-        folder = self._target.parent
-        absent = [path for path in (folder, *folder.parents) if not path.exists()]
-        for path in reversed(absent):
-            path.mkdir(exist_ok=True)
-            self._made_folders.insert(0, path)
-
-    def _open(self) -> None:
-        # hidden, and not .parquet: readers of the folder pass it by
-        temporary = self._target.parent / f".{self._target.stem}-{uuid.uuid4().hex[:12]}.tmp"
-        self._temporary = temporary
-        self._writer = pq.ParquetWriter(temporary, self._schema, compression="zstd")
-
-    def _close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-
-    def _discard(self) -> None:
-        with suppress(OSError, pa.ArrowException):  # what was to be written is given up anyway
-            self._close()
-        with suppress(OSError):
-            if self._temporary is not None:
-                self._temporary.unlink(missing_ok=True)
-            for folder in self._made_folders:
-                folder.rmdir()  # refused where something else was put meanwhile
-
-    def _error(self, error: OSError) -> StorageError:
-        return StorageError(f"{self._target}: cannot be written ({error.strerror or error})")
 
 
 def _target(output: str, *, overwrite: bool) -> Path:
@@ -425,58 +441,3 @@ def _refuse_own_output(files: Sequence[SourceFile], target: Path) -> None:
         path = local_path(file.name)
         if path is not None and path.resolve() == target.resolve():
             raise DataError(f"{target}: the output is also a source: write to another file")
-
-
-# --- hub
-
-
-def _is_hub_id(source: str) -> bool:
-    """Whether `source` can only be a data set of the hub: no file, and shaped like an id."""
-    path = local_path(source)
-    if path is None or path.exists() or _EXTENSION.search(source):
-        return False
-    return _HUB_ID.fullmatch(source) is not None
-
-
-def _hub_pieces(
-    source: str, columns: Columns, *, split: str | None, subset: str | None
-) -> Iterator[Piece]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    match = _HUB_ID.fullmatch(source)
-    assert match is not None
-    try:
-        data = datasets.load_dataset(
-            match["id"], name=subset, split=split, revision=match["revision"], streaming=True
-        )
-        if isinstance(data, dict):
-            if len(data) > 1:
-                raise DataError(f"{source}: name a split: it has {', '.join(data)}")
-            data = next(iter(data.values()))
-        metadata: Mapping[bytes, bytes] = {}
-        if data.features is not None:  # only then are names known before the first rows
-            names = wanted_columns(source, list(data.features), columns)
-            data = data.select_columns(names)
-            metadata = data.features.arrow_schema.metadata or {}
-        start = 0
-        for table in data.with_format("arrow").iter(batch_size=_ROW_GROUP):
-            names = wanted_columns(source, table.column_names, columns)
-            arrays = {name: _one_array(table.column(name)) for name in names}
-            yield Piece(source, "hub", start, arrays, metadata=metadata)
-            start += len(table)
-    except ConnectionError as error:
-        raise DataError(
-            f"{source}: no such file or folder here, and the hub cannot be reached "
-            f"({first_line(error)}): pass a local CSV, JSONL or Parquet file"
-        ) from None
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        # RuntimeError: data sets that are scripts, which `datasets` no longer runs
-        raise DataError(
-            f"{source}: cannot be read from the hub ({first_line(error)}): "
-            "pass another id, subset or split, or a local file"
-        ) from None
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import DataError
 from ray_mlc.labels import LabelSet
+from ray_mlc.training.formats import read_pieces
 from ray_mlc.training.labelling import Vocabulary, encode_labels
-from ray_mlc.training.sources import Columns, find_files, read_pieces
+from ray_mlc.training.pieces import Columns
+from ray_mlc.training.sources import find_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +130,13 @@ def read_examples(
     id: str | None = "id",
     label_set: LabelSet | None = None,
 ) -> Examples:
-    """Read examples from Parquet, CSV or JSONL: a file, a folder, a glob, or a list of them.
+    r"""Read examples from Parquet, CSV or JSONL: a file, a folder, a glob, or a list of them.
 
     Args:
-        path: Local, or at a scheme that `storage` reads. Hidden files of a folder are skipped.
-        text: Text column: strings, or bytes that are UTF-8.
+        path: Local, or at a scheme that `storage` reads. Hidden files of a folder are skipped;
+            an archive is taken as the folder that it holds.
+        text: Text column (strings, or bytes that are UTF-8; `text.en` is the field `en` of a
+            struct), or a template over columns of text and numbers such as `{title}\n\n{body}`.
         labels: Column that lists the labels of a row (null: not annotated; a further column
             `unannotated` may list labels that nobody decided), or the 0/1 columns, one per label
             (-1, null, empty: not annotated).
@@ -151,7 +155,7 @@ def read_examples(
     vocabulary: Vocabulary = {}
     start = 0
     for piece in read_pieces(find_files(path), columns):
-        decoded = piece.text(columns.text)
+        decoded = piece.texts(columns.text)
         null_text.append(decoded.is_null().to_numpy(zero_copy_only=False))
         texts.append(decoded.fill_null(""))
         ids.append(piece.ids(columns.id, start))

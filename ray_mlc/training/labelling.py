@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ray_mlc.errors import DataError
-from ray_mlc.training.sources import UNANNOTATED, Columns, Piece, brief, is_list, is_text
+from ray_mlc.training.names import Naming
+from ray_mlc.training.pieces import UNANNOTATED, Columns, Piece, brief, is_list, is_text
 
 _STATES = {"": -1, "-1": -1, "-1.0": -1, "nan": -1, "na": -1, "null": -1, "none": -1}
 _STATES |= {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
@@ -40,8 +41,16 @@ class PieceLabels:
     """Labels that nobody decided in rows that are annotated."""
 
 
-def encode_labels(piece: Piece, columns: Columns, vocabulary: Vocabulary) -> PieceLabels:
+def encode_labels(
+    piece: Piece, columns: Columns, vocabulary: Vocabulary, naming: Naming | None = None
+) -> PieceLabels:
     """The labels of a piece, from 0/1 columns or a list column; new names join `vocabulary`.
+
+    Args:
+        piece: Rows with the label columns.
+        columns: Which these are.
+        vocabulary: Codes of the names met so far.
+        naming: Names of what a list column holds, if that is ids.
 
     Raises:
         DataError: If a label column holds something else, or a label is both set and undecided.
@@ -54,18 +63,23 @@ def encode_labels(piece: Piece, columns: Columns, vocabulary: Vocabulary) -> Pie
         column = piece.columns[UNANNOTATED]
         if is_list(column.type) and is_text(column.type.value_type):
             undecided = _label_lists(piece, UNANNOTATED)
-    return encode_lists(piece, lists, vocabulary, undecided)
+    return encode_lists(piece, lists, vocabulary, naming=naming, undecided=undecided)
 
 
 def encode_lists(
-    piece: Piece, lists: pa.Array, vocabulary: Vocabulary, undecided: pa.Array | None = None
+    piece: Piece,
+    lists: pa.Array,
+    vocabulary: Vocabulary,
+    *,
+    naming: Naming | None = None,
+    undecided: pa.Array | None = None,
 ) -> PieceLabels:
-    """The labels of a piece from lists of names, null where the row is not annotated."""
+    """The labels of a piece from lists of names or ids, null where the row is not annotated."""
     annotated_n = lists.is_valid().to_numpy(zero_copy_only=False)
-    rows, codes = _encode(lists, vocabulary)
+    rows, codes = _encode(piece, lists, vocabulary, naming)
     open_rows, open_codes = np.empty(0, np.int64), np.empty(0, np.int32)
     if undecided is not None:
-        open_rows, open_codes = _encode(undecided, vocabulary)
+        open_rows, open_codes = _encode(piece, undecided, vocabulary, naming)
         kept = annotated_n[open_rows]  # a row that is not annotated is so in all its labels
         open_rows, open_codes = open_rows[kept], open_codes[kept]
         size = len(vocabulary)
@@ -77,6 +91,19 @@ def encode_lists(
                 f"{UNANNOTATED!r}: keep it in one of them"
             )
     return PieceLabels(annotated_n, rows, codes, open_rows, open_codes)
+
+
+def without_unclear(piece: Piece, name: str, marks: PieceLabels) -> PieceLabels:
+    """The labels of a piece; rows in which the 0/1 column `name` is 1 are not annotated."""
+    clear_n = _states(piece, name) != 1
+    cells, open_cells = clear_n[marks.rows], clear_n[marks.open_rows]
+    return PieceLabels(
+        annotated=marks.annotated & clear_n,
+        rows=marks.rows[cells],
+        codes=marks.codes[cells],
+        open_rows=marks.open_rows[open_cells],
+        open_codes=marks.open_codes[open_cells],
+    )
 
 
 def flat_lists(lists: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
@@ -120,7 +147,7 @@ def _label_remedy(piece: Piece, name: str) -> str:
     if piece.format == "CSV":
         return (
             "of a CSV file is text, not a list: `ray-mlc data convert --delimiter` makes "
-            "examples of it, or list the 0/1 columns as labels"
+            f"examples of it, or list the 0/1 columns as labels (a single one: `{name},`)"
         )
     if is_list(found) and pa.types.is_integer(found.value_type):
         return f"is {found}: `ray-mlc data convert` with the names of the labels makes examples"
@@ -175,14 +202,24 @@ def _states(piece: Piece, name: str) -> NDArray[np.int8]:
     return states_n
 
 
-def _encode(lists: pa.Array, vocabulary: Vocabulary) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Row and code of each label of `lists`; each distinct name is looked up once."""
+def _encode(
+    piece: Piece, lists: pa.Array, vocabulary: Vocabulary, naming: Naming | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Row and code of each label of `lists`; each distinct one is named and looked up once."""
     rows, values = flat_lists(lists)
     encoded = values.dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    code_of = np.array([vocabulary.setdefault(n, len(vocabulary)) for n in names], dtype=np.int32)
-    codes = code_of[encoded.indices.to_numpy()]
-    return rows, codes
+    codes = []
+    for index, label in enumerate(encoded.dictionary.to_pylist()):
+        name = label if naming is None else naming(label)
+        if name is None:
+            assert naming is not None
+            row = int(rows[int(pc.index(encoded.indices, index).as_py())])
+            raise DataError(
+                f"{piece.place(row)}: labels list {brief(label)}, expected 0 to {len(naming) - 1} "
+                f"or one of the {len(naming)} names"
+            )
+        codes.append(vocabulary.setdefault(name, len(vocabulary)))
+    return rows, np.array(codes, dtype=np.int32)[encoded.indices.to_numpy()]
 
 
 _LISTS = pa.large_list(pa.large_string())

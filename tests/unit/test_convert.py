@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from ray_mlc.errors import DataError, StorageError
 from ray_mlc.labels import LabelSet
 from ray_mlc.training import convert as module
-from ray_mlc.training import sources
+from ray_mlc.training import formats, writing
 from ray_mlc.training.convert import ConvertSummary, convert
 from ray_mlc.training.examples import read_examples
+from ray_mlc.training.pieces import Piece
 
 DATA = Path(os.environ.get("RAY_MLC_DATA", Path(__file__).parents[2] / "../shared/data"))
 PLAIN = {"id": pa.string(), "text": pa.string(), "labels": pa.list_(pa.string())}
@@ -66,8 +68,8 @@ def test_reading_converted_examples_equals_reading_the_zero_one_columns(
     lines = [f"{i},t{i},{','.join(map(str, row))}" for i, row in enumerate(cells)]
     source = write(folder / "x.csv", "id,text,c,a,b\n" + "\n".join(lines))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_ROW_GROUP", groups)
-        patch.setattr(sources, "PIECE_ROWS", 2)
+        patch.setattr(writing, "ROW_GROUP", groups)
+        patch.setattr(formats, "PIECE_ROWS", 2)
         summary = run(source, folder / "x.parquet", labels=["c", "a", "b"])
     direct = read_examples(source, labels=["c", "a", "b"])
     back = read_examples(str(folder / "x.parquet"), label_set=LabelSet(("c", "a", "b")))
@@ -140,7 +142,11 @@ def test_integers_become_names_that_are_given_or_in_the_file(tmp_path: Path) -> 
         ({"labels": ["a"], "delimiter": "|"}, "delimiter splits one text column"),
         ({"delimiter": ""}, "delimiter splits one text column"),
         ({"labels": "tags"}, "`ray-mlc data convert --delimiter`"),
-        ({"labels": "tags", "names": ["p"]}, "names are for lists of integers"),
+        ({"labels": "tags", "names": ["p"]}, "`ray-mlc data convert --delimiter`"),
+        ({"labels": ["a"], "names": ["p"]}, "names are for a column that lists ids"),
+        ({"names": []}, "names is empty"),
+        ({"names": ["p", " "]}, "the name of 1 is blank"),
+        ({"names": ["p", "p"]}, "has 'p' twice"),
         ({"labels": ["tags"]}, "row 1: column 'tags' is 'a|b', expected 0 or 1"),
         ({"labels": "nope"}, "no column 'nope' (labels): it has text, a, tags"),
         ({"labels": ["a"], "split": "train"}, "split and subset are of hub data sets"),
@@ -194,8 +200,8 @@ def test_an_interrupt_leaves_nothing_behind(
             raise error
         return encode(*args, **kwargs)
 
-    encode = module._encode
-    monkeypatch.setattr(module, "_encode", interrupted)
+    encode = module.encode_labels
+    monkeypatch.setattr(module, "encode_labels", interrupted)
     with pytest.raises(error):
         run(source, tmp_path / "new" / "x.parquet", labels=["a"])
     assert [len(names) for names in seen] == [1, 1, 1]
@@ -296,6 +302,32 @@ def test_a_hub_that_cannot_be_reached_is_one_line_with_a_way_out(
     with pytest.raises(ZeroDivisionError):
         run("org/name", tmp_path / "x.parquet")
     assert names_in(tmp_path) == []
+
+
+def test_memory_does_not_grow_with_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "x.csv", "text,a\nx,1\n")
+    held: list[int] = []
+
+    def many(*_: Any) -> Iterator[Piece]:
+        for number in range(60):
+            held.append(pa.total_allocated_bytes())
+            texts = pa.array([f"{number} {row}".ljust(1_000) for row in range(2_500)])
+            ones = pa.array(np.ones(2_500, np.int8))
+            yield Piece(source, "CSV", number * 2_500, {"text": texts, "a": ones})
+
+    monkeypatch.setattr(module, "read_pieces", many)
+    assert run(source, tmp_path / "x.parquet", labels=["a"]).rows == 150_000
+    # 150 MB in all; what is held beside a piece is less than a row group
+    assert max(held[30:]) < max(held[:10]) + 10 * 2**20
+
+
+def test_progress_counts_every_row(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.csv", "text,a\n" + "x,1\n" * 10_000)
+    steps: list[int] = []
+    run(source, tmp_path / "x.parquet", labels=["a"], progress=steps.append)
+    assert (sum(steps), len(steps)) == (10_000, 3)
 
 
 @pytest.mark.data

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_mlc.corpus.rows import NULL_TEXT, OK, make_text
 from ray_mlc.errors import DataError
 from ray_mlc.labels import LabelSet
-from ray_mlc.training import sources as module
+from ray_mlc.training import formats as module
 from ray_mlc.training.examples import Examples, read_examples
 
 NAMES = ["ham", "spam", "Ünï", "a b"]
@@ -379,6 +380,73 @@ def test_files_of_different_label_types_are_refused(tmp_path: Path) -> None:
     none = write_parquet(tmp_path / "0.parquet", text=["x"], labels=pa.array([[]]))
     said = message([none, one, two])
     assert f"{two}: column 'labels' is list<element: int64>, but list<element: string>" in said
+
+
+def test_a_text_may_be_made_of_several_columns(tmp_path: Path) -> None:
+    rows = [
+        {"title": "A", "n": 1, "body": "a", "labels": ["x"]},
+        {"title": None, "n": None, "body": "b", "labels": []},
+        {"title": None, "n": None, "body": None, "labels": None},
+    ]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "x.parquet")
+    paths = [str(tmp_path / "x.parquet")]
+    paths.append(write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows))))
+    template = "{title} {{{n}}}\n{body}"
+    for path in paths:
+        examples = read_examples(path, text=template)
+        assert examples.texts.to_pylist() == ["A {1}\na", " {}\nb", ""]
+        assert examples.null_texts == 1
+    # as a corpus is scored, to the character
+    scored, status = make_text(table, template, max_text_bytes=100)
+    assert scored.to_pylist() == ["A {1}\na", " {}\nb", None]
+    assert status.tolist() == [OK, OK, NULL_TEXT]
+    said = message(paths[0], text="{titel}\n{body}")
+    assert "no column 'titel' (text): did you mean 'title'?" in said
+    assert "expected text or a number" in message(paths[0], text="{title}{labels}", labels=["n"])
+    assert "'body' is named as text and in labels" in message(
+        paths[0], text="{title}{body}", labels=["body"]
+    )
+    assert "is not a template" in message(paths[0], text="{title")
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("a,b,x\nok,ok,1\nok,caf\xe9,0\n".encode("latin-1"))
+    said = message(str(latin), text="{a} {b}", labels=["x"])
+    assert said == f"{latin}: row 2: column 'b' is not valid UTF-8: save the file as UTF-8"
+
+
+def test_fields_of_structs_are_columns_too(tmp_path: Path) -> None:
+    rows = [
+        {"text": {"en": "x", "de": "y"}, "tags": {"one": ["a"], "two": []}, "meta": {"key": "7"}},
+        {"text": {"en": None, "de": "z"}, "tags": {"one": None, "two": ["b"]}, "meta": None},
+        {"text": None, "tags": {"one": [], "two": None}, "meta": {"key": "9"}},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    paths = [str(tmp_path / "x.parquet")]
+    paths.append(write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows))))
+    for path in paths:
+        examples = read_examples(path, text="text.en", labels="tags.one", id="meta.key")
+        assert examples.texts.to_pylist() == ["x", "", ""]
+        assert examples.null_texts == 2
+        assert examples.annotated.tolist() == [True, False, True]
+        assert examples.ids.to_pylist() == ["7", "1", "9"]
+        both = read_examples(path, text="{text.en}|{text.de}", labels="tags.one")
+        assert both.texts.to_pylist() == ["x|y", "|z", ""]
+        assert "no column 'text.eng' (text): did you mean 'text.en'?" in message(
+            path, text="text.eng", labels="tags.one"
+        )
+        assert "such as text.en" in message(path, text="text", labels="tags.one")
+    path = write(tmp_path / "y.jsonl", '{"text.en": "flat", "labels": ["a"], "text": {"en": "no"}}')
+    assert read_examples(path, text="text.en").texts.to_pylist() == ["flat"]
+    path = write(
+        tmp_path / "z.jsonl", '{"t": {"en": "x"}, "labels": ["a"]}\n{"t": 3, "labels": []}'
+    )
+    assert "line 2: 3 is no object, expected one with 'en'" in message(path, text="t.en")
+
+
+def test_the_extension_tsv_means_tabs_whatever_else_is_in_the_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tsv", "text, or title\ta;b\nx, y\t1\n")
+    examples = read_examples(path, text="text, or title", labels=["a;b"])
+    assert examples.texts.to_pylist() == ["x, y"]
 
 
 @pytest.mark.data
