@@ -7,6 +7,7 @@ and texts drawn from the tokenizer's own vocabulary at all lengths; never a user
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,8 @@ LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512
 """Words of the vocabulary texts; those beyond the model's maximum are left out."""
 REPEATS_UP_TO = 64
 """Lengths up to this are drawn three times, longer ones once: they cost most."""
+MARKERS = 32
+"""Special tokens that get a sentence of their own."""
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.05, "int8": 0.05}
 """Largest score difference; int8 is compared with its own scores, as measured when it was made.
 Float32 kernels of other processors differ by a few 1e-6."""
@@ -74,8 +77,17 @@ class CanaryReport:
         )
 
 
-def canary_texts(tokenizer: Tokenizer, *, seed: int = 0) -> list[str]:
-    """Neutral sentences, then vocabulary texts of all lengths the model takes."""
+def canary_texts(
+    tokenizer: Tokenizer, *, special_tokens: Sequence[str] = (), seed: int = 0
+) -> list[str]:
+    """Neutral sentences, then vocabulary texts of all lengths the model takes.
+
+    Args:
+        tokenizer: Says what the vocabulary is.
+        special_tokens: Markers that training has made tokens of their own; a sentence for each of
+            the first ones shows that they still are.
+        seed: Of the choice of words.
+    """
     rng = np.random.default_rng(seed)
     words = [piece for piece in tokenizer.vocabulary if piece.isalpha() and len(piece) > 1]
     words = words or [piece for piece in tokenizer.vocabulary if piece.strip()]
@@ -84,12 +96,13 @@ def canary_texts(tokenizer: Tokenizer, *, seed: int = 0) -> list[str]:
         if length <= tokenizer.max_tokens:
             for _ in range(3 if length <= REPEATS_UP_TO else 1):
                 texts.append(" ".join(rng.choice(words, size=length)))
-    return texts
+    marked = special_tokens[:MARKERS]
+    return texts + [f"The letter {marker} was sent to{marker}in May." for marker in marked]
 
 
-def record_canaries(classifier: Classifier) -> Canaries:
+def record_canaries(classifier: Classifier, *, special_tokens: Sequence[str] = ()) -> Canaries:
     """Score the canaries; meant for the float32 engine of the freshly trained weights."""
-    texts = canary_texts(classifier.tokenizer)
+    texts = canary_texts(classifier.tokenizer, special_tokens=special_tokens)
     scores_NL = classifier.predict_proba(texts)
     return Canaries(texts=texts, scores=[[float(score) for score in row] for row in scores_NL])
 

@@ -226,15 +226,34 @@ class Tokenizer:
         raise ModelError("the tokenizer's special tokens do not stand around the text")
 
 
-def load_pretrained_tokenizer(folder: str | Path) -> Any:
-    """`AutoTokenizer.from_pretrained`, with our errors."""
+def load_pretrained_tokenizer(folder: str | Path, special_tokens: Sequence[str] = ()) -> Any:
+    """`AutoTokenizer.from_pretrained`, with our errors.
+
+    Args:
+        folder: Checkpoint folder or hub id.
+        special_tokens: Markers that are to be one token each wherever they stand in a text. One
+            that the vocabulary has keeps its id, others get ids after its last one.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
         line = first_line(error)
         raise ModelError(f"{folder}: the tokenizer cannot be loaded ({line[:200]})") from None
+    if special_tokens:
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": list(special_tokens)}, replace_extra_special_tokens=False
+        )
+    return tokenizer
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Embeddings that a Hugging Face tokenizer's ids ask for: one more than the largest id."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def _chunks(texts: Sequence[str]) -> list[tuple[int, int]]:

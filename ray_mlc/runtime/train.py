@@ -29,11 +29,21 @@ from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classif
 from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
-from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
+from ray_mlc.model.tokenization import (
+    Tokenizer,
+    TokenizerState,
+    load_pretrained_tokenizer,
+    vocabulary_size,
+)
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.identity import versions
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
-from ray_mlc.training.loop import MODEL_STATE, TokenizedExamples, load_weights
+from ray_mlc.training.loop import (
+    MODEL_STATE,
+    TokenizedExamples,
+    load_weights,
+    parameter_groups,
+)
 
 VALIDATION_SCORES = "validation.npy"
 """Validation scores in a checkpoint: the threshold is fitted on those of the epoch that is kept."""
@@ -53,6 +63,8 @@ class Prepared:
     """Share of the annotated training examples that have each label."""
     fingerprint: str
     """Digest of data, encoder and settings: the name of the run."""
+    vocabulary_size: int | None = None
+    """Embeddings that special tokens of the job ask for; None: those of the encoder."""
 
 
 def prepare(job: TrainJob, display: Display) -> Prepared:
@@ -74,7 +86,10 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
     if never := [name for name, count in zip(label_set.names, counts, strict=True) if not count]:
         display.say(f"note: {len(never)} label(s) are in no training row, such as {never[0]!r}")
     encoder = fetch(job.encoder)
-    tokenizer = Tokenizer.load(encoder, max_tokens=_token_limit(job, encoder))
+    theirs = load_pretrained_tokenizer(encoder, job.training.special_tokens)
+    size = vocabulary_size(theirs) if job.training.special_tokens else None
+    limit = _token_limit(job, encoder, int(theirs.model_max_length))
+    tokenizer = Tokenizer(TokenizerState.of(theirs), max_tokens=limit)
     with display.stage("tokenize", len(train_set) + len(validation_set), "examples") as stage:
         tokenized = []
         for examples in (train_set, validation_set):
@@ -88,17 +103,48 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
         )
     annotated = len(train_set) - _unannotated_counts(tokenized[0])
     rates_L = counts / np.maximum(annotated, 1)
+    _check_encoder(job, encoder, label_set, tokenized[0])
     fingerprint = _fingerprint(job, encoder, label_set, tokenized)
     targets = _targets(validation_set, label_set)
     return Prepared(
-        encoder, tokenizer, label_set, tokenized[0], tokenized[1], targets, rates_L, fingerprint
+        encoder=encoder,
+        tokenizer=tokenizer,
+        label_set=label_set,
+        train=tokenized[0],
+        validation=tokenized[1],
+        validation_targets=targets,
+        rates_L=rates_L,
+        fingerprint=fingerprint,
+        vocabulary_size=size,
     )
 
 
-def _token_limit(job: TrainJob, encoder: Path) -> int:
-    """The job's `max_tokens`, or what the encoder allows if that is less."""
+def _check_encoder(
+    job: TrainJob, encoder: Path, label_set: LabelSet, train: TokenizedExamples
+) -> None:
+    """Refuse what an encoder cannot do before Ray is started: each worker would, again and again.
+
+    Raises:
+        ModelError: If it cannot be pooled, or its learning rates not be decayed, as asked.
+    """
+    settings = job.training
+    if settings.pooling == "auto" and settings.layer_decay == 1:
+        return
+    model = new_classifier_model(
+        encoder, label_set, head_bias=None, seed=settings.seed, pooling=settings.pooling
+    )
+    parameter_groups(model, settings)
+    first_tokens = train.ids.values[train.ids.offsets[:-1]]
+    if settings.pooling == "cls" and len(np.unique(first_tokens)) > 1:
+        raise ModelError(
+            f"{job.encoder}: training.pooling is cls, but its tokenizer puts no token before the "
+            "text that could stand for the whole: set training.pooling=auto, or mean"
+        )
+
+
+def _token_limit(job: TrainJob, encoder: Path, tokenizer_limit: int) -> int:
+    """The job's `max_tokens`, or what tokenizer and encoder allow if that is less."""
     config = load_config(encoder)
-    tokenizer_limit = int(load_pretrained_tokenizer(encoder).model_max_length)
     limits = [job.training.max_tokens, tokenizer_limit, max_positions(config) or tokenizer_limit]
     return min(limits)
 
@@ -204,7 +250,12 @@ def write_trained(
     """
     settings = job.training
     model = new_classifier_model(
-        prepared.encoder, prepared.label_set, head_bias=None, seed=settings.seed
+        prepared.encoder,
+        prepared.label_set,
+        head_bias=None,
+        seed=settings.seed,
+        pooling=settings.pooling,
+        vocabulary_size=prepared.vocabulary_size,
     )
     load_weights(model, checkpoint / MODEL_STATE)
     scores = np.load(checkpoint / VALIDATION_SCORES, allow_pickle=False)
@@ -239,12 +290,12 @@ def write_trained(
         engine = TorchEngine(model, pad_id=prepared.tokenizer.pad_id, device="cpu", dtype="float32")
         budget = max(CPU_BATCH_TOKENS, prepared.tokenizer.max_tokens)
         classifier = Classifier(prepared.label_set, prepared.tokenizer, engine, budget)
-        canaries = record_canaries(classifier)
+        canaries = record_canaries(classifier, special_tokens=settings.special_tokens)
         stage.advance(len(canaries.texts))
     write_model_folder(
         output,
         model=model,
-        tokenizer=load_pretrained_tokenizer(prepared.encoder),
+        tokenizer=load_pretrained_tokenizer(prepared.encoder, settings.special_tokens),
         info=info,
         canaries=canaries,
         history=latest["history"],
