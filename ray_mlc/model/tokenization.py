@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.cache import cache_folder, write_into_cache
+from ray_mlc.model.encoder import load_config, pooling_of
 
 log = logging.getLogger(__name__)
 
@@ -239,8 +240,11 @@ def load_pretrained_tokenizer(folder: str | Path, special_tokens: Sequence[str] 
     """
     from transformers import AutoTokenizer
 
+    # transformers asks the model's type for the class, and would not know that of ours
+    ours = pooling_of(Path(folder)) is not None
+    options = {"config": load_config(folder)} if ours else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError) as error:
         line = first_line(error)
         raise ModelError(f"{folder}: the tokenizer cannot be loaded ({line[:200]})") from None

@@ -203,7 +203,7 @@ def test_its_card_says_who_loads_it_also_with_another_decision(
 
 
 def test_configuration_and_tokenizer_of_a_pooled_folder_are_its_encoders(
-    pooled: Path, tiny_encoder: Path
+    pooled: Path, tiny_encoder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours, theirs = load_config(pooled), load_config(tiny_encoder)
     assert max_positions(ours) == max_positions(theirs) == 64
@@ -211,6 +211,7 @@ def test_configuration_and_tokenizer_of_a_pooled_folder_are_its_encoders(
     found, expected = (asdict(TokenizerState.load(path)) for path in (pooled, tiny_encoder))
     assert json.loads(found.pop("backend")) == json.loads(expected.pop("backend"))
     assert found | {"max_tokens": 64} == expected
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("kind", OURS)
