@@ -402,7 +402,7 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _averaged(self) -> TrainingConfig:
         if self.average is None and self.average_decay != 0.999:
-            raise ValueError("average_decay has no meaning without average: ema")
+            raise ValueError("expected average: ema beside average_decay")
         return self
 
 
@@ -419,7 +419,14 @@ class TrackingConfig(Section):
     def _no_credentials(cls, uri: str | None) -> str | None:
         if uri is not None and not uri.strip():
             raise ValueError("expected a tracking URI such as http://host:5000, or null")
-        _refuse_credentials("tracking.mlflow", uri or "")
+        try:
+            refuse_credentials(uri or "")
+        except ConfigError:  # not a ValueError: see `_refuse_credentials`
+            raise ConfigError(
+                "tracking.mlflow: carries credentials: leave them out, and put them into the "
+                "environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN)"
+            ) from None
         return uri
 
 

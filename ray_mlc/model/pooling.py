@@ -79,6 +79,11 @@ class PooledClassifier(nn.Module):
         """The encoder, as transformers' classes call it."""
         return self.encoder
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's table of token embeddings, as of transformers' classes."""
+        table: nn.Module = self.encoder.get_input_embeddings()
+        return table
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
     ) -> Any:
@@ -121,6 +126,7 @@ class PooledClassifier(nn.Module):
                 return model
             encoder = model.encoder
             pooling = model.pooling if pooling == "auto" else pooling
+            _refuse_unfit(folder, config, pooling)
         else:
             _refuse_unfit(folder, config, pooling)
             kind = _encoder_class(folder, config)

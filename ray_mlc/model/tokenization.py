@@ -257,7 +257,7 @@ def load_pretrained_tokenizer(folder: str | Path, special_tokens: Sequence[str] 
 
 def vocabulary_size(tokenizer: Any) -> int:
     """Embeddings that a Hugging Face tokenizer's ids ask for: one more than the largest id."""
-    return 1 + max(tokenizer.get_vocab().values())
+    return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def _chunks(texts: Sequence[str]) -> list[tuple[int, int]]:

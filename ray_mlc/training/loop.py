@@ -363,7 +363,7 @@ class Fitter:
         self.optimizer.zero_grad(set_to_none=True)
         if self.averaged is not None:
             decay = min(self.config.average_decay, (1 + step) / (10 + step))
-            average = get_ema_multi_avg_fn(decay)
+            average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
             average(list(self.averaged.parameters()), list(self.model.parameters()), step)
         if self.world_size > 1:
             torch.distributed.all_reduce(total)

@@ -165,6 +165,7 @@ def test_every_weight_of_a_pooled_model_learns(encoder_of: Callable[[str], Path]
         model = build(encoder_of(kind), "mean")
         assert freeze_unused(model) == []
         assert not [name for name, _ in model.named_parameters() if "pooler" in name]
+        assert model.get_input_embeddings() is model.encoder.get_input_embeddings()
 
 
 # Folders
