@@ -101,18 +101,25 @@ class TokenizerState:
         )
 
     @classmethod
-    def load(cls, folder: str | Path, *, digest: str | None = None) -> TokenizerState:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        digest: str | None = None,
+        special_tokens: Sequence[str] = (),
+    ) -> TokenizerState:
         """Load from a folder or the hub.
 
         Args:
             folder: Checkpoint folder or hub id.
             digest: Of the tokenizer's files: names the state in the user's cache. None: no cache.
+            special_tokens: Those that a training adds; a model folder has them already.
 
         Raises:
             ModelError: If there is no fast tokenizer.
         """
-        if digest is None:
-            return cls.of(load_pretrained_tokenizer(folder))
+        if digest is None or special_tokens:
+            return cls.of(load_pretrained_tokenizer(folder, special_tokens))
         versions = f"{version('transformers')}-{version('tokenizers')}"
         try:
             path = cache_folder("tokenizers") / f"{digest[:32]}-{versions}.json"
@@ -156,7 +163,12 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, max_tokens: int | None = None, digest: str | None = None
+        cls,
+        folder: str | Path,
+        *,
+        max_tokens: int | None = None,
+        digest: str | None = None,
+        special_tokens: Sequence[str] = (),
     ) -> Tokenizer:
         """Load from a folder or the hub.
 
@@ -164,11 +176,12 @@ class Tokenizer:
             folder: Checkpoint folder or hub id.
             max_tokens: Tokens kept per document; None: the tokenizer's `model_max_length`.
             digest: Of its files, for the user's cache; see `TokenizerState.load`.
+            special_tokens: Those that a training adds; a model folder has them already.
 
         Raises:
             ModelError: If there is no fast tokenizer, or no limit is known.
         """
-        state = TokenizerState.load(folder, digest=digest)
+        state = TokenizerState.load(folder, digest=digest, special_tokens=special_tokens)
         max_tokens = max_tokens or state.max_tokens
         if max_tokens is None:
             raise ModelError(f"{folder}: the tokenizer says no maximum: set long.max_tokens")
@@ -179,6 +192,11 @@ class Tokenizer:
         """Pieces in id order."""
         by_id = sorted(self._backend.get_vocab(with_added_tokens=False).items(), key=lambda x: x[1])
         return [piece for piece, _ in by_id]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Embeddings that its ids ask for, added tokens included: one more than the largest id."""
+        return 1 + int(max(self._backend.get_vocab(with_added_tokens=True).values()))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""
@@ -253,11 +271,6 @@ def load_pretrained_tokenizer(folder: str | Path, special_tokens: Sequence[str] 
             {"extra_special_tokens": list(special_tokens)}, replace_extra_special_tokens=False
         )
     return tokenizer
-
-
-def vocabulary_size(tokenizer: Any) -> int:
-    """Embeddings that a Hugging Face tokenizer's ids ask for: one more than the largest id."""
-    return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def _chunks(texts: Sequence[str]) -> list[tuple[int, int]]:

@@ -29,12 +29,7 @@ from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classif
 from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
-from ray_mlc.model.tokenization import (
-    Tokenizer,
-    TokenizerState,
-    load_pretrained_tokenizer,
-    vocabulary_size,
-)
+from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.identity import versions
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
@@ -86,10 +81,10 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
     if never := [name for name, count in zip(label_set.names, counts, strict=True) if not count]:
         display.say(f"note: {len(never)} label(s) are in no training row, such as {never[0]!r}")
     encoder = fetch(job.encoder)
-    theirs = load_pretrained_tokenizer(encoder, job.training.special_tokens)
-    size = vocabulary_size(theirs) if job.training.special_tokens else None
-    limit = _token_limit(job, encoder, int(theirs.model_max_length))
-    tokenizer = Tokenizer(TokenizerState.of(theirs), max_tokens=limit)
+    special_tokens = job.training.special_tokens
+    tokenizer = Tokenizer.load(
+        encoder, max_tokens=_token_limit(job, encoder), special_tokens=special_tokens
+    )
     with display.stage("tokenize", len(train_set) + len(validation_set), "examples") as stage:
         tokenized = []
         for examples in (train_set, validation_set):
@@ -115,7 +110,7 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
         validation_targets=targets,
         rates_L=rates_L,
         fingerprint=fingerprint,
-        vocabulary_size=size,
+        vocabulary_size=tokenizer.vocabulary_size if special_tokens else None,
     )
 
 
@@ -142,9 +137,10 @@ def _check_encoder(
         )
 
 
-def _token_limit(job: TrainJob, encoder: Path, tokenizer_limit: int) -> int:
-    """The job's `max_tokens`, or what tokenizer and encoder allow if that is less."""
+def _token_limit(job: TrainJob, encoder: Path) -> int:
+    """The job's `max_tokens`, or what the encoder allows if that is less."""
     config = load_config(encoder)
+    tokenizer_limit = int(load_pretrained_tokenizer(encoder).model_max_length)
     limits = [job.training.max_tokens, tokenizer_limit, max_positions(config) or tokenizer_limit]
     return min(limits)
 
