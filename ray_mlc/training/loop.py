@@ -207,7 +207,7 @@ def layer_scales(base: Any, decay: float) -> dict[int, float]:
     build on (all that is declared before them, and embeddings such as of relative positions) is one
     below the lowest. Discriminative fine-tuning: Howard and Ruder 2018 (ULMFiT), section 3.2; a
     factor per layer of a transformer: Sun et al. 2019, "How to fine-tune BERT", section 5.3.3, who
-    found 0.95 best, and Clark et al. 2020 (ELECTRA), table 7, with 0.8 to 0.9.
+    found 0.95 best; Clark et al. 2020 (ELECTRA) take 0.8 to 0.9.
 
     Args:
         base: The encoder; None if the model does not say which part of it that is.
