@@ -374,14 +374,25 @@ class TrainingConfig(Section):
     """Peak rate of pooler and classification head; null: that of the encoder."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW decay; biases and normalization weights have none."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the rate from each layer of the encoder to the one below it, so that what lies
+    near the input changes least; the top layer has `learning_rate`, the embeddings the lowest."""
     warmup: float = Field(default=0.06, ge=0, lt=1)
     """Share of all steps over which the rate rises from zero."""
+    head_warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps in which the head learns alone; the encoder's rise begins after them."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls after the warm-up."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     head_bias: Literal["prior"] | float | None = "prior"
     """First bias of the head: log-odds of each label's rate, a number, or null (as loaded)."""
+    pooling: Literal["auto", "cls", "mean"] = "auto"
+    """What the head sees: `auto`, as the encoder's own class has it; the first token's last hidden
+    state; or the mean over all tokens. Where that class lacks it, only ray_mlc loads the model."""
+    special_tokens: list[str] = Field(default_factory=list)
+    """Markers in the texts that are one token each: `[unused1]` and the like where the vocabulary
+    has them; others, such as `<url>`, are added to it."""
     max_tokens: int = Field(default=256, ge=3)
     """Tokens kept per document, or per window of one, special tokens included."""
     windows: WindowsConfig | None = None
@@ -390,12 +401,59 @@ class TrainingConfig(Section):
     """Precision of the forward pass; weights and optimizer stay float32."""
     loss: LossConfig = Field(default_factory=LossConfig)
     """What is minimized."""
+    average: Literal["ema"] | None = None
+    """Weights to evaluate and keep: those of the last step, or their exponential moving average."""
+    average_decay: float = Field(default=0.999, gt=0, lt=1)
+    """Share of the average that a step leaves as it is; less in early steps, see `Fitter`."""
     best_metric: str = "f1_micro"
     """Validation metric that chooses the epoch to keep; a name of `evaluate --json`."""
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better `best_metric` after which training stops; null: never."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the data order, the new weights and dropout."""
+
+    @field_validator("special_tokens")
+    @classmethod
+    def _markers(cls, tokens: list[str]) -> list[str]:
+        for token in tokens:
+            # as a special token it is cut out of the text wherever it stands, also within words
+            if not token or token.isalnum() or any(mark.isspace() for mark in token):
+                raise ValueError(
+                    f"expected markers such as <url> that are no part of a word, not {token!r}"
+                )
+        if len(set(tokens)) < len(tokens):
+            raise ValueError("expected each marker once")
+        return tokens
+
+    @model_validator(mode="after")
+    def _averaged(self) -> TrainingConfig:
+        if self.average is None and self.average_decay != 0.999:
+            raise ValueError("expected average: ema beside average_decay")
+        return self
+
+
+class TrackingConfig(Section):
+    """Where the curves of a training go besides `OUTPUT/_tensorboard`."""
+
+    mlflow: str | None = None
+    """Tracking URI of MLflow (extra `[mlflow]`), such as `http://host:5000`; null: none."""
+    experiment: str = Field(default="ray_mlc", min_length=1)
+    """MLflow experiment; made where it does not exist."""
+
+    @field_validator("mlflow")
+    @classmethod
+    def _no_credentials(cls, uri: str | None) -> str | None:
+        if uri is not None and not uri.strip():
+            raise ValueError("expected a tracking URI such as http://host:5000, or null")
+        try:
+            refuse_credentials(uri or "")
+        except ConfigError:  # not a ValueError: see `_refuse_credentials`
+            raise ConfigError(
+                "tracking.mlflow: carries credentials: leave them out, and put them into the "
+                "environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN)"
+            ) from None
+        return uri
 
 
 class WorkersConfig(Section):
@@ -439,6 +497,8 @@ class TrainJob(Section):
     """Processes that train together."""
     checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig)
     """State from which training resumes."""
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    """Where its curves go."""
     ray: RayConfig = Field(default_factory=RayConfig)
     """Which Ray to use."""
 

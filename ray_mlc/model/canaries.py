@@ -7,6 +7,7 @@ and texts drawn from the tokenizer's own vocabulary at all lengths; never a user
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,8 @@ REPEATS_UP_TO = 64
 """Lengths up to this are drawn three times, longer ones once: they cost most."""
 LONGEST_WINDOWS = 8
 """Windows of the longest canary at most."""
+MARKERS = 32
+"""Special tokens that get a sentence of their own."""
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.05, "int8": 0.05}
 """Largest score difference; int8 is compared with its own scores, as measured when it was made.
 Float32 kernels of other processors differ by a few 1e-6."""
@@ -76,10 +79,18 @@ class CanaryReport:
         )
 
 
-def canary_texts(tokenizer: Tokenizer, *, seed: int = 0) -> list[str]:
+def canary_texts(
+    tokenizer: Tokenizer, *, special_tokens: Sequence[str] = (), seed: int = 0
+) -> list[str]:
     """Neutral sentences, then vocabulary texts of all lengths that the model takes.
 
     Longer ones follow if it reads windows.
+
+    Args:
+        tokenizer: Says what the vocabulary is.
+        special_tokens: Markers that training has made tokens of their own; a sentence for each of
+            the first ones shows that they still are.
+        seed: Of the choice of words.
     """
     rng = np.random.default_rng(seed)
     words = [piece for piece in tokenizer.vocabulary if piece.isalpha() and len(piece) > 1]
@@ -94,12 +105,13 @@ def canary_texts(tokenizer: Tokenizer, *, seed: int = 0) -> list[str]:
         for windows in (1.5, 3.5, tokenizer.windows.max_windows + 0.5):
             size = int(min(windows, LONGEST_WINDOWS) * tokenizer.max_tokens)
             texts.append(" ".join(rng.choice(words, size=size)))
-    return texts
+    marked = special_tokens[:MARKERS]
+    return texts + [f"The letter {marker} was sent to{marker}in May." for marker in marked]
 
 
-def record_canaries(classifier: Classifier) -> Canaries:
+def record_canaries(classifier: Classifier, *, special_tokens: Sequence[str] = ()) -> Canaries:
     """Score the canaries; meant for the float32 engine of the freshly trained weights."""
-    texts = canary_texts(classifier.tokenizer)
+    texts = canary_texts(classifier.tokenizer, special_tokens=special_tokens)
     scores_NL = classifier.predict_proba(texts)
     return Canaries(texts=texts, scores=[[float(score) for score in row] for row in scores_NL])
 

@@ -16,6 +16,9 @@ from ray_mlc.errors import ModelError, first_line
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.cache import cache_folder
 
+POOLED_TYPE = "ray_mlc_pooling"
+"""`model_type` of models of our own class: transformers knows none of that name, and refuses it."""
+
 
 def fetch(encoder: str) -> Path:
     """The local folder of an encoder or model: a folder as it is, a hub id downloaded first.
@@ -88,7 +91,7 @@ def _download_uri(uri: str) -> Path:
 
 
 def load_classifier_model(folder: Path) -> Any:
-    """The float32 model of a model folder.
+    """The float32 model of a model folder, of whichever class it is.
 
     Raises:
         ModelError: If it cannot be loaded, or weights are missing.
@@ -97,6 +100,10 @@ def load_classifier_model(folder: Path) -> Any:
 
     try:
         with quiet_transformers():
+            if pooling_of(folder) is not None:
+                from ray_mlc.model.pooling import PooledClassifier
+
+                return PooledClassifier.load(folder)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, dtype="float32", output_loading_info=True, trust_remote_code=False
             )
@@ -109,7 +116,13 @@ def load_classifier_model(folder: Path) -> Any:
 
 
 def new_classifier_model(
-    encoder: Path, label_set: LabelSet, *, head_bias: NDArray[np.float64] | None, seed: int
+    encoder: Path,
+    label_set: LabelSet,
+    *,
+    head_bias: NDArray[np.float64] | None,
+    seed: int,
+    pooling: str = "auto",
+    vocabulary_size: int | None = None,
 ) -> Any:
     """An encoder with a new classification head for multi-label training, in float32.
 
@@ -118,27 +131,44 @@ def new_classifier_model(
         label_set: Labels; their order is that of the head's outputs.
         head_bias: First bias of the head, shape [L]; None: as the model class makes it.
         seed: Seed of the new weights.
+        pooling: What the head sees: `auto` (as transformers' class has it), `cls` or `mean`. A
+            `PooledClassifier` where that class cannot do it.
+        vocabulary_size: Token ids that the tokenizer gives; embeddings that are missing are drawn
+            from the mean and covariance of the others (Hewitt 2021), which is transformers' way.
+            None: the checkpoint's own.
 
     Raises:
-        ModelError: If `AutoModelForSequenceClassification` cannot load it.
+        ModelError: If it cannot be loaded, or not pooled so.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    from ray_mlc.model.pooling import PooledClassifier, stock_options
+
     torch.manual_seed(seed)
     names = dict(enumerate(label_set.names))
+    own = pooling_of(encoder) is not None
+    options = None if own else stock_options(load_config(encoder), pooling)
+    model: Any
     try:
         with quiet_transformers():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                encoder,
-                dtype="float32",
-                trust_remote_code=False,
-                num_labels=len(label_set),
-                id2label=names,
-                label2id={name: column for column, name in names.items()},
-                problem_type="multi_label_classification",
-                ignore_mismatched_sizes=True,
-            )
+            if options is None:
+                model = PooledClassifier.start(encoder, label_set.names, pooling=pooling)
+            else:
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    encoder,
+                    dtype="float32",
+                    trust_remote_code=False,
+                    num_labels=len(label_set),
+                    id2label=names,
+                    label2id={name: column for column, name in names.items()},
+                    problem_type="multi_label_classification",
+                    ignore_mismatched_sizes=True,
+                    **options,
+                )
+            base = model.base_model
+            if vocabulary_size and vocabulary_size > base.get_input_embeddings().num_embeddings:
+                base.resize_token_embeddings(vocabulary_size)
     except _loading_errors() as error:
         raise ModelError(f"{encoder}: the encoder cannot be loaded ({first_line(error)})") from None
     layer = output_layer(model, len(label_set))
@@ -154,12 +184,24 @@ def new_classifier_model(
     return model
 
 
+def pooling_of(folder: Path) -> str | None:
+    """`cls` or `mean` for a folder that only ray_mlc loads; None for one of transformers' own."""
+    content = _config_json(folder)
+    return content.get("pooling") if content.get("model_type") == POOLED_TYPE else None
+
+
+def _config_json(folder: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint; empty if there is none that can be read."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def labels_of(folder: Path) -> list[str] | None:
     """Labels that a checkpoint's configuration names, in column order; None if it has none."""
-    try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label")
-    except (OSError, ValueError):
-        return None
+    named = _config_json(folder).get("id2label")
     return [named[key] for key in sorted(named, key=int)] if named else None
 
 
@@ -176,17 +218,51 @@ def output_layer(model: Any, label_count: int) -> Any:
 
 
 def load_config(folder: str | Path) -> Any:
-    """The configuration of an encoder or model.
+    """The configuration of an encoder, or of the encoder in a model of our own class.
 
     Raises:
         ModelError: If it cannot be loaded.
     """
     from transformers import AutoConfig
 
+    content = _config_json(Path(folder))
     try:
+        if content.get("model_type") == POOLED_TYPE:
+            return AutoConfig.for_model(**content["encoder"])
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: the encoder cannot be loaded ({first_line(error)})") from None
+
+
+def encoder_layers(base: Any) -> Any:
+    """The list of an encoder's layers, from the input up: a `ModuleList`.
+
+    Found by what it is, for encoders of any kind: the one list, in no other list, that has as many
+    members of one class as the configuration says that there are layers.
+
+    Raises:
+        ModelError: If there is no such list (layers that share their weights), or several (an
+            encoder with a decoder).
+    """
+    import torch
+
+    count = getattr(base.config, "num_hidden_layers", None)
+    found: dict[str, Any] = {}
+    for name, module in base.named_modules():
+        if (
+            isinstance(module, torch.nn.ModuleList)
+            and len(module) == count
+            and len({type(layer) for layer in module}) == 1
+            and not any(name.startswith(f"{outer}.") for outer in found)
+        ):
+            found[name] = module
+    if len(found) != 1:
+        why = "lie in several lists" if found else "cannot be told apart"
+        raise ModelError(
+            f"training.layer_decay is set, but the layers of an encoder of type "
+            f"{base.config.model_type} {why}: set training.layer_decay=1"
+        )
+    return next(iter(found.values()))
 
 
 def max_positions(config: Any) -> int | None:

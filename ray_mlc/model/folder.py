@@ -1,9 +1,10 @@
 """The model folder: all that passes from training to scoring.
 
-A Hugging Face checkpoint that `AutoModelForSequenceClassification` and `pipeline` load unchanged,
-with `ray_mlc.json` (labels, decision, long-document policy, metrics, origin), `canaries.json`,
-`history.jsonl` and a model card beside it. `ray_mlc.json` is written last: a folder without it is
-not finished. Safetensors and JSON only; nothing is unpickled, no remote code is run.
+A Hugging Face checkpoint that `AutoModelForSequenceClassification` and `pipeline` load unchanged
+(or refuse, where they have no class for its head: `model.pooling`), with `ray_mlc.json` (labels,
+decision, long-document policy, metrics, origin), `canaries.json`, `history.jsonl` and a model card
+beside it. `ray_mlc.json` is written last: a folder without it is not finished. Safetensors and JSON
+only; nothing is unpickled, no remote code is run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ray_mlc.config import LongConfig, Section, WindowsConfig, describe
 from ray_mlc.errors import DataError, ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
-from ray_mlc.model.encoder import fetch, quiet_transformers
+from ray_mlc.model.encoder import fetch, pooling_of, quiet_transformers
 from ray_mlc.storage import local_path, open_storage
 
 log = logging.getLogger(__name__)
@@ -233,7 +234,7 @@ def write_model_folder(
     storage.put(CANARIES_FILE, canaries.model_dump_json().encode())
     lines = "".join(json.dumps(dict(epoch)) + "\n" for epoch in history)
     storage.put(HISTORY_FILE, lines.encode())
-    storage.put(CARD_FILE, model_card(info).encode())
+    storage.put(CARD_FILE, model_card(info, pooling=pooling_of(output)).encode())
     storage.put(INFO_FILE, info.model_dump_json(indent=2).encode())
     shutil.rmtree(output / "_tmp", ignore_errors=True)
 
@@ -257,14 +258,20 @@ def write_decision(
     info = folder.info.model_copy(update={"decision": decision, "metrics": kept})
     storage = open_storage(str(folder.path), scratch="_tmp")
     storage.put(INFO_FILE, info.model_dump_json(indent=2).encode())
-    storage.put(CARD_FILE, model_card(info).encode())
+    storage.put(CARD_FILE, model_card(info, pooling=pooling_of(folder.path)).encode())
     shutil.rmtree(folder.path / "_tmp", ignore_errors=True)
 
 
-def model_card(info: ModelInfo) -> str:
-    """The folder's README.md."""
+def model_card(info: ModelInfo, *, pooling: str | None) -> str:
+    """The folder's README.md.
+
+    Args:
+        info: Content of `ray_mlc.json`.
+        pooling: `cls` or `mean` for a folder that only ray_mlc loads.
+    """
     origin = info.training
-    front = ["---", "library_name: transformers", "pipeline_tag: text-classification", "---", ""]
+    library = "transformers" if pooling is None else "ray_mlc"
+    front = ["---", f"library_name: {library}", "pipeline_tag: text-classification", "---", ""]
     body = [
         "# Multi-label text classifier",
         "",
@@ -276,11 +283,7 @@ def model_card(info: ModelInfo) -> str:
         f"{info.decision.threshold:.4f} on{_own_thresholds(info.decision)} (fitted on validation "
         f"for {info.decision.objective or 'nothing: the default'}). {_long_texts(info.long)}",
         "",
-        "```python",
-        "from transformers import pipeline",
-        'classify = pipeline("text-classification", model=FOLDER, top_k=None)',
-        'classify("a text", truncation=True)',
-        "```",
+        *_usage(pooling),
         "",
     ]
     columns = {
@@ -307,6 +310,30 @@ def _long_texts(long: LongConfig) -> str:
         f"shared with the next and {windows.max_windows} at most, whose logits are joined by "
         f"`{windows.aggregate}`; transformers' `pipeline` reads the first window only."
     )
+
+
+def _usage(pooling: str | None) -> list[str]:
+    """How to load the model, as lines of the card."""
+    if pooling is None:
+        return [
+            "```python",
+            "from transformers import pipeline",
+            'classify = pipeline("text-classification", model=FOLDER, top_k=None)',
+            'classify("a text", truncation=True)',
+            "```",
+        ]
+    sees = {
+        "cls": "the first token's last hidden state",
+        "mean": "the mean of all last hidden states",
+    }
+    return [
+        f"Its head sees {sees[pooling]} and nothing else. transformers has no class for that: only "
+        "ray_mlc loads this folder, and `pipeline` refuses it.",
+        "",
+        "```bash",
+        'ray-mlc predict FOLDER "a text"',
+        "```",
+    ]
 
 
 def _own_thresholds(decision: Decision) -> str:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ray_mlc.config import WindowsConfig
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.cache import cache_folder, write_into_cache
+from ray_mlc.model.encoder import load_config, pooling_of
 
 log = logging.getLogger(__name__)
 
@@ -173,18 +174,25 @@ class TokenizerState:
         )
 
     @classmethod
-    def load(cls, folder: str | Path, *, digest: str | None = None) -> TokenizerState:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        digest: str | None = None,
+        special_tokens: Sequence[str] = (),
+    ) -> TokenizerState:
         """Load from a folder or the hub.
 
         Args:
             folder: Checkpoint folder or hub id.
             digest: Of the tokenizer's files: names the state in the user's cache. None: no cache.
+            special_tokens: Those that a training adds; a model folder has them already.
 
         Raises:
             ModelError: If there is no fast tokenizer.
         """
-        if digest is None:
-            return cls.of(load_pretrained_tokenizer(folder))
+        if digest is None or special_tokens:
+            return cls.of(load_pretrained_tokenizer(folder, special_tokens))
         versions = f"{version('transformers')}-{version('tokenizers')}"
         try:
             path = cache_folder("tokenizers") / f"{digest[:32]}-{versions}.json"
@@ -244,6 +252,7 @@ class Tokenizer:
         max_tokens: int | None = None,
         windows: WindowsConfig | None = None,
         digest: str | None = None,
+        special_tokens: Sequence[str] = (),
     ) -> Tokenizer:
         """Load from a folder or the hub.
 
@@ -253,11 +262,12 @@ class Tokenizer:
                 `model_max_length`.
             windows: See the constructor.
             digest: Of its files, for the user's cache; see `TokenizerState.load`.
+            special_tokens: Those that a training adds; a model folder has them already.
 
         Raises:
             ModelError: If there is no fast tokenizer, or no limit is known.
         """
-        state = TokenizerState.load(folder, digest=digest)
+        state = TokenizerState.load(folder, digest=digest, special_tokens=special_tokens)
         max_tokens = max_tokens or state.max_tokens
         if max_tokens is None:
             raise ModelError(f"{folder}: the tokenizer says no maximum: set long.max_tokens")
@@ -268,6 +278,11 @@ class Tokenizer:
         """Pieces in id order."""
         by_id = sorted(self._backend.get_vocab(with_added_tokens=False).items(), key=lambda x: x[1])
         return [piece for piece, _ in by_id]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Embeddings that its ids ask for, added tokens included: one more than the largest id."""
+        return 1 + int(max(self._backend.get_vocab(with_added_tokens=True).values()))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""
@@ -365,15 +380,32 @@ class Tokenizer:
         raise ModelError("the tokenizer's special tokens do not stand around the text")
 
 
-def load_pretrained_tokenizer(folder: str | Path) -> Any:
-    """`AutoTokenizer.from_pretrained`, with our errors."""
+def load_pretrained_tokenizer(folder: str | Path, special_tokens: Sequence[str] = ()) -> Any:
+    """`AutoTokenizer.from_pretrained`, with our errors.
+
+    Args:
+        folder: Checkpoint folder or hub id.
+        special_tokens: Markers that are to be one token each wherever they stand in a text. One
+            that the vocabulary has keeps its id, others get ids after its last one.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
+    # transformers asks the model's type for the class, and would not know that of ours
+    ours = pooling_of(Path(folder)) is not None
+    options = {"config": load_config(folder)} if ours else {}
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError) as error:
         line = first_line(error)
         raise ModelError(f"{folder}: the tokenizer cannot be loaded ({line[:200]})") from None
+    if special_tokens:
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": list(special_tokens)}, replace_extra_special_tokens=False
+        )
+    return tokenizer
 
 
 def _chunks(texts: Sequence[str]) -> list[tuple[int, int]]:

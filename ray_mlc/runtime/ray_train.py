@@ -57,6 +57,7 @@ from ray_mlc.runtime.session import (
     places,
     ray_session,
 )
+from ray_mlc.runtime.tracking import StepPoint, Tracking, check_tracking, tracking
 from ray_mlc.runtime.train import (
     VALIDATION_SCORES,
     Prepared,
@@ -106,6 +107,7 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
             f"training.best_metric is {job.training.best_metric!r}, expected one of "
             f"{', '.join(METRIC_NAMES)}"
         )
+    check_tracking(job.tracking)
     output = local_path(job.output)
     if output is None:
         raise ConfigError(f"output {job.output}: train writes to a local or mounted folder")
@@ -182,6 +184,7 @@ def _fit(
         "labels": prepared.label_set.names,
         "rates_L": prepared.rates_L,
         "pad_id": prepared.tokenizer.pad_id,
+        "vocabulary_size": prepared.vocabulary_size,
         "threads": workers.threads,
         "train": ray.put(prepared.train),
         "validation": ray.put(prepared.validation),
@@ -218,7 +221,11 @@ def _fit(
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with display.stage("train", total, "examples") as stage, _watching(monitor, stage, display):
+        with (
+            tracking(job, prepared.fingerprint, output, display.say) as curves,
+            display.stage("train", total, "examples") as stage,
+            _watching(monitor, stage, display, curves),
+        ):
             return trainer.fit()
     except (KeyboardInterrupt, SystemExit):  # Ray Train's own handler of Ctrl-C exits
         raise InterruptedRunError(
@@ -257,39 +264,53 @@ class Monitor:
         """Nothing is known yet."""
         self._examples = 0
         self._detail = ""
-        self._epochs: list[dict[str, Any]] = []
+        self._epochs: list[tuple[dict[str, Any], int]] = []
+        self._points: list[StepPoint] = []
+        self._before = 0
+        """Points that the driver has, and that are not kept."""
 
-    def step(self, examples: int, detail: str) -> None:
-        """Examples seen since the start of training, and a few words."""
+    def steps(self, examples: int, detail: str, points: Sequence[StepPoint]) -> None:
+        """Examples seen since the start of training, a few words, and the steps since the last."""
         self._examples, self._detail = examples, detail
+        self._points += points
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """The record of a finished epoch."""
-        self._epochs.append(record)
+    def epoch(self, record: dict[str, Any], step: int) -> None:
+        """The record of a finished epoch, and the optimizer steps done by its end."""
+        self._epochs.append((record, step))
 
-    def state(self) -> tuple[int, str, list[dict[str, Any]]]:
-        """All that is known."""
-        return self._examples, self._detail, self._epochs
+    def state(
+        self, points: int = 0
+    ) -> tuple[int, str, list[tuple[dict[str, Any], int]], list[StepPoint]]:
+        """All that is known, and the steps beyond the first `points` that were told."""
+        self._points = self._points[points - self._before :]
+        self._before = points
+        return self._examples, self._detail, self._epochs, self._points
 
 
 @contextmanager
-def _watching(monitor: Any, stage: StageHandle, display: Display) -> Iterator[None]:
-    """Show what the monitor knows while the block runs."""
+def _watching(
+    monitor: Any, stage: StageHandle, display: Display, curves: Tracking
+) -> Iterator[None]:
+    """Show and track what the monitor knows while the block runs."""
     done = threading.Event()
 
     def watch() -> None:
-        shown = epochs = 0
+        shown = epochs = told = 0
         last = False
         while not last:
             last = done.wait(1.0)
             try:
-                examples, detail, records = ray.get(monitor.state.remote(), timeout=5)
+                state = ray.get(monitor.state.remote(told), timeout=5)
             except ray.exceptions.RayError:
                 continue
+            examples, detail, records, points = state
             stage.advance(examples - shown, detail)
             shown = examples
-            for record in records[epochs:]:
+            curves.steps(points)
+            told += len(points)
+            for record, step in records[epochs:]:
                 display.say(describe_epoch(record))
+                curves.epoch(record, step)
             epochs = len(records)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -329,6 +350,8 @@ def _worker(config: dict[str, Any]) -> None:
         label_set,
         head_bias=head_bias(settings.head_bias, config["rates_L"], len(train_set)),
         seed=settings.seed,
+        pooling=settings.pooling,
+        vocabulary_size=config["vocabulary_size"],
     )
     freeze_unused(model)
     device = ray.train.torch.get_device()
@@ -383,7 +406,7 @@ def _epochs(
             "train_loss": loss,
             "threshold": validated.threshold,
             **({"aggregate": validated.aggregate} if settings.windows else {}),
-            "learning_rate": fitter.optimizer.param_groups[0]["lr"],
+            "learning_rate": fitter.learning_rate,
             "seconds": round(time.monotonic() - started, 3),
             "at_half": evaluate_scores_at(targets, scores, np.float32(0.5)),
             "decision": metrics,
@@ -400,7 +423,7 @@ def _epochs(
             "best_epoch": epoch + 1 if improved else state["best_epoch"],
         }
         if rank == 0:
-            config["monitor"].epoch.remote(record)
+            config["monitor"].epoch.remote(record, (epoch + 1) * fitter.steps_per_epoch)
         # not the metric itself: of equal ones Ray would keep the later, and we name the earlier
         score = float(epoch + 1 if improved else -epoch - 1)
         _report(fitter, state, {"score": score}, rank, scores=scores)
@@ -416,15 +439,20 @@ def _step_reporter(
     fitter: Fitter, monitor: Any, epoch: int, rank: int, then: Callable[[int], None]
 ) -> Callable[[int, float], None]:
     last = 0.0
+    points: list[StepPoint] = []
 
     def on_step(step: int, loss: float) -> None:
         nonlocal last
+        done = epoch * fitter.steps_per_epoch + step + 1
+        if rank == 0:
+            points.append(StepPoint(done, loss, fitter.learning_rate))
         final = step + 1 == fitter.steps_per_epoch
         if rank == 0 and (final or time.monotonic() - last >= REPORT_EVERY_S):
             last = time.monotonic()
             within = min((step + 1) * fitter.config.batch_size, len(fitter.train))
             seen = epoch * len(fitter.train) + within
-            monitor.step.remote(seen, f"epoch {epoch + 1} loss {loss:.4f}")
+            monitor.steps.remote(seen, f"epoch {epoch + 1} loss {loss:.4f}", points.copy())
+            points.clear()
         then(step)
 
     return on_step

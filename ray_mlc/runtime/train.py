@@ -35,7 +35,13 @@ from ray_mlc.model.windows import AGGREGATES, Aggregate
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.identity import versions
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
-from ray_mlc.training.loop import MODEL_STATE, Fitter, TokenizedExamples, load_weights
+from ray_mlc.training.loop import (
+    MODEL_STATE,
+    Fitter,
+    TokenizedExamples,
+    load_weights,
+    parameter_groups,
+)
 
 VALIDATION_SCORES = "validation.npy"
 """Validation scores in a checkpoint: the threshold is fitted on those of the epoch that is kept."""
@@ -55,6 +61,8 @@ class Prepared:
     """Share of the annotated training examples that have each label."""
     fingerprint: str
     """Digest of data, encoder and settings: the name of the run."""
+    vocabulary_size: int | None = None
+    """Embeddings that special tokens of the job ask for; None: those of the encoder."""
 
 
 def prepare(job: TrainJob, display: Display) -> Prepared:
@@ -76,8 +84,13 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
     if never := [name for name, count in zip(label_set.names, counts, strict=True) if not count]:
         display.say(f"note: {len(never)} label(s) are in no training row, such as {never[0]!r}")
     encoder = fetch(job.encoder)
-    windows = job.training.windows
-    tokenizer = Tokenizer.load(encoder, max_tokens=_token_limit(job, encoder), windows=windows)
+    special_tokens, windows = job.training.special_tokens, job.training.windows
+    tokenizer = Tokenizer.load(
+        encoder,
+        max_tokens=_token_limit(job, encoder),
+        windows=windows,
+        special_tokens=special_tokens,
+    )
     with display.stage("tokenize", len(train_set) + len(validation_set), "examples") as stage:
         tokenized = []
         for examples in (train_set, validation_set):
@@ -94,11 +107,43 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
         )
     annotated = len(train_set) - _unannotated_counts(tokenized[0])
     rates_L = counts / np.maximum(annotated, 1)
+    _check_encoder(job, encoder, label_set, tokenized[0])
     fingerprint = _fingerprint(job, encoder, label_set, tokenized)
     targets = _targets(validation_set, label_set)
     return Prepared(
-        encoder, tokenizer, label_set, tokenized[0], tokenized[1], targets, rates_L, fingerprint
+        encoder=encoder,
+        tokenizer=tokenizer,
+        label_set=label_set,
+        train=tokenized[0],
+        validation=tokenized[1],
+        validation_targets=targets,
+        rates_L=rates_L,
+        fingerprint=fingerprint,
+        vocabulary_size=tokenizer.vocabulary_size if special_tokens else None,
     )
+
+
+def _check_encoder(
+    job: TrainJob, encoder: Path, label_set: LabelSet, train: TokenizedExamples
+) -> None:
+    """Refuse what an encoder cannot do before Ray is started: each worker would, again and again.
+
+    Raises:
+        ModelError: If it cannot be pooled, or its learning rates not be decayed, as asked.
+    """
+    settings = job.training
+    if settings.pooling == "auto" and settings.layer_decay == 1:
+        return
+    model = new_classifier_model(
+        encoder, label_set, head_bias=None, seed=settings.seed, pooling=settings.pooling
+    )
+    parameter_groups(model, settings)
+    first_tokens = train.ids.values[train.ids.offsets[:-1]]
+    if settings.pooling == "cls" and len(np.unique(first_tokens)) > 1:
+        raise ModelError(
+            f"{job.encoder}: training.pooling is cls, but its tokenizer puts no token before the "
+            "text that could stand for the whole: set training.pooling=auto, or mean"
+        )
 
 
 def _token_limit(job: TrainJob, encoder: Path) -> int:
@@ -244,7 +289,12 @@ def write_trained(
     """
     settings = job.training
     model = new_classifier_model(
-        prepared.encoder, prepared.label_set, head_bias=None, seed=settings.seed
+        prepared.encoder,
+        prepared.label_set,
+        head_bias=None,
+        seed=settings.seed,
+        pooling=settings.pooling,
+        vocabulary_size=prepared.vocabulary_size,
     )
     load_weights(model, checkpoint / MODEL_STATE)
     scores = np.load(checkpoint / VALIDATION_SCORES, allow_pickle=False)
@@ -284,15 +334,18 @@ def write_trained(
         engine = TorchEngine(model, pad_id=prepared.tokenizer.pad_id, device="cpu", dtype="float32")
         budget = max(CPU_BATCH_TOKENS, prepared.tokenizer.max_tokens)
         tokenizer = Tokenizer.load(
-            prepared.encoder, max_tokens=prepared.tokenizer.max_tokens, windows=long.windows
+            prepared.encoder,
+            max_tokens=prepared.tokenizer.max_tokens,
+            windows=long.windows,
+            special_tokens=settings.special_tokens,
         )
         classifier = Classifier(prepared.label_set, tokenizer, engine, budget)
-        canaries = record_canaries(classifier)
+        canaries = record_canaries(classifier, special_tokens=settings.special_tokens)
         stage.advance(len(canaries.texts))
     write_model_folder(
         output,
         model=model,
-        tokenizer=load_pretrained_tokenizer(prepared.encoder),
+        tokenizer=load_pretrained_tokenizer(prepared.encoder, settings.special_tokens),
         info=info,
         canaries=canaries,
         history=latest["history"],

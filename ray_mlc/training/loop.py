@@ -5,6 +5,11 @@ step, which rank takes which of them, in how many forward passes. The loss of a 
 over the annotated cells of its GLOBAL batch, so 1 and n workers follow the same curve; ranks that
 have fewer passes run empty ones, masked out, so that collectives match.
 
+The same examples, settings, seed, number of workers and threads, machine and library versions give
+the same weights bit by bit on CPU. On CUDA some kernels add up in no fixed order, so that two runs
+differ in the last bits and drift apart from there. Another number of workers sums in another order
+as well, and draws other dropout masks; without dropout the curves agree to rounding.
+
 Nothing here knows Ray: `runtime.ray_train` wraps the model for several processes, stores
 checkpoints and reports.
 """
@@ -12,6 +17,7 @@ checkpoints and reports.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ray_mlc.config import TrainingConfig, WindowsConfig
+from ray_mlc.errors import ModelError
 from ray_mlc.model.batching import plan_batches
 from ray_mlc.model.classifier import sigmoid
+from ray_mlc.model.encoder import encoder_layers
 from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.tokenization import Ragged
 from ray_mlc.model.windows import Aggregate, aggregate_logits, aggregate_tensors
@@ -38,6 +47,9 @@ PASS_COST = 1024
 TRAINED_WITH: Aggregate = "max"
 """How windows are joined while training where validation is to choose."""
 MODEL_STATE = "model.safetensors"
+"""Weights that the model folder would get: the average, if there is one."""
+TRAINED_STATE = "trained.safetensors"
+"""Weights that the next step starts from, where they are others than those."""
 OPTIMIZER_STATE = "optimizer.pt"
 PROGRESS_STATE = "state.json"
 
@@ -160,28 +172,75 @@ def head_bias(
 
 
 def parameter_groups(model: Any, config: TrainingConfig) -> list[dict[str, Any]]:
-    """AdamW groups: head and encoder rates, decay on matrices only."""
+    """AdamW groups: head and encoder rates, those of lower layers smaller, decay on matrices only.
+
+    Raises:
+        ModelError: If `layer_decay` is set and the encoder's layers cannot be told apart.
+    """
     base = getattr(model, model.base_model_prefix, None)
     encoder = {
         id(parameter)
         for name, parameter in (base.named_parameters() if base is not None else ())
         if "pooler" not in name
     }
+    scales = layer_scales(base, config.layer_decay)
     head_rate = config.head_learning_rate or config.learning_rate
-    groups: dict[tuple[bool, bool], list[Any]] = {}
+    groups: dict[tuple[bool, bool, float], list[Any]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            key = (id(parameter) in encoder, parameter.ndim > 1)
-            groups.setdefault(key, []).append(parameter)
+            in_encoder = id(parameter) in encoder
+            scale = scales.get(id(parameter), 1.0) if in_encoder else 1.0
+            groups.setdefault((in_encoder, parameter.ndim > 1, scale), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": config.learning_rate if in_encoder else head_rate,
-            "peak": config.learning_rate if in_encoder else head_rate,
+            "lr": (config.learning_rate if in_encoder else head_rate) * scale,
+            "peak": (config.learning_rate if in_encoder else head_rate) * scale,
             "weight_decay": config.weight_decay if decays else 0.0,
+            "in_encoder": in_encoder,
         }
-        for (in_encoder, decays), parameters in groups.items()
+        for (in_encoder, decays, scale), parameters in groups.items()
     ]
+
+
+def layer_scales(base: Any, decay: float) -> dict[int, float]:
+    """Factor on the learning rate of an encoder's parameters, by their `id`.
+
+    The top layer has 1, each one below it `decay` times that of the one above, and what all layers
+    build on (all that is declared before them, and embeddings such as of relative positions) is one
+    below the lowest. Discriminative fine-tuning: Howard and Ruder 2018 (ULMFiT), section 3.2; a
+    factor per layer of a transformer: Sun et al. 2019, "How to fine-tune BERT", section 5.3.3, who
+    found 0.95 best; Clark et al. 2020 (ELECTRA) take 0.8 to 0.9.
+
+    Args:
+        base: The encoder; None if the model does not say which part of it that is.
+        decay: 1: no scales, for encoders of any kind.
+
+    Raises:
+        ModelError: If its layers cannot be told apart.
+    """
+    if decay == 1:
+        return {}
+    if base is None:
+        raise ModelError("training.layer_decay is set, but the model has no encoder: set it to 1")
+    layers = encoder_layers(base)
+    scales: dict[int, float] = {}
+    for below, layer in enumerate(reversed(layers)):
+        scales.update((id(parameter), decay**below) for parameter in layer.parameters())
+    embeddings = {
+        id(parameter)
+        for module in base.modules()
+        if isinstance(module, torch.nn.Embedding)
+        for parameter in module.parameters()
+    }
+    lowest, seen_layers = decay ** len(layers), False
+    for parameter in base.parameters():
+        if id(parameter) in scales:
+            seen_layers = True
+        else:
+            deep = not seen_layers or id(parameter) in embeddings
+            scales[id(parameter)] = lowest if deep else 1.0
+    return scales
 
 
 def freeze_unused(model: Any, vocabulary_id: int = 1) -> list[str]:
@@ -206,7 +265,20 @@ def freeze_unused(model: Any, vocabulary_id: int = 1) -> list[str]:
 
 @dataclass
 class Fitter:
-    """One rank's side of the training."""
+    """One rank's side of the training.
+
+    With `average: ema` the weights that are evaluated, saved and shipped are an exponential moving
+    average over the steps (Polyak and Juditsky 1992; for deep networks Tarvainen and Valpola 2017).
+    A fixed decay would drag the first weights along for thousands of steps, more than most
+    fine-tuning has: it is at most (1 + t) / (10 + t) at step t, counted from 0, as in TensorFlow's
+    `ExponentialMovingAverage` with `num_updates`. The average then reaches over the last tenth of
+    the steps done, until `average_decay` caps it, and the first weights are gone after a dozen. All
+    ranks have the same weights after each step, and so the same average without telling each other.
+
+    With `head_warmup` the head learns alone at first, on the encoder as it was pretrained: what a
+    random head sends back would distort it (Kumar et al. 2022, "Fine-tuning can distort pretrained
+    features"). The linear rise of `warmup` is what Goyal et al. 2017 call gradual warm-up.
+    """
 
     model: Any
     """The bare model."""
@@ -232,6 +304,16 @@ class Fitter:
         self._loss = make_loss(self.config.loss, rates_L=rates_L, rows=len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
+        self.learning_rate = 0.0
+        """Of the encoder's top layer, in the last step."""
+        self.averaged = None
+        if self.config.average is not None:
+            self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+
+    @property
+    def kept(self) -> Any:
+        """The model to evaluate and to ship: the average, if there is one."""
+        return self.model if self.averaged is None else self.averaged
 
     def run_epoch(
         self, epoch: int, *, first_step: int = 0, on_step: Callable[[int, float], None]
@@ -263,14 +345,7 @@ class Fitter:
         return float(np.mean(losses)) if losses else math.nan
 
     def _step(self, batch: NDArray[np.intp], lengths_N: NDArray[np.int64], step: int) -> float:
-        factor = learning_rate_factor(
-            step,
-            total=self.total_steps,
-            warmup=self.config.warmup,
-            schedule=self.config.schedule,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+        head_alone = self._set_learning_rates(step)
         cells = self._annotated_cells(batch)
         passes = share_of_rank(
             batch,
@@ -287,12 +362,43 @@ class Fitter:
                 # DistributedDataParallel averages gradients over ranks; the loss is a sum
                 (loss * self.world_size).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        if head_alone:
+            self._drop_encoder_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.averaged is not None:
+            decay = min(self.config.average_decay, (1 + step) / (10 + step))
+            average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            average(list(self.averaged.parameters()), list(self.model.parameters()), step)
         if self.world_size > 1:
             torch.distributed.all_reduce(total)
         return float(total)
+
+    def _set_learning_rates(self, step: int) -> bool:
+        """Rates of a step; whether the head learns alone in it."""
+        alone = int(self.total_steps * self.config.head_warmup)
+        warmup, schedule = self.config.warmup, self.config.schedule
+        head = learning_rate_factor(step, total=self.total_steps, warmup=warmup, schedule=schedule)
+        encoder = 0.0
+        if step >= alone:
+            encoder = learning_rate_factor(
+                step - alone, total=self.total_steps - alone, warmup=warmup, schedule=schedule
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * (encoder if group["in_encoder"] else head)
+        self.learning_rate = self.config.learning_rate * encoder
+        return step < alone
+
+    def _drop_encoder_gradients(self) -> None:
+        """As if the encoder were frozen: neither AdamW's moments nor the clipping see it.
+
+        Parameters that are frozen in earnest would change what DistributedDataParallel waits for.
+        """
+        for group in self.optimizer.param_groups:
+            if group["in_encoder"]:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _annotated_cells(self, batch: NDArray[np.intp]) -> int:
         offsets = self.train.unannotated_offsets
@@ -348,14 +454,14 @@ class Fitter:
         Returns:
             Shape [N, L] for each way.
         """
-        self.model.eval()
+        self.kept.eval()
         ids, costs_N = examples.ids, examples.ids.costs
         mine = np.argsort(-costs_N, kind="stable")[self.rank :: self.world_size]
         budget = max(self.config.max_batch_tokens, int(costs_N.max(initial=1)))
         scores = np.zeros((len(hows), len(mine), examples.label_count), np.float32)
         for batch in plan_batches(costs_N[mine], max_batch_tokens=budget):
             rows = mine[batch]
-            wrapped, self.wrapped = self.wrapped, self.model
+            wrapped, self.wrapped = self.wrapped, self.kept
             try:
                 logits_WL = self._forward(ids.windows(ids.windows_of(rows))).cpu().numpy()
             finally:
@@ -376,16 +482,17 @@ class Fitter:
 
     def save(self, folder: Path, progress: dict[str, Any]) -> None:
         """Write a checkpoint: weights, optimizer, and where training stands."""
-        from safetensors.torch import save_file
-
-        weights = {name: value.contiguous() for name, value in _unshared(self.model).items()}
-        save_file(weights, folder / MODEL_STATE)
+        _save_weights(self.kept, folder / MODEL_STATE)
+        if self.averaged is not None:
+            _save_weights(self.model, folder / TRAINED_STATE)
         torch.save(self.optimizer.state_dict(), folder / OPTIMIZER_STATE)
         (folder / PROGRESS_STATE).write_text(json.dumps(progress), encoding="utf-8")
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Take up a checkpoint; where training stands."""
-        load_weights(self.model, folder / MODEL_STATE)
+        load_weights(self.kept, folder / MODEL_STATE)
+        if self.averaged is not None:
+            load_weights(self.model, folder / TRAINED_STATE)
         state = torch.load(folder / OPTIMIZER_STATE, weights_only=True, map_location=self.device)
         self.optimizer.load_state_dict(state)
         return read_progress(folder)
@@ -394,6 +501,12 @@ class Fitter:
 def read_progress(folder: Path) -> dict[str, Any]:
     """Where the training of a checkpoint stands."""
     return dict(json.loads((folder / PROGRESS_STATE).read_text(encoding="utf-8")))
+
+
+def _save_weights(model: Any, file: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous() for name, value in _unshared(model).items()}, file)
 
 
 def load_weights(model: Any, file: Path) -> None:

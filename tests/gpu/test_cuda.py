@@ -94,6 +94,23 @@ def test_packed_scores_are_near_those_of_the_cpu(
     assert np.abs(scores_NL - exact_NL).max() <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_heads_of_our_own_agree_with_the_cpu_packed_or_not(
+    pooling: str, packed: bool, make_model: Callable[..., Path], tell: Callable[..., None]
+) -> None:
+    folder = make_model(pooling=pooling)
+    exact_NL = classifier_on("cpu", "float32", folder).predict_proba(TEXTS)
+    tokenizer = Tokenizer.load(folder)
+    engine = TorchEngine.load(
+        folder, pad_id=tokenizer.pad_id, device="cuda", dtype="bfloat16", packed=packed
+    )
+    classifier = Classifier(open_model(str(folder)).label_set, tokenizer, engine, 2048)
+    scores_NL = classifier.predict_proba(TEXTS)
+    tell(engine=f"tiny, {pooling}{' packed' if packed else ''}", **seen(scores_NL, exact_NL))
+    assert np.abs(scores_NL - exact_NL).max() <= TOLERANCE["bfloat16"]
+
+
 @pytest.mark.parametrize("budget", [32, 500, 20_000])
 def test_float32_scores_do_not_depend_on_the_batch(tiny_model: Path, budget: int) -> None:
     whole_NL = classifier_on("cuda", "float32", tiny_model, 4096).predict_proba(TEXTS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.curves import events
 
 from ray_mlc import synthetic
 from ray_mlc.config import TrainJob, WindowsConfig, load_job
@@ -106,6 +108,22 @@ def test_the_model_folder_is_whole_and_nothing_else_is_left(
     assert result["best_epoch"] == best["epoch"]
     assert result["metrics"]["decision"] == best["decision"]
     assert not (model.path / "_checkpoints").exists()
+
+
+def test_tensorboard_finds_every_step_and_epoch_beside_the_model(
+    trained: tuple[TrainJob, dict[str, Any]],
+) -> None:
+    job, result = trained
+    fingerprint = open_model(job.output).info.training["fingerprint"]
+    found = events(Path(job.output) / "_tensorboard" / fingerprint[:16])
+    steps = math.ceil(300 / 16)
+    for tag in ("train/loss", "train/learning_rate"):
+        assert [step for name, step, _ in found if name == tag] == [*range(1, EPOCHS * steps + 1)]
+    f1 = [(step, value) for name, step, value in found if name == "validation/f1_micro"]
+    assert f1 == [
+        (record["epoch"] * steps, pytest.approx(record["decision"]["f1_micro"]))
+        for record in result["history"]
+    ]
 
 
 def test_the_model_folder_loads_in_pipeline_and_proves_itself(

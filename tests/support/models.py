@@ -32,6 +32,7 @@ def write_tiny_model(
     max_tokens: int,
     threshold: float = 0.6,
     seed: int = 0,
+    pooling: str = "auto",
 ) -> None:
     """A model folder with a random head.
 
@@ -49,7 +50,7 @@ def write_tiny_model(
     from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 
     bias = np.linspace(-1.5, 0.5, len(label_set))
-    model = new_classifier_model(encoder, label_set, head_bias=bias, seed=seed)
+    model = new_classifier_model(encoder, label_set, head_bias=bias, seed=seed, pooling=pooling)
     with torch.no_grad():
         for name, weights in model.named_parameters():
             if "attention.self.value.weight" in name or "attention.output.dense" in name:

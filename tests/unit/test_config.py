@@ -102,6 +102,34 @@ def test_a_union_of_the_training_job_names_the_number_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.pooling=max", "expected 'auto', 'cls' or 'mean'"),
+        ("training.layer_decay=1.1", "expected less than or equal to 1"),
+        ("training.head_warmup=1", "expected less than 1"),
+        ("training.average=last", "expected 'ema'"),
+        ("training.average_decay=0.9", "expected average: ema beside average_decay"),
+        # special tokens are cut out of words as well
+        ("training.special_tokens=[url]", "markers such as <url> that are no part of a word"),
+        ("training.special_tokens=['<a b>']", "markers such as <url>"),
+        ("training.special_tokens=['']", "markers such as <url>"),
+        ("training.special_tokens=['<a>', '<a>']", "expected each marker once"),
+        ("training.special_tokens=<url>", "expected a valid list"),
+        ("tracking.mlfow=x", "did you mean mlflow?"),
+        ("tracking.mlflow=' '", "expected a tracking URI such as http://host:5000, or null"),
+    ],
+)
+def test_a_training_option_that_cannot_be_is_refused_in_words(override: str, said: str) -> None:
+    assert said in refused(override, kind=TrainJob)
+
+
+def test_a_tracking_uri_with_a_password_is_refused_without_it() -> None:
+    message = refused("tracking.mlflow=https://me:hunter22@host/", kind=TrainJob)
+    assert "MLFLOW_TRACKING_PASSWORD" in message
+    assert "hunter22" not in message
+
+
+@pytest.mark.parametrize(
     ("text", "size"),
     [("4096", 4096), ("64MiB", 64 * 2**20), ("1.5 GB", 1_500_000_000), ("2kb", 2000), ("1B", 1)],
 )

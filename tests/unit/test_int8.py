@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,25 @@ def test_an_int8_form_scores_near_float32_and_is_recorded_by_its_bytes(quantized
     exact = resolve(folder, EngineConfig(dtype="float32"), BatchingConfig(), **options)
     assert exact.weights is None
     exact_NL = load_classifier(folder, exact).predict_proba(TEXTS)
+    difference = np.abs(scores_NL - exact_NL)
+    assert 0 < difference.max() < 0.5
+    assert difference.mean() < 0.05
+
+
+@needs_nncf
+def test_a_head_on_the_mean_is_quantized_too(
+    make_model: Callable[..., Path], data: dict[str, list[str]]
+) -> None:
+    path = make_model(pooling="mean")
+    make(path, data)
+    folder = open_model(str(path))
+    exact = resolve(
+        folder, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None
+    )
+    scores_NL, exact_NL = (
+        load_classifier(folder, chosen).predict_proba(TEXTS) for chosen in (resolved(path), exact)
+    )
+    assert exact_NL.std(axis=0).max() > 0.05
     difference = np.abs(scores_NL - exact_NL)
     assert 0 < difference.max() < 0.5
     assert difference.mean() < 0.05

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.models import classifier_of
 from transformers import BertConfig, BertForSequenceClassification
 
 from ray_mlc.config import TrainingConfig
+from ray_mlc.errors import ModelError
+from ray_mlc.model.encoder import encoder_layers
 from ray_mlc.model.engines.protocol import pad
+from ray_mlc.model.pooling import PooledClassifier
 from ray_mlc.model.tokenization import Ragged
 from ray_mlc.model.windows import AGGREGATES, Aggregate, aggregate_tensors
 from ray_mlc.training.loop import (
     MODEL_STATE,
+    TRAINED_STATE,
     Fitter,
     TokenizedExamples,
     freeze_unused,
     head_bias,
+    layer_scales,
     learning_rate_factor,
     load_weights,
+    parameter_groups,
     plan_epoch,
     read_progress,
     share_of_rank,
@@ -115,12 +123,12 @@ def settings_of(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**values)
 
 
-def tiny_bert(*, dropout: float = 0.0) -> Any:
+def tiny_bert(*, dropout: float = 0.0, layers: int = 1) -> Any:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=16,
         max_position_embeddings=32,
@@ -359,7 +367,152 @@ def test_a_label_in_a_masked_cell_is_not_read() -> None:
     assert one == other
 
 
+# Options
+
+
+def test_the_same_settings_give_the_same_weights_bit_by_bit() -> None:
+    train = examples(40, unannotated=True)
+    runs = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)  # what the process drew before must not matter
+        fitter = fitter_of(train, model=tiny_bert(dropout=0.3, layers=2), **OPTIONS)
+        runs.append((curve(fitter), fitter))
+    (losses, one), (other_losses, other) = runs
+    assert losses == other_losses
+    for model, twin in ((one.model, other.model), (one.kept, other.kept)):
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, twin.state_dict()[name])
+    reseeded = fitter_of(train, model=tiny_bert(dropout=0.3, layers=2), **OPTIONS, seed=1)
+    assert curve(reseeded) != losses
+
+
+def test_options_that_are_off_leave_the_parameter_groups_as_they_were() -> None:
+    model = tiny_bert(layers=3)
+    groups = parameter_groups(model, settings_of())
+    assert len(groups) == 4
+    assert {(group["lr"], group["weight_decay"]) for group in groups} == {
+        (5e-3, 0.01), (5e-3, 0.0), (1e-2, 0.01), (1e-2, 0.0)
+    }  # fmt: skip
+    assert layer_scales(None, 1.0) == {}
+
+
+KINDS = ("bert", "distilbert", "roberta", "electra", "mpnet", "deberta-v2", "modernbert", "gpt2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_layer_learns_slower_than_the_one_above_it(kind: str) -> None:
+    model = classifier_of(kind)
+    layers = list(encoder_layers(model.base_model))
+    assert len(layers) == 2
+    peaks = {
+        id(parameter): group["peak"] / 5e-3
+        for group in parameter_groups(model, settings_of(layer_decay=0.5, head_learning_rate=None))
+        for parameter in group["params"]
+    }
+    assert len(peaks) == len(list(model.parameters()))
+    for scale, layer in ((0.5, layers[0]), (1.0, layers[1])):
+        assert {peaks[id(parameter)] for parameter in layer.parameters()} == {scale}
+    embedding = model.get_input_embeddings().weight
+    assert peaks[id(embedding)] == 0.25
+    for name, parameter in model.named_parameters():
+        if "relative_attention_bias" in name or "rel_embeddings" in name or "embeddings" in name:
+            assert peaks[id(parameter)] == 0.25, name
+        if name.startswith(("classifier", "pooler", "score", "head", "final_norm")):
+            assert peaks[id(parameter)] == 1.0, name
+
+
+@pytest.mark.parametrize("kind", ["albert", "t5"])
+def test_layers_that_cannot_be_told_apart_are_refused_only_if_asked_for(kind: str) -> None:
+    model = classifier_of(kind)
+    assert parameter_groups(model, settings_of())
+    with pytest.raises(ModelError, match=r"type (albert|t5) .*set training.layer_decay=1") as error:
+        parameter_groups(model, settings_of(layer_decay=0.9))
+    assert "\n" not in str(error.value)
+
+
+def test_the_head_learns_alone_at_first_and_then_the_encoder_rises() -> None:
+    train = examples(80)  # ten steps an epoch
+    fitter = fitter_of(train, head_warmup=0.25, warmup=0.2)
+    encoder = [value.clone() for value in fitter.model.bert.encoder.parameters()]
+    head = fitter.model.classifier.weight.clone()
+    moved, rates = [], []
+
+    def on_step(step: int, loss: float) -> None:
+        del step, loss
+        now = fitter.model.bert.encoder.parameters()
+        moved.append(any(not torch.equal(a, b) for a, b in zip(encoder, now, strict=True)))
+        rates.append(fitter.learning_rate)
+        if len(moved) == 1:
+            assert not torch.equal(head, fitter.model.classifier.weight)
+            seen = {id(p) for p in fitter.optimizer.state}
+            assert not any(id(p) in seen for p in fitter.model.bert.encoder.parameters())
+
+    for epoch in range(2):
+        fitter.run_epoch(epoch, on_step=on_step)
+    assert moved == [False] * 5 + [True] * 15
+    assert rates[:5] == [0.0] * 5
+    assert rates[5:9] == pytest.approx([5e-3 / 3, 5e-3 * 2 / 3, 5e-3, 5e-3])
+    assert all(high > low for high, low in pairwise(rates[8:]))
+
+
+def test_the_average_is_the_moving_average_of_the_weights_and_is_what_is_kept(
+    tmp_path: Path,
+) -> None:
+    from safetensors.torch import load_file
+
+    train, validation = examples(40), examples(9, seed=3)
+    fitter = fitter_of(train, average="ema", average_decay=0.5)
+    plain = fitter_of(train)
+    expected = {name: value.clone() for name, value in fitter.model.state_dict().items()}
+    steps = 0
+
+    def on_step(step: int, loss: float) -> None:
+        nonlocal steps
+        del step, loss
+        decay = min(0.5, (1 + steps) / (10 + steps))
+        for name, value in fitter.model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+        steps += 1
+
+    for epoch in range(2):
+        fitter.run_epoch(epoch, on_step=on_step)
+        plain.run_epoch(epoch, on_step=lambda *_: None)
+    for name, value in fitter.kept.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+        # training itself does not notice
+        assert torch.equal(fitter.model.state_dict()[name], plain.model.state_dict()[name])
+    scores_NL = fitter.predict(validation)["max"]
+    assert np.abs(scores_NL - plain.predict(validation)).max() > 1e-4
+    plain.model.load_state_dict(expected)
+    np.testing.assert_allclose(scores_NL, plain.predict(validation), atol=1e-5)
+    fitter.save(tmp_path, {})
+    kept, trained = load_file(tmp_path / MODEL_STATE), load_file(tmp_path / TRAINED_STATE)
+    assert torch.equal(kept["classifier.weight"], fitter.kept.classifier.weight)
+    assert torch.equal(trained["classifier.weight"], fitter.model.classifier.weight)
+    assert not torch.equal(kept["classifier.weight"], trained["classifier.weight"])
+
+
+def test_the_first_weights_leave_the_average_within_a_dozen_steps() -> None:
+    share = math.prod(min(0.999, (1 + step) / (10 + step)) for step in range(12))
+    assert share < 1e-5
+
+
+def test_a_checkpoint_without_an_average_holds_the_weights_once(tmp_path: Path) -> None:
+    fitter_of(examples(3)).save(tmp_path, {})
+    assert not (tmp_path / TRAINED_STATE).exists()
+
+
 # Several processes
+
+
+OPTIONS = {"layer_decay": 0.7, "head_warmup": 0.3, "average": "ema", "average_decay": 0.9}
+
+
+def tiny_mean() -> Any:
+    """A model of our own class, of two layers."""
+    bert = tiny_bert(layers=2).bert
+    bert.pooler = None
+    return PooledClassifier(bert, pooling="mean", dropout=0.0, names=["a", "b", "c"])
 
 
 def _train_in_a_group(rank: int, port: int, folder: str, changes: dict[str, Any]) -> None:
@@ -376,7 +529,22 @@ def _train_in_a_group(rank: int, port: int, folder: str, changes: dict[str, Any]
     )
     losses = curve(fitter)
     scores_NL = fitter.predict(examples(11, seed=7, windowed=True))["max"]
-    np.savez(Path(folder) / f"{rank}.npz", losses=losses, scores=scores_NL)
+    optioned = fitter_of(
+        examples(30, unannotated=True),
+        model=tiny_mean(),
+        wrap=torch.nn.parallel.DistributedDataParallel,
+        rank=rank,
+        world_size=2,
+        **changes,
+        **OPTIONS,
+    )
+    np.savez(
+        Path(folder) / f"{rank}.npz",
+        losses=losses,
+        scores=scores_NL,
+        optioned_losses=curve(optioned),
+        optioned_scores=optioned.predict(examples(11, seed=7))["max"],
+    )
     torch.distributed.barrier()
     # PyTorch 2.13 now and then waits for ever when a group is taken down: a gloo thread wants the
     # interpreter's lock, which the destructor holds
@@ -411,10 +579,25 @@ def test_two_workers_follow_the_curve_of_one(two_workers: list[Any]) -> None:
         )
 
 
+def test_two_workers_follow_the_curve_of_one_with_every_option_on(two_workers: list[Any]) -> None:
+    alone = fitter_of(
+        examples(30, unannotated=True),
+        model=tiny_mean(),
+        batch_size=3,
+        max_batch_tokens=14,
+        **OPTIONS,
+    )
+    losses, scores_NL = curve(alone), alone.predict(examples(11, seed=7))["max"]
+    assert losses[0] != pytest.approx(losses[-1], abs=1e-2)
+    for rank in range(2):
+        np.testing.assert_allclose(two_workers[rank]["optioned_losses"], losses, atol=1e-4)
+        np.testing.assert_allclose(two_workers[rank]["optioned_scores"], scores_NL, atol=1e-4)
+
+
 def test_every_rank_reports_the_same_loss_and_scores(two_workers: list[Any]) -> None:
     one, other = two_workers
-    assert one["losses"].tolist() == other["losses"].tolist()
-    assert one["scores"].tolist() == other["scores"].tolist()
+    for name in ("losses", "scores", "optioned_losses", "optioned_scores"):
+        assert one[name].tolist() == other[name].tolist()
 
 
 # Prediction
@@ -476,14 +659,15 @@ def test_a_pass_holds_no_more_padded_tokens_than_asked_unless_one_document_has_m
 # Checkpoints
 
 
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
 @pytest.mark.parametrize("stop_at", [(0, 3), (1, 0), (1, 4)])
 def test_a_run_that_stops_and_resumes_equals_one_that_did_not(
-    stop_at: tuple[int, int], tmp_path: Path
+    stop_at: tuple[int, int], options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Dropout included: each step has a seed of its own."""
     train = examples(44)
     whole: dict[tuple[int, int], float] = {}
-    stopped = fitter_of(train, model=tiny_bert(dropout=0.3))
+    stopped = fitter_of(train, model=tiny_bert(dropout=0.3), **options)
     for epoch in range(2):
 
         def on_step(step: int, loss: float, epoch: int = epoch) -> None:
@@ -493,9 +677,10 @@ def test_a_run_that_stops_and_resumes_equals_one_that_did_not(
 
         stopped.run_epoch(epoch, on_step=on_step)
     torch.manual_seed(99)
-    resumed = fitter_of(train, model=tiny_bert(dropout=0.3))
-    for parameter in resumed.model.parameters():
-        parameter.data.zero_()
+    resumed = fitter_of(train, model=tiny_bert(dropout=0.3), **options)
+    for model in (resumed.model, resumed.kept):
+        for parameter in model.parameters():
+            parameter.data.zero_()
     progress = resumed.load(tmp_path)
     assert (progress["epoch"], progress["step"]) == stop_at
     rest: dict[tuple[int, int], float] = {}
@@ -508,8 +693,9 @@ def test_a_run_that_stops_and_resumes_equals_one_that_did_not(
         )
         first = 0
     assert rest == {key: loss for key, loss in whole.items() if key >= stop_at}
-    for name, value in resumed.model.state_dict().items():
-        assert torch.equal(value, stopped.model.state_dict()[name])
+    for one, other in ((resumed.model, stopped.model), (resumed.kept, stopped.kept)):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name])
 
 
 class Tied(torch.nn.Module):

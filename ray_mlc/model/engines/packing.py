@@ -4,10 +4,11 @@ Everything but attention works token by token and does not care where a document
 told by `cu_seqlens`, the positions at which documents begin, as FlashAttention's varlen kernels
 take them. The model stays transformers' own: it is given an attention function (by transformers'
 attention interface), position ids that start anew with each document, and a hook behind its encoder
-that hands only the first token of each document on to the head, as a batch of B.
+that hands one vector of each document on to the head, as a batch of B documents of one token: the
+first token's, or the mean for a `PooledClassifier` that takes means.
 
 That is right only for encoders whose positions come from `position_ids` and whose head looks at
-the first token: `PACKABLE` names them, a test holds each against the padded form, and the canaries
+nothing else: `PACKABLE` names them, a test holds each against the padded form, and the canaries
 are checked on the hardware that scores.
 """
 
@@ -22,6 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
+
+from ray_mlc.model.pooling import PooledClassifier
 
 ATTENTION = "ray_mlc_packed"
 PACKABLE = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
@@ -141,27 +144,35 @@ class PackedModel:
         from transformers import AttentionInterface
 
         AttentionInterface.register(ATTENTION, packed_attention)
-        model.set_attn_implementation(ATTENTION)
+        base = model.base_model
+        base.set_attn_implementation(ATTENTION)
         config = model.config
         self._model = model
         after_pad = config.model_type in _POSITIONS_AFTER_PAD
         self.first_position = int(config.pad_token_id) + 1 if after_pad else 0
-        self._starts: torch.Tensor
-        base = model.base_model
+        self._means = isinstance(model, PooledClassifier) and model.pooling == "mean"
+        self._cu_seqlens: torch.Tensor
+        self._documents: int
         encoder = base.transformer if hasattr(base, "transformer") else base.encoder
-        encoder.register_forward_hook(self._first_tokens)
+        encoder.register_forward_hook(self._one_token_each)
 
-    def _first_tokens(self, module: Any, inputs: Any, output: Any) -> Any:
-        """[1, T, hidden] to [B, 1, hidden]: what the head takes for the first tokens of a batch."""
+    def _one_token_each(self, module: Any, inputs: Any, output: Any) -> Any:
+        """[1, T, hidden] to [B, 1, hidden]: what the head takes for documents of one token."""
         del module, inputs
-        hidden = output.last_hidden_state[0]
-        output.last_hidden_state = hidden.index_select(0, self._starts)[:, None]
+        hidden_TH = output.last_hidden_state[0]
+        bounds = self._cu_seqlens.long()
+        if self._means:
+            means = torch.segment_reduce(hidden_TH.float(), "mean", offsets=bounds, axis=0)
+            pooled_BH = means[: self._documents].to(hidden_TH.dtype)
+        else:
+            pooled_BH = hidden_TH.index_select(0, bounds[: self._documents])
+        output.last_hidden_state = pooled_BH[:, None]
         return output
 
     def __call__(self, packed: Packed, *, device: str) -> torch.Tensor:
         """Logits of the documents, shape [B, L]."""
         cu_seqlens = on_device(packed.cu_seqlens, device)
-        self._starts = cu_seqlens[: packed.documents].long()
+        self._cu_seqlens, self._documents = cu_seqlens, packed.documents
         logits: torch.Tensor = self._model(
             input_ids=on_device(packed.input_ids_T, device)[None],
             position_ids=on_device(packed.position_ids_T, device)[None],

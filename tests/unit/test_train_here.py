@@ -1,0 +1,162 @@
+"""A training from examples to model folder in one process: what options make of the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ray_mlc import synthetic
+from ray_mlc.config import BatchingConfig, EngineConfig, TrainJob, load_job
+from ray_mlc.errors import ModelError
+from ray_mlc.evaluation.evaluate import evaluate_scores_at
+from ray_mlc.evaluation.thresholds import fit_global_threshold
+from ray_mlc.model.encoder import new_classifier_model, pooling_of
+from ray_mlc.model.engines.choose import load_classifier, resolve
+from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.train import VALIDATION_SCORES, Prepared, prepare, write_trained
+from ray_mlc.training.loop import Fitter, freeze_unused, head_bias
+
+MARKED = "<url>"
+
+
+@pytest.fixture(scope="module")
+def make_job(
+    tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., TrainJob]:
+    """A job on few examples, every third of which names a URL: `make_job(output, overrides…)`."""
+    folder = tmp_path_factory.mktemp("examples")
+    synthetic.write_examples(folder, train=60, validation=30, test=1, seed=0)
+    for file in folder.glob("*.parquet"):
+        table = pq.read_table(file)
+        texts = [
+            f"{MARKED} see{MARKED}{text}" if row % 3 == 0 else text
+            for row, text in enumerate(table["text"].to_pylist())
+        ]
+        place = table.schema.get_field_index("text")
+        pq.write_table(table.set_column(place, "text", [texts]), file)
+
+    def make(output: Path, *overrides: str) -> TrainJob:
+        options = {
+            "data.train": str(folder / "train.parquet"),
+            "data.validation": str(folder / "validation.parquet"),
+            "encoder": str(tiny_encoder),
+            "output": str(output),
+            "training": {"epochs": 2, "batch_size": 8, "dtype": "float32", "max_tokens": 32},
+        }
+        return load_job(TrainJob, options=options, overrides=overrides)
+
+    return make
+
+
+def train_here(job: TrainJob, checkpoint: Path) -> tuple[Prepared, Fitter, ModelFolder]:
+    """What the workers of a training do, by one, without Ray."""
+    display, settings = Display(quiet=True), job.training
+    prepared = prepare(job, display)
+    model = new_classifier_model(
+        prepared.encoder,
+        prepared.label_set,
+        head_bias=head_bias(settings.head_bias, prepared.rates_L, len(prepared.train)),
+        seed=settings.seed,
+        pooling=settings.pooling,
+        vocabulary_size=prepared.vocabulary_size,
+    )
+    freeze_unused(model)
+    fitter = Fitter(
+        model=model,
+        wrapped=model,
+        train=prepared.train,
+        config=settings,
+        pad_id=prepared.tokenizer.pad_id,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+    )
+    for epoch in range(settings.epochs):
+        fitter.run_epoch(epoch, on_step=lambda *_: None)
+    checkpoint.mkdir()
+    scores_NL = fitter.predict(prepared.validation)["max"]
+    fitter.save(checkpoint, {"epoch": settings.epochs, "step": 0})
+    np.save(checkpoint / VALIDATION_SCORES, scores_NL)
+    latest: dict[str, Any] = {"epoch": settings.epochs, "best_epoch": 2, "history": []}
+    write_trained(job, prepared, checkpoint, latest, Path(job.output), display)
+    return prepared, fitter, open_model(job.output)
+
+
+ALL = (
+    "training.pooling=mean",
+    f"training.special_tokens=['{MARKED}', '[unused9]']",
+    "training.layer_decay=0.8",
+    "training.head_warmup=0.2",
+    "training.average=ema",
+)
+
+
+@pytest.mark.parametrize("overrides", [(), ALL], ids=["defaults", "options"])
+def test_the_folder_scores_as_training_measured(
+    overrides: tuple[str, ...], make_job: Callable[..., TrainJob], tmp_path: Path
+) -> None:
+    job = make_job(tmp_path / "model", *overrides)
+    prepared, fitter, folder = train_here(job, tmp_path / "checkpoint")
+    engine = EngineConfig(dtype="float32")
+    chosen = resolve(folder, engine, BatchingConfig(), cuda=False)
+    classifier = load_classifier(folder, chosen)
+    texts = pq.read_table(job.data.validation)["text"].to_pylist()
+    scores_NL = classifier.predict_proba(texts)
+    np.testing.assert_allclose(
+        scores_NL, fitter.predict(prepared.validation)["max"], rtol=0, atol=1e-5
+    )
+    targets = prepared.validation_targets
+    threshold = fit_global_threshold(targets, scores_NL)
+    assert folder.info.metrics["decision"]["f1_micro"] == pytest.approx(
+        evaluate_scores_at(targets, scores_NL, np.float32(threshold))["f1_micro"], abs=0.02
+    )
+    assert pooling_of(folder.path) == ("mean" if overrides else None)
+    canaries = folder.canaries()
+    assert canaries is not None
+    assert sum(MARKED in text for text in canaries.texts) == bool(overrides)
+    marker = classifier.tokenizer.encode([MARKED]).row(0).tolist()
+    assert (len(marker) == 3) == bool(overrides)
+    if overrides:
+        assert prepared.train.ids.values.tolist().count(marker[1]) == 40
+    assert folder.info.training["settings"]["pooling"] == ("mean" if overrides else "auto")
+
+
+def test_every_option_has_a_fingerprint_of_its_own_and_curves_have_none(
+    make_job: Callable[..., TrainJob], tmp_path: Path
+) -> None:
+    display = Display(quiet=True)
+    changes = (*ALL, "training.pooling=cls", "tracking.mlflow=http://host", "training.seed=0")
+    prints = {
+        change: prepare(make_job(tmp_path / "model", change), display).fingerprint
+        for change in changes
+    }
+    assert prints["tracking.mlflow=http://host"] == prints["training.seed=0"]
+    assert len(set(prints.values())) == len(changes) - 1
+
+
+def test_what_an_encoder_cannot_do_is_refused_before_ray_is_started(
+    make_job: Callable[..., TrainJob], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path / "model", "training.pooling=cls")
+    assert prepare(job, Display(quiet=True)).vocabulary_size is None
+    # a tokenizer that puts no token before the text
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "encoder"))
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["post_processor"] = None
+    file.write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64})
+    )
+    other = make_job(tmp_path / "model", "training.pooling=cls", f"encoder={folder}")
+    with pytest.raises(ModelError, match="puts no token before the text") as caught:
+        prepare(other, Display(quiet=True))
+    assert "\n" not in str(caught.value)
