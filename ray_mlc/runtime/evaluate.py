@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from ray_mlc import __version__
 from ray_mlc.config import BatchingConfig, EngineConfig
 from ray_mlc.errors import ConfigError, DataError
 from ray_mlc.evaluation.evaluate import evaluate
+from ray_mlc.evaluation.study import study
 from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.decisions import decide
+from ray_mlc.model.decisions import Decision, decide
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.report.evaluation import evaluation_page
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import Storage, open_storage
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
@@ -80,14 +84,36 @@ def evaluate_model(
     dtype: str,
     device: str,
     output: Path | None,
+    texts: bool,
     display: Display,
 ) -> tuple[dict[str, Any], Path]:
-    """Measure a model on examples, and save the figures.
+    """Measure a model on examples; save the figures, and beside them a report to look at.
+
+    Args:
+        model: Model folder or hub id.
+        examples: Labelled examples.
+        text: Column, or template, of the text.
+        labels: Column or columns of the labels.
+        dtype: Precision of the scores.
+        device: `cpu`, `cuda` or `auto`.
+        output: JSON to write; None: in the model folder, named after the examples. The report is
+            the file of the same name that ends in .html.
+        texts: Whether the report shows the texts of mistakes; the JSON never does.
+        display: Told about progress.
 
     Returns:
-        The figures (`evaluation.evaluate.evaluate`, and `model`, `examples`, `threshold`,
-        `unknown_labels`, `seconds`), and the file they were written to.
+        The figures (`evaluation.study.Study.summary`, and `model`, `examples`, `threshold`,
+        `unknown_labels`, `seconds`, `report`), and the file they were written to.
+
+    Raises:
+        ConfigError: If `output` names the report.
+        DataError: If the examples cannot be used.
+        StorageError: If nothing can be written there.
     """
+    if output is not None and output.suffix == ".html":
+        raise ConfigError(
+            f"--output is {output}: it names the JSON; the report lies beside it and ends in .html"
+        )
     folder = open_model(model)
     label_set = folder.label_set
     storage, name = _place(output or folder.path / "evaluation", examples[0], output)
@@ -101,33 +127,85 @@ def evaluate_model(
         )
     started = time.monotonic()
     classifier = load_here(folder, dtype=dtype, device=device)
+    documents = data.texts.to_pylist()
     with display.stage("evaluate", len(data), "examples") as stage:
-        scores_NL = classifier.predict_proba(data.texts.to_pylist(), progress=stage.advance)
+        ragged = classifier.tokenizer.encode(documents)
+        scores_NL = classifier.scores(ragged, progress=stage.advance)
     if not np.isfinite(scores_NL).all():
         raise DataError(f"{model}: the model gives scores that are not finite")
     extra = len(unknown)
+    decision = folder.info.decision
+    thresholds_L = np.pad(decision.thresholds_L(label_set), (0, extra), constant_values=1)
+    if extra:  # padding copies
+        scores_NL = np.pad(scores_NL, ((0, 0), (0, extra)))
+    targets_NL = data.targets_NL()
     rates = folder.info.label_rates
-    result = evaluate(
-        data.targets_NL(),
-        np.pad(scores_NL, ((0, 0), (0, extra))),
+    figures = evaluate(
+        targets_NL,
+        scores_NL,
         label_set=data.label_set,
-        thresholds_L=np.pad(
-            folder.info.decision.thresholds_L(label_set), (0, extra), constant_values=1
-        ),
+        thresholds_L=thresholds_L,
         rates_L=np.pad(np.array(rates or data.label_rates()[: len(label_set)]), (0, extra)),
     )
-    result |= {
+    with display.stage("report", len(data), "examples") as stage:
+        found = study(
+            figures,
+            targets_NL,
+            scores_NL,
+            decide(scores_NL, thresholds_L),
+            thresholds_L=thresholds_L,
+            n_tokens_N=ragged.n_tokens,
+            truncated_N=ragged.n_tokens > ragged.lengths,
+            max_tokens=classifier.tokenizer.max_tokens,
+        )
+        stage.advance(len(data))
+    page = str(PurePath(name).with_suffix(".html"))
+    ids = data.ids.to_pylist()
+    result = found.summary(ids) | {
         "model": model,
         "examples": list(examples),
-        "threshold": folder.info.decision.threshold,
+        "threshold": decision.threshold,
         "unknown_labels": list(unknown),
         "dtype": classifier.engine.dtype,
         "seconds": round(time.monotonic() - started, 3),
         "tokens": int(classifier.stats.real_tokens),
         "padding": round(classifier.stats.padding, 4),
+        "report": str(Path(storage.uri) / page),
     }
+    html = evaluation_page(
+        found,
+        title=f"Evaluation of {model}",
+        facts=_facts(result, decision, classifier),
+        ids=ids,
+        texts=documents if texts else None,
+    )
+    storage.put(page, html.encode())
     storage.put(name, json.dumps(result, indent=1, ensure_ascii=False).encode())
     return result, Path(storage.uri) / name
+
+
+def _facts(
+    result: Mapping[str, Any], decision: Decision, classifier: Classifier
+) -> list[tuple[str, str]]:
+    """What the reader of a report must know first."""
+    thresholds = f"threshold {decision.threshold:.4g}"
+    if decision.per_label:
+        thresholds += f", {len(decision.per_label):,} labels have their own"
+    if decision.objective:
+        thresholds += f"; fitted for {decision.objective}"
+    labels = f"{len(result['per_label']):,}"
+    if result["unknown_labels"]:
+        labels += f", {len(result['unknown_labels']):,} of them unknown to the model"
+    return [
+        ("model", result["model"]),
+        ("examples", ", ".join(result["examples"])),
+        ("documents", f"{result['n']:,}"),
+        ("labels", labels),
+        ("decision", thresholds),
+        ("tokens kept", f"{classifier.tokenizer.max_tokens:,} per document"),
+        ("precision", f"{classifier.engine.dtype} on {classifier.engine.device}"),
+        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, ray-mlc {__version__}"),
+    ]
 
 
 def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, str]:
