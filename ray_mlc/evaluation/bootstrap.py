@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.evaluation.blocks import BLOCK_CELLS, label_cells, slices
+from ray_mlc.evaluation.blocks import BLOCK_CELLS, BLOCK_LABELS, label_cells, slices
 from ray_mlc.evaluation.metrics import annotated_cells, document_losses
 
 REPLICATES = 500
@@ -47,7 +47,7 @@ MICRO_STEPS = 2_048
 LEAST_POSITIVES = 10
 """Positives that a label needs for an interval of its own: a bootstrap of two or three of them
 mostly repeats what they are."""
-_WEIGHT_CELLS = 1 << 24  # weights held at a time: 64 MiB
+_WEIGHT_CELLS = 1 << 22  # weights held at a time: what is made of them takes up to 20 times 16 MiB
 _PRODUCT_LABELS = 256  # columns made float32 at a time
 
 Replicates = dict[str, NDArray[np.float64]]
@@ -186,10 +186,10 @@ def of_decisions(
     for drawn_NR in weights(len(targets_NL), replicates=replicates, seed=seed):
         f1_LR = np.empty((labels, drawn_NR.shape[1]), np.float32)
         for columns in slices(labels, _PRODUCT_LABELS):
-            marked_NB = given_NL[:, columns].astype(np.float32) + positive_NL[:, columns]
-            marked_BR = np.ascontiguousarray(marked_NB.T) @ drawn_NR
-            hits_BN = np.ascontiguousarray(hits_NL[:, columns].T, np.float32)
-            f1_LR[columns] = _quotient(2 * (hits_BN @ drawn_NR), marked_BR)
+            hits_BR = _drawn(hits_NL[:, columns], drawn_NR)
+            marked_BR = _drawn(given_NL[:, columns], drawn_NR)
+            marked_BR += _drawn(positive_NL[:, columns], drawn_NR)
+            f1_LR[columns] = _quotient(2 * hits_BR, marked_BR)
         right, rows, wrong, cells, of_samples, f1_top, f1_bottom = (drawn_NR.T @ sums_NF).T
         said_LR = ~np.isnan(f1_LR)
         sums_R = np.nan_to_num(f1_LR).sum(axis=0, dtype=np.float64)
@@ -203,6 +203,11 @@ def of_decisions(
         f1_parts.append(f1_LR)
     names = ("accuracy", "binary_accuracy", "f1_micro", "f1_macro", "f1_samples")
     return dict(zip(names, np.concatenate(found, axis=1), strict=True)), np.hstack(f1_parts)
+
+
+def _drawn(cells_NB: NDArray[np.bool_], drawn_NR: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weight of the documents in which some labels' cells are True, shape [B, R]."""
+    return np.ascontiguousarray(cells_NB.T, np.float32) @ drawn_NR
 
 
 def _document_sums(
@@ -284,12 +289,15 @@ def _macro(
     sums_2R, counts_2R = np.zeros((2, drawn_NR.shape[1])), np.zeros((2, drawn_NR.shape[1]))
     everywhere = bool(annotated_NL.all())
     rows_K, total_R = np.arange(len(drawn_NR)), drawn_NR.sum(axis=0)
+    totals_BR = np.empty((0, 0), np.float32)
     for label, scores_K, positives_P in label_cells(annotated_NL, positive_NL, scores_NL):
+        if not everywhere:
+            place = label % BLOCK_LABELS
+            if not place:
+                totals_BR = _drawn(annotated_NL[:, label : label + BLOCK_LABELS], drawn_NR)
+            rows_K, total_R = np.flatnonzero(annotated_NL[:, label]), totals_BR[place]
         if not len(positives_P):
             continue
-        if not everywhere:
-            rows_K = np.flatnonzero(annotated_NL[:, label])
-            total_R = drawn_NR[rows_K].sum(axis=0)
         edges_E = _edges(positives_P)
         reached_K = scores_K >= edges_E[0]
         rows_C = rows_K[reached_K]

@@ -122,7 +122,7 @@ def _headline(found: Study) -> Section:
     return Section(
         "How good it is",
         "Labels given from a score of 0.5 on, and as the model's decision says, beside a dummy "
-        "that gives every document the label rates of the training data as its scores.",
+        "that gives every document the label rates as its scores.",
         [Plot(_headline_figure(found)), Table(columns, rows, note)],
     )
 

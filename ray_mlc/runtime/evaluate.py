@@ -19,14 +19,15 @@ from ray_mlc.errors import ConfigError, DataError
 from ray_mlc.evaluation.evaluate import evaluate
 from ray_mlc.evaluation.study import study
 from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.decisions import Decision, decide
+from ray_mlc.model.decisions import decide
 from ray_mlc.model.engines.choose import load_classifier, resolve
-from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.model.folder import ModelFolder, ModelInfo, open_model
 from ray_mlc.report.evaluation import evaluation_page
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import Storage, open_storage
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 
+_SCRATCH = ".tmp"
 DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
 
 
@@ -110,7 +111,7 @@ def evaluate_model(
         DataError: If the examples cannot be used.
         StorageError: If nothing can be written there.
     """
-    if output is not None and output.suffix == ".html":
+    if output is not None and output.suffix.lower() == ".html":
         raise ConfigError(
             f"--output is {output}: it names the JSON; the report lies beside it and ends in .html"
         )
@@ -175,19 +176,22 @@ def evaluate_model(
     html = evaluation_page(
         found,
         title=f"Evaluation of {model}",
-        facts=_facts(result, decision, classifier),
+        facts=_facts(result, folder.info, classifier),
         ids=ids,
         texts=documents if texts else None,
     )
     storage.put(page, html.encode())
     storage.put(name, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    with suppress(OSError):
+        (Path(storage.uri) / _SCRATCH).rmdir()
     return result, Path(storage.uri) / name
 
 
 def _facts(
-    result: Mapping[str, Any], decision: Decision, classifier: Classifier
+    result: Mapping[str, Any], info: ModelInfo, classifier: Classifier
 ) -> list[tuple[str, str]]:
     """What the reader of a report must know first."""
+    decision = info.decision
     thresholds = f"threshold {decision.threshold:.4g}"
     if decision.per_label:
         thresholds += f", {len(decision.per_label):,} labels have their own"
@@ -202,6 +206,10 @@ def _facts(
         ("documents", f"{result['n']:,}"),
         ("labels", labels),
         ("decision", thresholds),
+        (
+            "dummy",
+            f"label rates of {'the training data' if info.label_rates else 'these examples'}",
+        ),
         ("tokens kept", f"{classifier.tokenizer.max_tokens:,} per document"),
         ("precision", f"{classifier.engine.dtype} on {classifier.engine.device}"),
         ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, ray-mlc {__version__}"),
@@ -219,11 +227,11 @@ def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, st
         # two files of one name in different folders are different examples
         digest = hashlib.sha256(str(Path(examples).absolute()).encode()).hexdigest()[:8]
         name = f"{Path(examples.rstrip('/')).stem}-{digest}.json"
-    storage = open_storage(str(folder), scratch=".tmp")
+    storage = open_storage(str(folder), scratch=_SCRATCH)
     storage.put(".writable", b"")
     storage.delete(".writable")
     with suppress(OSError):
-        (folder / ".tmp").rmdir()
+        (folder / _SCRATCH).rmdir()
     return storage, name
 
 
