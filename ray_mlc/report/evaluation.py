@@ -38,6 +38,12 @@ NAME_SHOWN = 32
 """Characters of a label at an axis."""
 
 INK, DECISION, HALF, DUMMY = "#1d2330", "#2457c5", "#d9822b", "#8a93a3"
+MACRO, CALIBRATED, WHOLE, CUT = "#0f8b8d", "#1e8e5a", "#9db7ea", "#c0392b"
+_DECISIONS = {
+    "dummy": ("dummy", DUMMY, "x"),
+    "at_half": ("at 0.5", HALF, "circle"),
+    "decision": ("decision", DECISION, "diamond"),
+}
 _LABEL_COLORS = ("#c0392b", "#1e8e5a", "#8e44ad", "#0f8b8d", "#b5467f", "#6b7a1e")
 _SHADES = [[0, "#ffffff"], [0.25, "#c9d8f5"], [0.6, "#5f88dd"], [1, "#16357d"]]
 _AXIS = {"gridcolor": "#e8ebf1", "zeroline": False, "linecolor": "#c4cad6", "automargin": True}
@@ -132,12 +138,8 @@ def _headline_figure(found: Study) -> go.Figure:
 
     names = [name for name in METRIC_NAMES if name != "loss"][::-1]
     figure = go.Figure()
-    series = (
-        ("dummy", "dummy", DUMMY, "x", 0.0),
-        ("at_half", "at 0.5", HALF, "circle", -0.13),
-        ("decision", "decision", DECISION, "diamond", 0.13),
-    )
-    for key, title, color, symbol, offset in series:
+    for key, offset in (("dummy", 0.0), ("at_half", -0.13), ("decision", 0.13)):
+        title, color, symbol = _DECISIONS[key]
         values = [found.figures[key][name] for name in names]
         ends = [found.intervals.get(key, {}).get(name) for name in names]
         figure.add_scatter(
@@ -271,17 +273,47 @@ def _frequency_figure(found: Study) -> go.Figure:
 
 
 def _thresholds(found: Study) -> Section:
+    sweep = found.sweep
+    micro, macro = int(np.argmax(sweep.f1_micro_T)), int(np.argmax(sweep.f1_macro_T))
+    spread = ""
+    if (band := _threshold_band(found)) is not None:
+        spread = (
+            f" Its thresholds differ by label: the band holds nine tenths of them ({band[0]:.3f} "
+            f"to {band[1]:.3f}), and the diamonds stand at their median."
+        )
+    note = (
+        f"Diamonds: F1 of the model's decision.{spread} In hindsight the best of these thresholds "
+        f"would be {sweep.threshold_T[micro]:.3g} for micro-F1 ({sweep.f1_micro_T[micro]:.4f}) and "
+        f"{sweep.threshold_T[macro]:.3g} for macro-F1 ({sweep.f1_macro_T[macro]:.4f})."
+    )
+    return Section(
+        "Thresholds",
+        "What one threshold for all labels would give on these examples. Choosing it here and "
+        "quoting the figure would flatter: fit thresholds on validation examples, with "
+        "ray-mlc thresholds.",
+        [Plot(_thresholds_figure(found), note)],
+    )
+
+
+def _threshold_band(found: Study) -> tuple[float, float] | None:
+    """Between which nine tenths of the labels' thresholds lie; None if they all have one."""
+    if len(np.unique(found.thresholds_L)) < 2:
+        return None
+    low, high = np.quantile(found.thresholds_L, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def _thresholds_figure(found: Study) -> go.Figure:
     import plotly.graph_objects as go
 
     sweep = found.sweep
     figure = go.Figure()
-    for average, color in (("micro", DECISION), ("macro", HALF)):
-        for name, dash, width in (
-            ("f1", "solid", 2.5),
-            ("precision", "dash", 1.2),
-            ("recall", "dot", 1.2),
+    for average, color in (("micro", INK), ("macro", MACRO)):
+        for name, title, dash, width in (
+            ("f1", "F1", "solid", 2.5),
+            ("precision", "precision", "dash", 1.2),
+            ("recall", "recall", "dot", 1.2),
         ):
-            title = "F1" if name == "f1" else name
             values_T = getattr(sweep, f"{name}_{average}_T")
             if name == "precision":  # of nothing right there is none to draw
                 values_T = np.where(sweep.recall_micro_T > 0, values_T, np.nan)
@@ -293,95 +325,70 @@ def _thresholds(found: Study) -> Section:
                 line={"color": color, "dash": dash, "width": width},
                 hovertemplate=f"{title} {average} %{{y:.4f}} from %{{x:.3f}} on<extra></extra>",
             )
-    thresholds_L = found.thresholds_L
-    typical = float(np.median(thresholds_L)) if len(thresholds_L) else 0.5
-    own = len(np.unique(thresholds_L)) > 1
-    spread = ""
-    if own:
-        low, high = np.quantile(thresholds_L, [0.05, 0.95])
-        figure.add_vrect(x0=low, x1=high, fillcolor=INK, opacity=0.06, line_width=0)
-        spread = (
-            f" Its thresholds differ by label: the band holds nine tenths of them ({low:.3f} to "
-            f"{high:.3f}), the diamonds stand at their median."
-        )
-    for average, color in (("micro", DECISION), ("macro", HALF)):
-        value = found.figures["decision"][f"f1_{average}"]
-        if value is not None:
-            figure.add_scatter(
-                x=[typical],
-                y=[value],
-                name=f"decision, {average}",
-                mode="markers",
-                marker={
-                    "color": color,
-                    "symbol": "diamond",
-                    "size": 12,
-                    "line": {"color": "#fff", "width": 1.5},
-                },
-                hovertemplate=f"decision: F1 {average} %{{y:.4f}}<extra></extra>",
-            )
-    if not own:
-        figure.add_vline(x=typical, line={"color": INK, "width": 1, "dash": "dot"})
+    typical = float(np.median(found.thresholds_L)) if len(found.thresholds_L) else 0.5
+    band = _threshold_band(found)
+    if band is not None:
+        figure.add_vrect(x0=band[0], x1=band[1], fillcolor=DECISION, opacity=0.08, line_width=0)
+    else:
+        figure.add_vline(x=typical, line={"color": DECISION, "width": 1, "dash": "dot"})
+    for key, x in (("at_half", 0.5), ("decision", typical)):
+        values = [found.figures[key][f"f1_{average}"] for average in ("micro", "macro")]
+        figure.add_trace(_points_trace(key, [x, x], values, "F1 %{y:.4f}"))
     figure.update_layout(
         _layout("one threshold for all labels", "F1, precision, recall", height=440)
     )
     figure.update_xaxes(range=[0, 1])
     figure.update_yaxes(range=[0, 1.02])
-    words = (
-        "What one threshold for all labels would give on these examples. Choosing it here and "
-        "quoting the figure would flatter: fit thresholds on validation examples, with "
-        "ray-mlc thresholds."
-    )
-    best = {
-        average: int(np.argmax(getattr(sweep, f"f1_{average}_T"))) for average in ("micro", "macro")
+    return figure
+
+
+def _points_trace(
+    key: str, x: Sequence[float | None], y: Sequence[float | None], said: str
+) -> dict[str, Any]:
+    """Where a decision stands, in its colour."""
+    title, color, symbol = _DECISIONS[key]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": title,
+        "x": x,
+        "y": y,
+        "marker": {
+            "color": color,
+            "symbol": symbol,
+            "size": 12,
+            "line": {"color": "#fff", "width": 1.5},
+        },
+        "hovertemplate": f"{title}: {said}<extra></extra>",
     }
-    note = (
-        f"Diamonds: the model's decision.{spread} In hindsight the best of these thresholds "
-        f"would be {sweep.threshold_T[best['micro']]:.3g} for micro-F1 "
-        f"({sweep.f1_micro_T[best['micro']]:.4f}) and {sweep.threshold_T[best['macro']]:.3g} for "
-        f"macro-F1 ({sweep.f1_macro_T[best['macro']]:.4f})."
-    )
-    return Section("Thresholds", words, [Plot(figure, note)])
 
 
 def _curves(found: Study) -> Section:
     import plotly.graph_objects as go
 
-    names = [row["label"] for row in found.figures["per_label"]]
-    frequent = np.argsort(-found.positives_L, kind="stable")[:CURVES_SHOWN].tolist()
+    if found.micro is None:
+        return Section("Precision and recall", "No label has a positive in these examples.")
+    rows = found.figures["per_label"]
     figure = go.Figure()
-    if found.micro is not None:
-        title = f"all together, AP {_digits(found.figures['decision']['average_precision_micro'])}"
-        figure.add_trace(_curve_trace(found.micro, title, INK, 3))
-        for key, point, color in (("at_half", "at 0.5", HALF), ("decision", "decision", DECISION)):
-            position = _operating_point(found, key)
-            if position is not None:
-                figure.add_scatter(
-                    x=[position[0]],
-                    y=[position[1]],
-                    name=point,
-                    mode="markers",
-                    marker={
-                        "color": color,
-                        "size": 12,
-                        "line": {"color": "#fff", "width": 1.5},
-                        "symbol": "diamond" if key == "decision" else "circle",
-                    },
-                    hovertemplate=f"{point}: precision %{{y:.3f}}, recall %{{x:.3f}}"
-                    "<extra></extra>",
-                )
+    title = f"all together, AP {_digits(found.figures['decision']['average_precision_micro'])}"
+    figure.add_trace(_curve_trace(found.micro, title, INK, 3))
+    frequent = np.argsort(-found.positives_L, kind="stable")[:CURVES_SHOWN].tolist()
     choices = []
-    for label, key in zip(range(len(names)), _distinct(names), strict=True):
+    for label, key in enumerate(_distinct([row["label"] for row in rows])):
         curve = found.curves[label]
         if curve is None:
             continue
-        ap = _digits(found.figures["per_label"][label]["average_precision"])
-        title = f"{plot_text(names[label], width=NAME_SHOWN)}, AP {ap}"
+        title = plot_text(rows[label]["label"], width=NAME_SHOWN)
+        title += f", AP {_digits(rows[label]['average_precision'])}"
         if label in frequent:
-            color = _LABEL_COLORS[frequent.index(label) % len(_LABEL_COLORS)]
+            color = _LABEL_COLORS[frequent.index(label)]
             figure.add_trace(_curve_trace(curve, title, color, 1.5))
         else:
             choices.append({"key": key, **_curve_trace(curve, title, None, 1.5)})
+    for key in ("at_half", "decision"):
+        recall, precision = _operating_point(found, key)
+        said = "precision %{y:.3f}, recall %{x:.3f}"
+        figure.add_trace(_points_trace(key, [recall], [precision], said))
     figure.update_layout(_layout("recall", "precision", height=520))
     figure.update_xaxes(range=[-0.01, 1.01])
     figure.update_yaxes(range=[0, 1.02])
@@ -391,8 +398,6 @@ def _curves(found: Study) -> Section:
     )
     if choices:
         note += f" {len(choices):,} more labels can be added by name."
-    if found.micro is None:
-        return Section("Precision and recall", "No label has a positive in these examples.")
     return Section(
         "Precision and recall",
         "How much is right of what is given (precision) when so much of what should be given is "
@@ -425,20 +430,16 @@ def _curve_trace(
     }
 
 
-def _operating_point(found: Study, key: str) -> tuple[float, float] | None:
-    """Recall and precision of all cells together."""
-    if key == "decision":
-        rows = found.figures["per_label"]
-        given = sum(row["predicted"] for row in rows)
-        hits = sum(row["recall"] * row["support"] for row in rows)
-    else:
-        at_half = int(np.argmin(np.abs(found.sweep.threshold_T - 0.5)))
-        return (
-            float(found.sweep.recall_micro_T[at_half]),
-            float(found.sweep.precision_micro_T[at_half]),
-        )
-    positives = int(found.positives_L.sum())
-    return (hits / positives, hits / given) if positives and given else None
+def _operating_point(found: Study, key: str) -> tuple[float | None, float | None]:
+    """Recall and precision of all cells together; None where nothing is given."""
+    if key == "at_half":
+        [half] = np.flatnonzero(found.sweep.threshold_T == np.float32(0.5))
+        recall = float(found.sweep.recall_micro_T[half])
+        return recall, float(found.sweep.precision_micro_T[half]) if recall else None
+    rows = found.figures["per_label"]
+    given = sum(row["predicted"] for row in rows)
+    hits = sum(row["recall"] * row["support"] for row in rows)
+    return hits / max(1, int(found.positives_L.sum())), hits / given if given else None
 
 
 def _calibration(found: Study) -> Section:
@@ -447,7 +448,7 @@ def _calibration(found: Study) -> Section:
 
     series: list[tuple[str, Reliability, str]] = [("scores", found.reliability, DECISION)]
     if found.calibrated is not None:
-        series.append(("calibrated", found.calibrated, "#1e8e5a"))
+        series.append(("calibrated", found.calibrated, CALIBRATED))
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06
     )
@@ -676,7 +677,7 @@ def _lengths(buckets: Sequence[LengthBucket]) -> Section:
     )
     counts = np.array([bucket.documents for bucket in buckets])
     cut = np.round(counts * np.array([bucket.truncated for bucket in buckets])).astype(int)
-    for title, heights, color in (("whole", counts - cut, "#9db7ea"), ("cut off", cut, HALF)):
+    for title, heights, color in (("whole", counts - cut, WHOLE), ("cut off", cut, CUT)):
         figure.add_trace(
             go.Bar(
                 x=places,
