@@ -278,10 +278,17 @@ def evaluate(
         Path | None,
         typer.Option(help="JSON to write; default: MODEL/evaluation/<examples>.json."),
     ] = None,
+    texts: Annotated[
+        bool, typer.Option("--texts", help="Show the texts of mistakes in the report.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model on labelled examples, beside the dummy that knows only label rates."""
+    """Measure a model on labelled examples, beside the dummy that knows only label rates.
+
+    Beside the JSON lies a report of the same name that ends in .html: figures with intervals,
+    curves, confusions, mistakes. It opens without a network.
+    """
     from ray_mlc.cli.tables import print_evaluation
     from ray_mlc.runtime.evaluate import evaluate_model
     from ray_mlc.runtime.progress import Display
@@ -294,13 +301,14 @@ def evaluate(
         dtype=dtype,
         device=device,
         output=output,
+        texts=texts,
         display=Display(quiet=quiet),
     )
     if json:
         _print_json(result)
         return
     print_evaluation(result)
-    typer.echo(f"written: {written}")
+    typer.echo(f"written: {written}\nreport: {result['report']}")
 
 
 @app.command()

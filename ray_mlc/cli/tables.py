@@ -88,14 +88,25 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, float | None]])
 def print_evaluation(result: Mapping[str, Any]) -> None:
     """The metrics table, and the labels with the most support."""
     columns = {"at 0.5": result["at_half"], "decision": result["decision"]}
+    ends = result["bootstrap"]["decision"]
+    columns["±"] = {name: pair and (pair[1] - pair[0]) / 2 for name, pair in ends.items()}
     if "first_window" in result:
         columns["first window"] = result["first_window"]
-    print_metrics(f"{result['n']:,} examples", {**columns, "dummy": result["dummy"]})
+    share = f"{result['bootstrap']['confidence']:.0%}"
+    title = f"{result['n']:,} examples; ±: half the {share} interval of the decision"
+    print_metrics(title, {**columns, "dummy": result["dummy"]})
     if "first_window" in result:
         _say(
             f"{result['several_windows']:.1%} of the documents have more than one window; 'first "
             "window' is the same decision where the rest is cut off"
         )
+    if result["ranking"]:
+        table = _table("the first k labels of each document", "k", "value", "±")
+        for name, found in result["ranking"].items():
+            pair = found["interval"]
+            half = pair and (pair[1] - pair[0]) / 2
+            table.add_row(name, _figure(found["value"]), _figure(half))
+        _console().print(table)
     labels = sorted(result["per_label"], key=lambda row: -row["support"])
     shown = labels[:LABELS_SHOWN]
     of_all = "" if len(shown) == len(labels) else f", {len(shown)} most frequent of {len(labels)}"

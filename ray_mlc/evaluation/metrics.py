@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ConfigError, DataError
+from ray_mlc.evaluation.blocks import label_cells, row_blocks
 
 METRIC_NAMES: tuple[str, ...] = (
     "accuracy",
@@ -39,9 +40,8 @@ METRIC_NAMES: tuple[str, ...] = (
 LOWER_IS_BETTER: frozenset[str] = frozenset({"loss"})
 """The metrics that improve by falling; all others improve by rising."""
 
-_LOSS_CLIP = 1e-7  # keeps the loss of one surely wrong score finite: 16.1 nats
-_BLOCK_CELLS = 1 << 20  # cells turned into float64 at a time
-_BLOCK_LABELS = 64  # columns copied together: a gather of single float32 wastes whole cache lines
+LOSS_CLIP = 1e-7
+"""Scores this near to 0 and 1 count as that far away: a surely wrong one costs 16.1 nats."""
 
 
 def is_better(name: str, new: float | None, old: float | None) -> bool:
@@ -109,7 +109,7 @@ def evaluate_scores(
     return {
         "accuracy": float(np.mean(wrong_N[rows_N] == 0)),
         "binary_accuracy": 1.0 - int(wrong_N.sum()) / cells,
-        "loss": _loss(annotated_NL, positive_NL, scores_NL) / cells,
+        "loss": float(document_losses(annotated_NL, positive_NL, scores_NL).sum()) / cells,
         "average_precision_macro": _mean_of_defined(precision_L),
         "average_precision_micro": precision_micro,
         "f1_micro": _ratio(2 * int(hits_L.sum()), int(marked_L.sum())),
@@ -219,6 +219,22 @@ def annotated_cells(
     return annotated_NL, positive_NL
 
 
+def document_losses(
+    annotated_NL: NDArray[np.bool_],
+    positive_NL: NDArray[np.bool_],
+    scores_NL: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Sum of the binary cross-entropies of each document's annotated cells, in nats, shape [N]."""
+    losses_N = np.zeros(len(scores_NL))
+    for rows in row_blocks(scores_NL.shape):
+        # float64 before clipping: 1 - 1e-7 has no exact float32
+        scores_BL = scores_NL[rows].astype(np.float64).clip(LOSS_CLIP, 1 - LOSS_CLIP)
+        of_target_BL = np.where(positive_NL[rows], scores_BL, 1 - scores_BL)
+        of_target_BL[~annotated_NL[rows]] = 1
+        losses_N[rows] = -np.log(of_target_BL).sum(axis=1)
+    return losses_N
+
+
 def _check_shape(what: str, array_NL: NDArray[np.generic], scores_NL: NDArray[np.generic]) -> None:
     if array_NL.shape != scores_NL.shape:
         raise DataError(f"{what} have shape {array_NL.shape}, scores {scores_NL.shape}")
@@ -270,38 +286,11 @@ def _ranking_per_label(
     """Average precision and ROC-AUC of each label, both of shape [L]; NaN where undefined."""
     labels = scores_NL.shape[1]
     average_precision_L, auc_L = np.full(labels, np.nan), np.full(labels, np.nan)
-    for columns in _slices(labels, _BLOCK_LABELS):
-        annotated_BN = np.ascontiguousarray(annotated_NL[:, columns].T)
-        positive_BN = np.ascontiguousarray(positive_NL[:, columns].T)
-        scores_BN = np.ascontiguousarray(scores_NL[:, columns].T)
-        for row in np.flatnonzero(positive_BN.any(axis=1)):
-            average_precision, auc = _ranking(
-                scores_BN[row, annotated_BN[row]], scores_BN[row, positive_BN[row]]
-            )
-            label = columns.start + row
-            average_precision_L[label] = np.nan if average_precision is None else average_precision
-            auc_L[label] = np.nan if auc is None else auc
+    for label, scores_K, positive_scores_P in label_cells(annotated_NL, positive_NL, scores_NL):
+        average_precision, auc = _ranking(scores_K, positive_scores_P)
+        average_precision_L[label] = np.nan if average_precision is None else average_precision
+        auc_L[label] = np.nan if auc is None else auc
     return average_precision_L, auc_L
-
-
-def _loss(
-    annotated_NL: NDArray[np.bool_],
-    positive_NL: NDArray[np.bool_],
-    scores_NL: NDArray[np.float32],
-) -> float:
-    """Sum of the binary cross-entropies of all annotated cells, in nats."""
-    total = 0.0
-    for rows in _slices(len(scores_NL), max(1, _BLOCK_CELLS // max(1, scores_NL.shape[1]))):
-        # float64 before clipping: 1 - 1e-7 has no exact float32
-        scores_BL = scores_NL[rows].astype(np.float64).clip(_LOSS_CLIP, 1 - _LOSS_CLIP)
-        of_target_BL = np.where(positive_NL[rows], scores_BL, 1 - scores_BL)
-        total -= float(np.log(of_target_BL[annotated_NL[rows]]).sum())
-    return total
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
 
 
 def _ratio(numerator: int, denominator: int) -> float:

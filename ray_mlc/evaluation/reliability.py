@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_mlc.evaluation.blocks import row_blocks
 from ray_mlc.evaluation.metrics import annotated_cells
 
 
@@ -35,23 +36,25 @@ class Reliability:
 def reliability(
     targets: NDArray[np.float32], scores: NDArray[np.float32], *, bins: int = 15
 ) -> Reliability:
-    """Bin the annotated cells of targets and scores of any one shape.
+    """Bin the annotated cells.
 
     Args:
-        targets: 1, 0, or NaN for "not annotated".
-        scores: Probabilities in [0, 1].
+        targets: 1, 0, or NaN for "not annotated", shape [N, L].
+        scores: Probabilities in [0, 1], shape [N, L].
         bins: Bins between 0 and 1.
 
     Raises:
         DataError: If shapes differ or a target or score is outside its range.
     """
     annotated, positive = annotated_cells(targets, scores)
-    scores_C = scores[annotated].astype(np.float64)
-    hits_C = positive[annotated]
-    bin_C = np.minimum((scores_C * bins).astype(np.int64), bins - 1)
-    count_B = np.bincount(bin_C, minlength=bins)
+    count_B = np.zeros(bins, np.int64)
+    sums_B, hits_B = np.zeros(bins), np.zeros(bins)
+    for rows in row_blocks(scores.shape):
+        scores_C = scores[rows][annotated[rows]].astype(np.float64)
+        bin_C = np.minimum((scores_C * bins).astype(np.int64), bins - 1)
+        count_B += np.bincount(bin_C, minlength=bins)
+        sums_B += np.bincount(bin_C, weights=scores_C, minlength=bins)
+        hits_B += np.bincount(bin_C, weights=positive[rows][annotated[rows]], minlength=bins)
     filled = count_B > 0
-    sums_B = np.bincount(bin_C, weights=scores_C, minlength=bins)
-    hits_B = np.bincount(bin_C, weights=hits_C, minlength=bins)
     count_K = count_B[filled]
     return Reliability(sums_B[filled] / count_K, hits_B[filled] / count_K, count_K)

@@ -8,7 +8,7 @@ and names of labels are escaped by the template, as they may hold any character.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -16,6 +16,18 @@ from typing import Any
 
 PLOT_HEIGHT = 420
 """Pixels of a plot, unless its figure says otherwise."""
+LONG_TABLE = 30
+"""Rows above which a table has a box that filters it."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Traces that a reader adds to a plot by name, where all at once would be too many."""
+
+    label: str
+    """What the names are of; stands beside the box."""
+    traces: Sequence[Mapping[str, Any]]
+    """Plotly traces as plain mappings. `key`, which is not plotly's, is what the reader types."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,8 @@ class Plot:
     """`plotly.graph_objects.Figure`."""
     note: str = ""
     """What the reader should see in it, in words."""
+    choice: Choice | None = None
+    """What can be added to it."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,18 @@ def render_page(
     )
 
 
+def plot_text(text: str, *, width: int | None = None) -> str:
+    """A name as plotly must get it: it takes some HTML in texts for markup.
+
+    Args:
+        text: Any characters.
+        width: Characters after which it is cut; None: it is not.
+    """
+    if width is not None and len(text) > width:
+        text = text[: width - 1] + "…"
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def shown(value: str | int | float | None, digits: int) -> str:
     """A cell's text: thousands apart, decimals cut, a dash for nothing."""
     if value is None or (isinstance(value, float) and value != value):
@@ -98,10 +124,18 @@ def _filled(section: Section) -> dict[str, Any]:
 
 
 def _plot(plot: Plot) -> dict[str, Any]:
-    # a closing tag inside a label's name would end the script that holds the data
-    data = plot.figure.to_json().replace("<", "\\u003c")
     height = plot.figure.layout.height or PLOT_HEIGHT
-    return {"kind": "plot", "json": data, "height": height, "note": plot.note}
+    found = {"kind": "plot", "json": _inside_script(plot.figure.to_json()), "height": height}
+    choice = None
+    if plot.choice is not None:
+        data = json.dumps(list(plot.choice.traces), ensure_ascii=False, separators=(",", ":"))
+        choice = {"label": plot.choice.label, "json": _inside_script(data)}
+    return {**found, "choice": choice, "note": plot.note}
+
+
+def _inside_script(data: str) -> str:
+    """JSON in which no name of a label can end the script that holds it."""
+    return data.replace("<", "\\u003c")
 
 
 def _table(table: Table) -> dict[str, Any]:
@@ -111,13 +145,23 @@ def _table(table: Table) -> dict[str, Any]:
                 "text": shown(cell, table.digits),
                 "number": isinstance(cell, int | float) or cell is None,
                 # what sorting compares: a number as it is, not as it is shown
-                "key": json.dumps(cell) if isinstance(cell, int | float) and cell == cell else "",
+                "key": f"{cell:.9g}" if isinstance(cell, int | float) and cell == cell else "",
             }
             for cell in row
         ]
         for row in table.rows
     ]
-    return {"kind": "table", "columns": list(table.columns), "rows": rows, "note": table.note}
+    numeric = [
+        any(isinstance(row[column], int | float) for row in table.rows)
+        for column in range(len(table.columns))
+    ]
+    return {
+        "kind": "table",
+        "columns": list(zip(table.columns, numeric, strict=True)),
+        "rows": rows,
+        "note": table.note,
+        "long": len(rows) > LONG_TABLE,
+    }
 
 
 @cache

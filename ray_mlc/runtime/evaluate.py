@@ -5,23 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_mlc import __version__
 from ray_mlc.config import BatchingConfig, EngineConfig
 from ray_mlc.errors import ConfigError, DataError
 from ray_mlc.evaluation.evaluate import evaluate, evaluate_scores_at
+from ray_mlc.evaluation.study import study
 from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.explain import require_captum
-from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.model.folder import ModelFolder, ModelInfo, open_model
+from ray_mlc.model.tokenization import Ragged
+from ray_mlc.report.evaluation import evaluation_page
 from ray_mlc.runtime.explain import explain_predictions
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import Storage, open_storage
@@ -29,6 +34,7 @@ from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 
 WINDOW_CELLS = 2**25
 """Logits of windows held at once, in cells of W × L: 128 MiB."""
+_SCRATCH = ".tmp"
 DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
 
 
@@ -85,28 +91,23 @@ class Scored:
     """As the model gives them."""
     first_NL: NDArray[np.float32] | None
     """Those of the first windows alone; None for a model that reads no others."""
-    several: float
-    """Share of the texts that have more than one window."""
 
 
-def score_texts(
-    classifier: Classifier, texts: Sequence[str], *, progress: Callable[[int], None]
+def score_documents(
+    classifier: Classifier, ragged: Ragged, *, progress: Callable[[int], None]
 ) -> Scored:
-    """Score texts, some thousand windows at a time."""
-    ragged = classifier.tokenizer.encode(texts)
+    """Score tokenized documents, some thousand windows at a time where they have several."""
     if classifier.tokenizer.windows is None:
-        return Scored(classifier.scores(ragged, progress=progress), None, 0.0)
+        return Scored(classifier.scores(ragged, progress=progress), None)
     scores, first = [], []
-    most = max(
-        1, WINDOW_CELLS // (len(classifier.label_set) * int(ragged.n_windows.max(initial=1)))
-    )
+    longest = int(ragged.n_windows.max(initial=1))
+    most = max(1, WINDOW_CELLS // (len(classifier.label_set) * longest))
     for low in range(0, len(ragged), most):
         part = ragged.take(np.arange(low, min(low + most, len(ragged))))
         logits_WL = classifier.window_logits(part, progress=progress)
         scores.append(sigmoid(classifier.join(logits_WL, part.firsts)))
         first.append(sigmoid(logits_WL[part.firsts[:-1]]))
-    several = float(np.mean(ragged.n_windows > 1))
-    return Scored(np.concatenate(scores), np.concatenate(first), several)
+    return Scored(np.concatenate(scores), np.concatenate(first))
 
 
 def evaluate_model(
@@ -118,16 +119,38 @@ def evaluate_model(
     dtype: str,
     device: str,
     output: Path | None,
+    texts: bool,
     display: Display,
 ) -> tuple[dict[str, Any], Path]:
-    """Measure a model on examples, and save the figures.
+    """Measure a model on examples; save the figures, and beside them a report to look at.
+
+    Args:
+        model: Model folder or hub id.
+        examples: Labelled examples.
+        text: Column, or template, of the text.
+        labels: Column or columns of the labels.
+        dtype: Precision of the scores.
+        device: `cpu`, `cuda` or `auto`.
+        output: JSON to write; None: in the model folder, named after the examples. The report is
+            the file of the same name that ends in .html.
+        texts: Whether the report shows the texts of mistakes; the JSON never does.
+        display: Told about progress.
 
     Returns:
-        The figures (`evaluation.evaluate.evaluate`, and `model`, `examples`, `threshold`,
-        `unknown_labels`, `seconds`; of a model that reads windows `first_window`, the metrics of
-        the decision where only beginnings are read, and `several_windows`, the share of documents
-        that have more), and the file they were written to.
+        The figures (`evaluation.study.Study.summary`, and `model`, `examples`, `threshold`,
+        `unknown_labels`, `seconds`, `report`; of a model that reads windows `first_window`, the
+        metrics of the decision where only beginnings are read, and `several_windows`, the share of
+        documents that have more), and the file they were written to.
+
+    Raises:
+        ConfigError: If `output` names the report.
+        DataError: If the examples cannot be used.
+        StorageError: If nothing can be written there.
     """
+    if output is not None and output.suffix.lower() == ".html":
+        raise ConfigError(
+            f"--output is {output}: it names the JSON; the report lies beside it and ends in .html"
+        )
     folder = open_model(model)
     label_set = folder.label_set
     storage, name = _place(output or folder.path / "evaluation", examples[0], output)
@@ -141,40 +164,107 @@ def evaluate_model(
         )
     started = time.monotonic()
     classifier = load_here(folder, dtype=dtype, device=device)
+    documents = data.texts.to_pylist()
     with display.stage("evaluate", len(data), "examples") as stage:
-        scored = score_texts(classifier, data.texts.to_pylist(), progress=stage.advance)
+        ragged = classifier.tokenizer.encode(documents)
+        scored = score_documents(classifier, ragged, progress=stage.advance)
     scores_NL = scored.scores_NL
     if not np.isfinite(scores_NL).all():
         raise DataError(f"{model}: the model gives scores that are not finite")
     extra = len(unknown)
+    decision = folder.info.decision
+    thresholds_L = np.pad(decision.thresholds_L(label_set), (0, extra), constant_values=1)
+    if extra:  # padding copies
+        scores_NL = np.pad(scores_NL, ((0, 0), (0, extra)))
+    targets_NL = data.targets_NL()
     rates = folder.info.label_rates
-    thresholds_L = np.pad(
-        folder.info.decision.thresholds_L(label_set), (0, extra), constant_values=1
-    )
-    result = evaluate(
-        data.targets_NL(),
-        np.pad(scores_NL, ((0, 0), (0, extra))),
+    figures = evaluate(
+        targets_NL,
+        scores_NL,
         label_set=data.label_set,
         thresholds_L=thresholds_L,
         rates_L=np.pad(np.array(rates or data.label_rates()[: len(label_set)]), (0, extra)),
     )
+    windows: dict[str, Any] = {}
     if scored.first_NL is not None:
         # what the same decision gives to who reads the beginnings only
         first_NL = np.pad(scored.first_NL, ((0, 0), (0, extra)))
-        result["first_window"] = evaluate_scores_at(data.targets_NL(), first_NL, thresholds_L)
-        result["several_windows"] = scored.several
+        windows["first_window"] = evaluate_scores_at(targets_NL, first_NL, thresholds_L)
+        windows["several_windows"] = float(np.mean(ragged.n_windows > 1))
+    with display.stage("report", len(data), "examples") as stage:
+        found = study(
+            figures,
+            targets_NL,
+            scores_NL,
+            decide(scores_NL, thresholds_L),
+            thresholds_L=thresholds_L,
+            n_tokens_N=ragged.n_tokens,
+            truncated_N=~classifier.tokenizer.covered(ragged.n_tokens),
+            max_tokens=classifier.tokenizer.max_tokens,
+        )
+        stage.advance(len(data))
+    page = str(PurePath(name).with_suffix(".html"))
+    ids = data.ids.to_pylist()
+    result = found.summary(ids) | windows
     result |= {
         "model": model,
         "examples": list(examples),
-        "threshold": folder.info.decision.threshold,
+        "threshold": decision.threshold,
         "unknown_labels": list(unknown),
         "dtype": classifier.engine.dtype,
         "seconds": round(time.monotonic() - started, 3),
         "tokens": int(classifier.stats.real_tokens),
         "padding": round(classifier.stats.padding, 4),
+        "report": str(Path(storage.uri) / page),
     }
+    html = evaluation_page(
+        found,
+        title=f"Evaluation of {model}",
+        facts=_facts(result, folder.info, classifier),
+        ids=ids,
+        texts=documents if texts else None,
+    )
+    storage.put(page, html.encode())
     storage.put(name, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    with suppress(OSError):
+        (Path(storage.uri) / _SCRATCH).rmdir()
     return result, Path(storage.uri) / name
+
+
+def _facts(
+    result: Mapping[str, Any], info: ModelInfo, classifier: Classifier
+) -> list[tuple[str, str]]:
+    """What the reader of a report must know first."""
+    decision = info.decision
+    thresholds = f"threshold {decision.threshold:.4g}"
+    if decision.per_label:
+        thresholds += f", {len(decision.per_label):,} labels have their own"
+    if decision.objective:
+        thresholds += f"; fitted for {decision.objective}"
+    tokenizer = classifier.tokenizer
+    kept = f"{tokenizer.max_tokens:,} per document"
+    if (windows := tokenizer.windows) is not None:
+        kept = (
+            f"{tokenizer.max_tokens:,} in each of at most {windows.max_windows} windows, joined by "
+            f"{windows.aggregate}"
+        )
+    labels = f"{len(result['per_label']):,}"
+    if result["unknown_labels"]:
+        labels += f", {len(result['unknown_labels']):,} of them unknown to the model"
+    return [
+        ("model", result["model"]),
+        ("examples", ", ".join(result["examples"])),
+        ("documents", f"{result['n']:,}"),
+        ("labels", labels),
+        ("decision", thresholds),
+        (
+            "dummy",
+            f"label rates of {'the training data' if info.label_rates else 'these examples'}",
+        ),
+        ("tokens kept", kept),
+        ("precision", f"{classifier.engine.dtype} on {classifier.engine.device}"),
+        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, ray-mlc {__version__}"),
+    ]
 
 
 def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, str]:
@@ -188,11 +278,11 @@ def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, st
         # two files of one name in different folders are different examples
         digest = hashlib.sha256(str(Path(examples).absolute()).encode()).hexdigest()[:8]
         name = f"{Path(examples.rstrip('/')).stem}-{digest}.json"
-    storage = open_storage(str(folder), scratch=".tmp")
+    storage = open_storage(str(folder), scratch=_SCRATCH)
     storage.put(".writable", b"")
     storage.delete(".writable")
     with suppress(OSError):
-        (folder / ".tmp").rmdir()
+        (folder / _SCRATCH).rmdir()
     return storage, name
 
 

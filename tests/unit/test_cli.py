@@ -132,6 +132,37 @@ def test_evaluate_prints_and_saves_the_same_figures(
     assert "unknown to the model" in captured.err
     unknown = next(row for row in figures["per_label"] if row["label"] == "never seen")
     assert (unknown["support"], unknown["predicted"]) == (1, 0)
+    assert figures["report"] == str(tmp_path / "figures.html")
+
+
+def test_evaluate_shows_texts_in_its_report_only_if_asked_and_never_in_the_figures(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ray_mlc.model.folder import open_model
+
+    names = open_model(str(tiny_model)).label_set.names
+    secret = "nobody else may read this"
+    rows = {"id": ["7"], "text": [secret], "labels": [list(names)]}
+    pq.write_table(pa.table(rows), tmp_path / "test.parquet")
+    arguments = ["evaluate", str(tiny_model), str(tmp_path / "test.parquet"), "--device", "cpu"]
+    for more, shown in ([], False), (["--texts"], True):
+        where = ["--output", str(tmp_path / "out/figures.json")]
+        assert run(monkeypatch, *arguments, *where, *more) == 0
+        page, figures = (tmp_path / f"out/figures.{end}" for end in ("html", "json"))
+        assert f"report: {page}" in capsys.readouterr().out
+        assert (secret in page.read_text(encoding="utf-8")) == shown
+        assert secret not in figures.read_text(encoding="utf-8")
+
+
+def test_an_output_that_names_the_report_is_refused(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(tiny_model), "none.parquet", "--output", "report.html"]
+    assert run(monkeypatch, *arguments) == 2
+    assert "names the JSON; the report lies beside it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["score", "train"])

@@ -15,7 +15,8 @@ PACKAGE = Path(ray_mlc.__file__).parent
 FLOORS = (
     ("errors", "config", "labels", "storage", "synthetic"),
     ("model", "corpus"),
-    ("scoring", "training", "evaluation", "report"),
+    ("scoring", "training", "evaluation"),
+    ("report",),
     ("runtime",),
     ("cli",),
 )

@@ -8,7 +8,16 @@ import re
 import plotly.graph_objects as go
 import pytest
 
-from ray_mlc.report.page import Plot, Section, Table, render_page, shown
+from ray_mlc.report.page import (
+    LONG_TABLE,
+    Choice,
+    Plot,
+    Section,
+    Table,
+    plot_text,
+    render_page,
+    shown,
+)
 
 HOSTILE = "</script><script>alert(1)</script>&\"'"
 
@@ -50,3 +59,32 @@ def test_a_page_without_plots_does_not_carry_their_library() -> None:
 )
 def test_cells_are_shown_for_people(value: object, text: str) -> None:
     assert shown(value, 2) == text  # type: ignore[arg-type]
+
+
+def test_what_can_be_added_to_a_plot_comes_back_as_it_was() -> None:
+    traces = [{"key": HOSTILE, "name": HOSTILE, "x": [1], "y": [2.5]}]
+    plot = Plot(go.Figure(), choice=Choice(HOSTILE, traces))
+    html = render_page("t", facts=[], sections=[Section("s", "", [plot])])
+    [data] = re.findall(r'<script[^>]*class="choice-data"[^>]*>(.*?)</script>', html, re.DOTALL)
+    assert json.loads(data) == traces
+    assert "<script>alert" not in html
+
+
+def test_a_plot_shows_markup_in_names_as_it_is_written() -> None:
+    assert plot_text("<b>R&D</b>") == "&lt;b&gt;R&amp;D&lt;/b&gt;"
+    assert plot_text("abcdef", width=4) == "abc…"
+    assert plot_text("abcd", width=4) == "abcd"
+
+
+def test_only_long_tables_have_a_filter() -> None:
+    for rows, boxes in ((LONG_TABLE, 0), (LONG_TABLE + 1, 1)):
+        table = Table(["a"], [[row] for row in range(rows)])
+        html = render_page("t", facts=[], sections=[Section("s", "", [table])])
+        assert html.count('class="filter"') == boxes
+
+
+def test_heads_stand_over_their_numbers_and_numbers_sort_as_they_are() -> None:
+    table = Table(["label", "x"], [["1", 0.123456789], ["2", None]])
+    html = render_page("t", facts=[], sections=[Section("s", "", [table])])
+    assert re.findall(r"<th scope=\"col\"( class=\"number\")?>", html) == ["", ' class="number"']
+    assert 'data-key="0.123456789">0.1235<' in html

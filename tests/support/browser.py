@@ -1,0 +1,68 @@
+"""A headless Chromium that looks at a page and fetches nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_OPTIONS = (
+    "--headless",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@dataclass
+class Seen:
+    """An open page, and what it should not have done."""
+
+    page: Any
+    """Playwright's."""
+    complaints: list[str] = field(default_factory=list)
+    """Errors and warnings of the console."""
+    requests: list[str] = field(default_factory=list)
+    """Addresses outside of the file that it asked for."""
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Seen]:
+    """Open a file; skips the test where playwright or a Chromium is absent."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as api:
+        own = Path(api.chromium.executable_path)
+        found = next(filter(None, map(shutil.which, _NAMES)), str(own) if own.exists() else None)
+        if found is None:
+            pytest.skip("there is no Chromium on this machine")
+        browser = api.chromium.launch(
+            executable_path=found, chromium_sandbox=False, args=list(_OPTIONS)
+        )
+        seen = Seen(browser.new_page(viewport={"width": 1200, "height": 900}))
+        seen.page.on("console", lambda message: _complain(seen, message))
+        seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+        seen.page.on("request", lambda request: _note(seen, request.url, file))
+        seen.page.goto(file.as_uri())
+        try:
+            yield seen
+        finally:
+            browser.close()
+
+
+def _complain(seen: Seen, message: Any) -> None:
+    if message.type in ("error", "warning"):
+        seen.complaints.append(message.text)
+
+
+def _note(seen: Seen, url: str, file: Path) -> None:
+    if url != file.as_uri() and not url.startswith(("data:", "blob:")):
+        seen.requests.append(url)

@@ -1,0 +1,101 @@
+"""The evaluation report as a browser shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.browser import Seen, opened
+from support.studies import made_up_study
+
+from ray_mlc.report.evaluation import evaluation_page
+
+pytestmark = pytest.mark.browser
+HOSTILE = "</script><script>alert(1)</script><img src=http://example.org/x>"
+
+
+def write_page(folder: Path, labels: Any, documents: int = 300, **options: Any) -> Path:
+    found = made_up_study(documents, labels, **options)
+    ids = [f"id {row}" for row in range(documents)]
+    html = evaluation_page(found, title=HOSTILE, facts=[("model", HOSTILE)], ids=ids)
+    file = folder / "page.html"
+    file.write_text(html, encoding="utf-8")
+    return file
+
+
+def drawn(seen: Seen) -> None:
+    """Wait until each plot is there."""
+    seen.page.wait_for_function(
+        "[...document.querySelectorAll('div.plot')].every(p => p.querySelector('.main-svg'))"
+    )
+
+
+def column(seen: Seen, table: int, index: int) -> list[str]:
+    script = f"t => [...t.tBodies[0].rows].map(r => r.cells[{index}].textContent)"
+    found: list[str] = seen.page.locator("table").nth(table).evaluate(script)
+    return found
+
+
+def test_plots_are_drawn_and_nothing_complains_or_asks_for_the_network(tmp_path: Path) -> None:
+    file = write_page(tmp_path, [HOSTILE, *(f"label {label}" for label in range(39))])
+    with opened(file) as seen:
+        drawn(seen)
+        assert seen.page.locator("div.plot").count() == 7
+        script = "[...document.querySelectorAll('div.plot')].map(p => p.querySelectorAll("
+        script += "'.scatterlayer path, .barlayer path, .heatmaplayer image').length)"
+        assert all(marks > 0 for marks in seen.page.evaluate(script))
+        # all of the page within its width: tables scroll in their own frames
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 1200
+        assert seen.page.locator("h1").text_content() == HOSTILE
+        assert (seen.complaints, seen.requests) == ([], [])
+
+
+def test_the_labels_table_sorts_by_number_both_ways_and_filters(tmp_path: Path) -> None:
+    with opened(write_page(tmp_path, 40, documents=1_500, rates=(0.4, 0.002))) as seen:
+        head = seen.page.locator("table").nth(1).locator("th button").filter(has_text="positives")
+        for sign in (-1, 1):
+            head.click()
+            values = [int(text.replace(",", "")) for text in column(seen, 1, 1)]
+            assert values == sorted(values, reverse=sign < 0)
+        assert len(set(values)) > 10
+        low = seen.page.locator("table").nth(1).locator("th button").filter(has_text="F1 from")
+        low.click()
+        texts = column(seen, 1, 8)
+        known = [float(text) for text in texts if text != "–"]
+        assert known == sorted(known, reverse=True)
+        assert 0 < len(known) < 40
+        assert texts[len(known) :] == ["–"] * (40 - len(known))  # undefined ones last
+        seen.page.locator("input.filter").first.fill("LABEL 3")
+        visible = seen.page.locator("table").nth(1).locator("tbody tr:visible").count()
+        assert visible == 11  # 3 and 30 to 39
+        assert seen.complaints == []
+
+
+def test_a_curve_is_added_by_its_name_once_and_taken_away_again(tmp_path: Path) -> None:
+    with opened(write_page(tmp_path, 40)) as seen:
+        drawn(seen)
+        script = "document.querySelector('input[list]').closest('section').querySelector('.plot')"
+        before = seen.page.evaluate(f"{script}.data.length")
+        box = seen.page.locator("input[list]")
+        for text in ("label 20", "label 20", "no such label", "label 9"):
+            box.fill(text)
+            box.press("Enter")
+        names = seen.page.evaluate(f"{script}.data.map(t => t.name)")
+        assert [name.partition(",")[0] for name in names[before:]] == ["label 20", "label 9"]
+        for left in (1, 0, 0):
+            seen.page.get_by_role("button", name="Remove the last").click()
+            assert seen.page.evaluate(f"{script}.data.length") == before + left
+        assert seen.complaints == []
+
+
+@pytest.mark.timeout(300)
+def test_four_thousand_labels_open_and_sort(tmp_path: Path) -> None:
+    with opened(write_page(tmp_path, 4_000, rates=(0.02, 0.001))) as seen:
+        drawn(seen)
+        table = seen.page.locator("table").nth(2)
+        assert table.locator("tbody tr").count() == 4_000
+        table.locator("th button").filter(has_text="ROC-AUC").click()
+        values = [float(text) for text in column(seen, 2, 12) if text != "–"]
+        assert values == sorted(values, reverse=True)
+        assert (seen.complaints, seen.requests) == ([], [])
