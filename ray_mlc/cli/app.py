@@ -44,6 +44,21 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Text = Annotated[str, typer.Option(help="Text column.")]
 Labels = Annotated[str, typer.Option(help="Label column, or 0/1 columns separated by commas.")]
+Hierarchy = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML of label parents, child: parent; they are given with the child.",
+        show_default=False,
+    ),
+]
+DecisionFile = Annotated[
+    str | None,
+    typer.Option(
+        "--decision",
+        help="Decision that `thresholds --output` wrote; default: the model's.",
+        show_default=False,
+    ),
+]
 
 
 def _version(shown: bool) -> None:
@@ -174,6 +189,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    hierarchy: Hierarchy = None,
     set_: Set = None,
     address: Address = None,
     json: Json = False,
@@ -190,6 +206,7 @@ def train(
         "data.validation": validation,
         "data.text": text,
         "data.labels": None if labels is None else _columns(labels),
+        "data.hierarchy": None if hierarchy is None else str(hierarchy),
         "encoder": encoder,
         "output": output,
         "ray.address": address,
@@ -217,6 +234,7 @@ def evaluate(
         Path | None,
         typer.Option(help="JSON to write; default: MODEL/evaluation/<examples>.json."),
     ] = None,
+    decision: DecisionFile = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -233,6 +251,7 @@ def evaluate(
         dtype=dtype,
         device=device,
         output=output,
+        decision=decision,
         display=Display(quiet=quiet),
     )
     if json:
@@ -254,6 +273,20 @@ def thresholds(
     per_label: Annotated[
         bool, typer.Option("--per-label/--one", help="One for each label, or one for all.")
     ] = True,
+    calibrate: Annotated[
+        str,
+        typer.Option(help="Also scores to probabilities: none, temperature, platt or isotonic."),
+    ] = "none",
+    hierarchy: Hierarchy = None,
+    fallback: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Give a text without a label its so many best.", show_default=False
+        ),
+    ] = None,
+    fallback_floor: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest score with which --fallback does.")
+    ] = 0.0,
     text: Text = "text",
     labels: Labels = "labels",
     dtype: Dtype = "float32",
@@ -268,10 +301,12 @@ def thresholds(
 ) -> None:
     """Fit the thresholds that turn scores into labels, on validation examples.
 
-    A precision is that of all labels together; a rate holds for each. Runs that were begun keep to
-    the decision they were begun with, and cannot go on with another: finish them first.
+    A precision is that of all labels together; a rate holds for each. Thresholds are fitted as if
+    there were no hierarchy and no fall-back, figures are of the whole decision. A calibration
+    changes no label. Runs that were begun keep to the decision they were begun with, and cannot go
+    on with another: finish them first.
     """
-    from ray_mlc.cli.tables import print_metrics
+    from ray_mlc.cli.tables import print_calibration, print_metrics
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.thresholds import fit_decision
 
@@ -280,6 +315,10 @@ def thresholds(
         examples,
         objective=objective,
         per_label=per_label,
+        calibrate=calibrate,
+        hierarchy=hierarchy,
+        fallback=fallback,
+        fallback_floor=fallback_floor,
         text=text,
         labels=_columns(labels),
         dtype=dtype,
@@ -299,6 +338,8 @@ def thresholds(
     }
     metrics = {titles[name]: values for name, values in result["metrics"].items()}
     print_metrics(f"thresholds for {objective}", metrics)
+    if result["calibration"] is not None:
+        print_calibration(result["calibration"])
     for name, found in result["reached"].items():
         typer.echo(
             f"{titles[name]}: precision {found['precision']:.4f} and recall {found['recall']:.4f} "
@@ -401,6 +442,7 @@ def score(
     text: Annotated[
         str | None, typer.Option(help="Text column or template; default text.", show_default=False)
     ] = None,
+    decision: DecisionFile = None,
     local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
     add_new: Annotated[
         bool, typer.Option("--add-new", help="Score new input files too, as the run's next night.")
@@ -426,6 +468,7 @@ def score(
         "input": input,
         "output": output,
         "input.text": text,
+        "decision": decision,
         "ray.address": address,
     }
     spec = load_job(ScoreJob, job, options=options, overrides=set_ or ())

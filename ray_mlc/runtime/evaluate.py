@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ray_mlc.config import BatchingConfig, EngineConfig
 from ray_mlc.errors import ConfigError, DataError
+from ray_mlc.evaluation.calibration import calibration_error
 from ray_mlc.evaluation.evaluate import evaluate
+from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.decisions import decide
+from ray_mlc.model.decisions import Decision, decide, read_decision
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.progress import Display
@@ -81,15 +84,30 @@ def evaluate_model(
     device: str,
     output: Path | None,
     display: Display,
+    decision: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Measure a model on examples, and save the figures.
 
+    Args:
+        model: Model folder or hub id.
+        examples: Labelled examples.
+        text: Column of the text.
+        labels: Column or columns of the labels.
+        dtype: Precision of the scores.
+        device: `cpu`, `cuda` or `auto`.
+        output: JSON file to write; None: one in the model folder.
+        display: Told about progress.
+        decision: File of a decision, as `thresholds --output` writes it; None: the folder's.
+
     Returns:
         The figures (`evaluation.evaluate.evaluate`, and `model`, `examples`, `threshold`,
-        `unknown_labels`, `seconds`), and the file they were written to.
+        `calibration`, `unknown_labels`, `seconds`), and the file they were written to. Of
+        `calibration`, `scores` and `calibrated` are `evaluation.calibration.calibration_error` over
+        the labels that the model knows; `method` and `calibrated` are null without one.
     """
     folder = open_model(model)
     label_set = folder.label_set
+    decided = folder.info.decision if decision is None else read_decision(decision, label_set)
     storage, name = _place(output or folder.path / "evaluation", examples[0], output)
     data = read_examples(list(examples), text=text, labels=labels, label_set=label_set)
     data = annotated_rows(data, examples[0])
@@ -111,15 +129,16 @@ def evaluate_model(
         data.targets_NL(),
         np.pad(scores_NL, ((0, 0), (0, extra))),
         label_set=data.label_set,
-        thresholds_L=np.pad(
-            folder.info.decision.thresholds_L(label_set), (0, extra), constant_values=1
-        ),
+        given_NL=np.pad(decide(scores_NL, decided.rules(label_set)), ((0, 0), (0, extra))),
         rates_L=np.pad(np.array(rates or data.label_rates()[: len(label_set)]), (0, extra)),
     )
     result |= {
         "model": model,
         "examples": list(examples),
-        "threshold": folder.info.decision.threshold,
+        "threshold": decided.threshold,
+        "calibration": _calibration_of(
+            decided, label_set, data.targets_NL()[:, : len(label_set)], scores_NL
+        ),
         "unknown_labels": list(unknown),
         "dtype": classifier.engine.dtype,
         "seconds": round(time.monotonic() - started, 3),
@@ -128,6 +147,23 @@ def evaluate_model(
     }
     storage.put(name, json.dumps(result, indent=1, ensure_ascii=False).encode())
     return result, Path(storage.uri) / name
+
+
+def _calibration_of(
+    decision: Decision,
+    label_set: LabelSet,
+    targets_NL: NDArray[np.float32],
+    scores_NL: NDArray[np.float32],
+) -> dict[str, Any]:
+    """How far scores, and what the calibration makes of them, are from probabilities."""
+    calibration, calibrated = decision.calibration, None
+    if calibration is not None:
+        calibrated = calibration_error(targets_NL, calibration.probabilities(scores_NL, label_set))
+    return {
+        "method": calibration.method if calibration is not None else None,
+        "scores": calibration_error(targets_NL, scores_NL),
+        "calibrated": calibrated,
+    }
 
 
 def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, str]:
@@ -158,14 +194,16 @@ def predict_texts(
 
     Returns:
         Per text: `text`, `status` (`ok` or `empty`), `labels` (best first), `scores` by label,
+        `probabilities` by label (calibrated scores; null where the model has no calibration),
         `latency_ms` (tokenizing, one forward pass and decision, after a warm-up), `n_tokens`,
         `truncated`.
     """
     folder = open_model(model)
     classifier = load_here(folder, dtype=dtype, device=device)
-    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+    decision, label_set = folder.info.decision, folder.label_set
+    rules = decision.rules(label_set)
     classifier.predict_proba(list(texts[:1]))  # the first pass pays for allocations
-    results = []
+    results: list[dict[str, Any]] = []
     for text in texts:
         if not text.strip():
             results.append(
@@ -174,6 +212,7 @@ def predict_texts(
                     "status": "empty",
                     "labels": [],
                     "scores": {},
+                    "probabilities": None if decision.calibration is None else {},
                     "latency_ms": 0.0,
                     "n_tokens": 0,
                     "truncated": False,
@@ -182,17 +221,23 @@ def predict_texts(
             continue
         started = time.perf_counter()
         ragged = classifier.tokenizer.encode([text])
-        scores_L = classifier.scores(ragged)[0]
-        given = decide(scores_L, thresholds_L)
+        scores_NL = classifier.scores(ragged)
+        given = decide(scores_NL, rules)[0]
         latency = time.perf_counter() - started
+        scores_L = scores_NL[0]
         order = np.argsort(-scores_L, kind="stable")
-        names = folder.label_set.names
+        names = label_set.names
+        probabilities = None
+        if decision.calibration is not None:
+            values = decision.calibration.probabilities(scores_NL, label_set)[0]
+            probabilities = dict(zip(names, values.tolist(), strict=True))
         results.append(
             {
                 "text": text,
                 "status": "ok",
                 "labels": [names[column] for column in order if given[column]],
                 "scores": {name: float(score) for name, score in zip(names, scores_L, strict=True)},
+                "probabilities": probabilities,
                 "latency_ms": round(latency * 1000, 3),
                 "n_tokens": int(ragged.n_tokens[0]),
                 "truncated": bool(ragged.n_tokens[0] > classifier.tokenizer.max_tokens),
