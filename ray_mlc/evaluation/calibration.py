@@ -108,9 +108,8 @@ class FittedCalibration:
     shrinkage: float
     """Cells of its rarer class at which a label's own curve has half a say; infinite: all labels
     share one."""
-    held_out_NL: NDArray[np.float32] | None
-    """Probabilities of documents that took no part in fitting what gave them, shape [N, L]. None:
-    nothing was held out."""
+    held_out_NL: NDArray[np.float32]
+    """Probabilities of documents that took no part in fitting what gave them, shape [N, L]."""
 
 
 def fit_calibration(
@@ -151,9 +150,8 @@ def fit_calibration(
         losses += fit.losses(targets_NL[part], scores_NL[part])
     # of equally good ones the strongest
     chosen = SHRINKAGES[len(SHRINKAGES) - 1 - int(np.argmin(losses[::-1]))]
-    held_out_NL = np.empty(scores_NL.shape, np.float32) if parts else None
+    held_out_NL = np.empty(scores_NL.shape, np.float32)
     for (part, _), fit in zip(parts, fits, strict=True):
-        assert held_out_NL is not None
         held_out_NL[part] = fit.probabilities(scores_NL[part], chosen)
     whole = _Fit.of(targets_NL, scores_NL, method)
     return FittedCalibration(whole.calibration(chosen, label_set), chosen, held_out_NL)
@@ -349,9 +347,5 @@ def describe_fit(
         "method": found.calibration.method,
         "shrinkage": None if np.isinf(found.shrinkage) else found.shrinkage,
         "own": len(found.calibration.per_label),
-        "error": {
-            name: calibration_error(targets_NL, values)
-            for name, values in errors.items()
-            if values is not None
-        },
+        "error": {name: calibration_error(targets_NL, values) for name, values in errors.items()},
     }

@@ -185,7 +185,6 @@ def test_whatever_the_cells_what_is_fitted_is_a_calibration(
     assert Calibration.model_validate_json(found.calibration.model_dump_json())
     rising_NL = np.repeat(with_neighbours([])[:, None], len(label_set), axis=1)
     assert (np.diff(found.calibration.log_odds(rising_NL, label_set), axis=0) > 0).all()
-    assert found.held_out_NL is not None
     assert ((found.held_out_NL >= 0) & (found.held_out_NL <= 1)).all()
     json.dumps(describe_fit(targets_NL, scores_NL, found, label_set), allow_nan=False)
     one_class = [
