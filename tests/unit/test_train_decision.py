@@ -59,7 +59,7 @@ def test_a_hierarchy_given_to_training_is_in_the_decision_and_in_its_figures(
     noise = np.random.default_rng(0).random(targets.shape)
     scores = (0.6 * np.nan_to_num(targets) + 0.4 * noise).astype(np.float32)
     np.save(checkpoint / VALIDATION_SCORES, scores)
-    latest = {"epoch": 1, "best_epoch": 1, "history": []}
+    latest = {"epoch": 1, "best_epoch": 1, "history": [{"epoch": 1}]}
     summary = write_trained(job(file), prepared, checkpoint, latest, tmp_path / "model", QUIET)
     decision = open_model(str(tmp_path / "model")).info.decision
     assert decision.hierarchy == parents
