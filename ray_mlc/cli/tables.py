@@ -89,6 +89,9 @@ def print_calibration(result: Mapping[str, Any]) -> None:
     _print_calibration_errors(f"calibration by {result['method']}", columns)
     own = f"{result['own']} labels have a curve of their own"
     _say(own if result["own"] else "all labels share one curve")
+    errors = result["error"]
+    if errors["held_out"]["log_loss"] >= errors["before"]["log_loss"]:
+        _say("held out, it is no better than the scores themselves: leave --calibrate out")
 
 
 def _print_calibration_errors(

@@ -14,6 +14,7 @@ import pytest
 from support.cli import run
 
 from ray_mlc import synthetic
+from ray_mlc.cli.tables import print_calibration
 from ray_mlc.errors import ConfigError
 from ray_mlc.model.decisions import Rules, decide
 from ray_mlc.model.folder import open_model
@@ -268,6 +269,20 @@ def test_predict_shows_probabilities_beside_scores_in_the_order_of_the_scores(
     np.testing.assert_allclose(list(after["probabilities"].values()), expected[0], rtol=1e-6)
     assert run(monkeypatch, *command) == 0
     assert " calibrated)  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("held_out", "said"), [(0.4, False), (0.5, True), (0.6, True)])
+def test_a_calibration_that_does_not_help_is_told_of(
+    held_out: float, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = {
+        name: {"ece": 0.1, "ece_macro": None, "log_loss": 0.5} for name in ("before", "fitted")
+    }
+    errors["held_out"] = {**errors["before"], "log_loss": held_out}
+    print_calibration({"method": "platt", "own": 0, "error": errors})
+    shown = capsys.readouterr().out
+    assert "all labels share one curve" in shown
+    assert ("no better than the scores themselves" in shown) == said
 
 
 def test_a_decision_file_replaces_another_whole_and_leaves_nothing_beside_it(
