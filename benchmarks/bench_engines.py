@@ -226,7 +226,7 @@ def measure(asked: argparse.Namespace, mix: str, file: str, cut: int) -> list[di
     from ray_mlc.model.tokenization import Tokenizer
 
     folder = open_model(asked.model)
-    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+    rules = folder.info.decision.rules(folder.label_set)
     texts = read_texts(file, asked.documents)
     lengths = Tokenizer.load(folder.path, max_tokens=cut).encode(texts).lengths
     ours = padding_fraction(
@@ -251,7 +251,7 @@ def measure(asked: argparse.Namespace, mix: str, file: str, cut: int) -> list[di
     for pool in pools:
         rows = shares[id(pool)]
         scores_NL = pool.scores([texts[row] for row in rows])  # compiles its kernels, too
-        flipped = decide(scores_NL, thresholds_L) != decide(exact_NL[rows], thresholds_L)
+        flipped = decide(scores_NL, rules) != decide(exact_NL[rows], rules)
         lines.append(
             {
                 "model": folder.path.name,

@@ -75,7 +75,7 @@ def nothing_step(work: Any) -> Callable[..., pa.Table]:
     def both(block: pa.Table, progress: Any = None) -> pa.Table:
         del progress
         tokens = tokenize_block(block, nothing, policy="truncate")
-        return score_block(tokens, nothing, work.thresholds_L, work.output)
+        return score_block(tokens, nothing, work.rules, work.output)
 
     return both
 

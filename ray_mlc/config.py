@@ -274,6 +274,8 @@ class ScoreJob(Section):
     """Where the documents are (or just the path)."""
     output: OutputConfig
     """Where the results go (or just the path)."""
+    decision: str | None = None
+    """File of a decision, as `thresholds --output` writes it; null: what the model folder says."""
     units: UnitsConfig = Field(default_factory=UnitsConfig)
     """Pieces that are committed and retried as one."""
     long: LongConfig | None = None
@@ -292,6 +294,16 @@ class ScoreJob(Section):
     """One writer per output."""
     ray: RayConfig = Field(default_factory=RayConfig)
     """Which Ray to use."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> ScoreJob:
+        if self.decision is not None and self.engine.dtype == "int8":
+            raise ConfigError(
+                "decision has no meaning with engine.dtype: int8, which was measured at the model "
+                "folder's own: fit it there (`ray-mlc thresholds` without --output), and quantize "
+                "again"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -318,6 +330,9 @@ class DataConfig(Section):
     """Text column, or a template over columns such as `{title}\\n\\n{body}`."""
     labels: str | list[str] = "labels"
     """Column that lists the labels of a row, or the list of 0/1 columns, one per label."""
+    hierarchy: str | None = None
+    """YAML file of label parents (`child: parent`, or a list of them): the decision gives them with
+    the child; null: labels are free of each other."""
 
 
 class LossConfig(Section):

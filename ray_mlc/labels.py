@@ -7,6 +7,7 @@ training and metrics compute on). Dense multi-hot rows `targets_NL` are made per
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -91,3 +92,13 @@ def check_known(labels: Sequence[str], label_set: LabelSet, *, where: str) -> No
             f"{where}: {len(unknown)} label(s) are not in the label set, for example "
             f"{unknown[0]!r}; expected among {len(label_set)} labels such as {label_set.names[0]!r}"
         )
+
+
+def unknown_label(name: str, label_set: LabelSet) -> str:
+    """What to say of a label that `label_set` lacks, with the nearest that it has."""
+    # most near misses are of case or white space, which difflib does not see as such
+    alike = {other.casefold().strip(): other for other in reversed(label_set.names)}
+    near = [alike[key]] if (key := name.casefold().strip()) in alike else []
+    near = near or difflib.get_close_matches(name, label_set.names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected labels as {label_set.names[0]!r}"
+    return f"label {name!r} is not among the {len(label_set)} of the model: {hint}"

@@ -55,6 +55,21 @@ TEXT_HELP = 'Text column, or a template such as "{title}\\n{body}"'
 Text = Annotated[str, typer.Option(help=f"{TEXT_HELP}.", callback=_template)]
 LABELS_HELP = "Label column, or 0/1 columns separated by commas (a single one: name,)"
 Labels = Annotated[str, typer.Option(help=f"{LABELS_HELP}.")]
+Hierarchy = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML of label parents, child: parent; they are given with the child.",
+        show_default=False,
+    ),
+]
+DecisionFile = Annotated[
+    str | None,
+    typer.Option(
+        "--decision",
+        help="Decision that `thresholds --output` wrote; default: the model's.",
+        show_default=False,
+    ),
+]
 
 
 def _version(shown: bool) -> None:
@@ -235,6 +250,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    hierarchy: Hierarchy = None,
     set_: Set = None,
     address: Address = None,
     json: Json = False,
@@ -251,6 +267,7 @@ def train(
         "data.validation": validation,
         "data.text": text,
         "data.labels": None if labels is None else _columns(labels),
+        "data.hierarchy": None if hierarchy is None else str(hierarchy),
         "encoder": encoder,
         "output": output,
         "ray.address": address,
@@ -281,6 +298,7 @@ def evaluate(
     texts: Annotated[
         bool, typer.Option("--texts", help="Show the texts of mistakes in the report.")
     ] = False,
+    decision: DecisionFile = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -302,6 +320,7 @@ def evaluate(
         device=device,
         output=output,
         texts=texts,
+        decision=decision,
         display=Display(quiet=quiet),
     )
     if json:
@@ -323,6 +342,20 @@ def thresholds(
     per_label: Annotated[
         bool, typer.Option("--per-label/--one", help="One for each label, or one for all.")
     ] = True,
+    calibrate: Annotated[
+        str,
+        typer.Option(help="Also scores to probabilities: none, temperature, platt or isotonic."),
+    ] = "none",
+    hierarchy: Hierarchy = None,
+    fallback: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Give a text without a label its so many best.", show_default=False
+        ),
+    ] = None,
+    fallback_floor: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest score with which --fallback does.")
+    ] = 0.0,
     text: Text = "text",
     labels: Labels = "labels",
     dtype: Dtype = "float32",
@@ -337,10 +370,12 @@ def thresholds(
 ) -> None:
     """Fit the thresholds that turn scores into labels, on validation examples.
 
-    A precision is that of all labels together; a rate holds for each. Runs that were begun keep to
-    the decision they were begun with, and cannot go on with another: finish them first.
+    A precision is that of all labels together; a rate holds for each. Thresholds are fitted as if
+    there were no hierarchy and no fall-back, figures are of the whole decision. A calibration
+    changes no label. Runs that were begun keep to the decision they were begun with, and cannot go
+    on with another: finish them first.
     """
-    from ray_mlc.cli.tables import print_metrics
+    from ray_mlc.cli.tables import print_calibration, print_metrics
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.thresholds import fit_decision
 
@@ -349,6 +384,10 @@ def thresholds(
         examples,
         objective=objective,
         per_label=per_label,
+        calibrate=calibrate,
+        hierarchy=hierarchy,
+        fallback=fallback,
+        fallback_floor=fallback_floor,
         text=text,
         labels=_columns(labels),
         dtype=dtype,
@@ -368,6 +407,8 @@ def thresholds(
     }
     metrics = {titles[name]: values for name, values in result["metrics"].items()}
     print_metrics(f"thresholds for {objective}", metrics)
+    if result["calibration"] is not None:
+        print_calibration(result["calibration"])
     for name, found in result["reached"].items():
         typer.echo(
             f"{titles[name]}: precision {found['precision']:.4f} and recall {found['recall']:.4f} "
@@ -474,6 +515,7 @@ def score(
         str | None,
         typer.Option(help=f"{TEXT_HELP}; default text.", callback=_template, show_default=False),
     ] = None,
+    decision: DecisionFile = None,
     local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
     add_new: Annotated[
         bool, typer.Option("--add-new", help="Score new input files too, as the run's next night.")
@@ -499,6 +541,7 @@ def score(
         "input": input,
         "output": output,
         "input.text": text,
+        "decision": decision,
         "ray.address": address,
     }
     spec = load_job(ScoreJob, job, options=options, overrides=set_ or ())

@@ -123,6 +123,33 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
             _figure(row["average_precision"]),
         )
     _console().print(table)
+    found = result["calibration"]
+    columns = {"scores": found["scores"]}
+    if found["calibrated"] is not None:
+        columns[f"by {found['method']}"] = found["calibrated"]
+    _print_calibration_errors("calibration", columns)
+
+
+def print_calibration(result: Mapping[str, Any]) -> None:
+    """How far scores are from probabilities, before and after."""
+    titles = {"before": "scores", "fitted": "fitted here", "held_out": "held out"}
+    columns = {titles[name]: errors for name, errors in result["error"].items()}
+    _print_calibration_errors(f"calibration by {result['method']}", columns)
+    own = f"{result['own']} labels have a curve of their own"
+    _say(own if result["own"] else "all labels share one curve")
+    errors = result["error"]
+    if errors["held_out"]["log_loss"] >= errors["before"]["log_loss"]:
+        _say("held out, it is no better than the scores themselves: leave --calibrate out")
+
+
+def _print_calibration_errors(
+    title: str, columns: Mapping[str, Mapping[str, float | None]]
+) -> None:
+    table = _table(title, "error", *columns)
+    names = {"ece": "ECE", "ece_macro": "ECE, mean of labels", "log_loss": "log loss"}
+    for name, shown in names.items():
+        table.add_row(shown, *(_figure(errors[name]) for errors in columns.values()))
+    _console().print(table)
 
 
 def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None:
@@ -138,7 +165,9 @@ def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None
         ranked = sorted(result["scores"].items(), key=lambda item: -item[1])
         for label, score in ranked[:top]:
             mark = "●" if label in result["labels"] else " "
-            _say(f"  {mark} {score:.4f}  {label}")
+            calibrated = result["probabilities"]
+            meant = f" ({calibrated[label]:.4f} calibrated)" if calibrated else ""
+            _say(f"  {mark} {score:.4f}{meant}  {label}")
         for explanation in result.get("explanations", []):
             _print_explanation(result, explanation)
 

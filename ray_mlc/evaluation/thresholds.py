@@ -254,7 +254,7 @@ def fit_thresholds(
     """
     wanted = Objective.parse(objective)
     count = targets_NL.shape[1]
-    parts = list(_parts(len(targets_NL), folds, seed))
+    parts = list(folds_of(len(targets_NL), folds, seed))
     fits = [_Fit.of(targets_NL[rest], scores_NL[rest], wanted, per_label) for _, rest in parts]
     choices = SHRINKAGES if per_label and wanted.kind != "rate" else (0.0 if per_label else np.inf,)
     held_out: dict[float, NDArray[np.bool_]] = {}
@@ -324,7 +324,7 @@ def _logit(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return logits
 
 
-def _parts(
+def folds_of(
     count: int, folds: int, seed: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Documents held out, and the rest, for each fold."""

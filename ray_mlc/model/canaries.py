@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError
 from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.decisions import decide
+from ray_mlc.model.decisions import Rules, decide
 from ray_mlc.model.folder import Canaries
 from ray_mlc.model.tokenization import Tokenizer
 
@@ -116,9 +115,7 @@ def record_canaries(classifier: Classifier, *, special_tokens: Sequence[str] = (
     return Canaries(texts=texts, scores=[[float(score) for score in row] for row in scores_NL])
 
 
-def check_canaries(
-    classifier: Classifier, canaries: Canaries, thresholds_L: NDArray[np.float32]
-) -> CanaryReport:
+def check_canaries(classifier: Classifier, canaries: Canaries, rules: Rules) -> CanaryReport:
     """Compare an engine's scores with the recorded ones."""
     expected_NL = np.array(canaries.scores, np.float32)
     scores_NL = classifier.predict_proba(canaries.texts)
@@ -128,5 +125,5 @@ def check_canaries(
             f"{scores_NL.shape}: the folder's files do not belong together"
         )
     difference = float(np.abs(scores_NL - expected_NL).max())
-    differs = decide(scores_NL, thresholds_L) != decide(expected_NL, thresholds_L)
+    differs = decide(scores_NL, rules) != decide(expected_NL, rules)
     return CanaryReport(difference, int(differs.sum()), differs.size, classifier.engine.dtype)

@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from ray_mlc.config import LongConfig, Section, WindowsConfig, describe
-from ray_mlc.errors import DataError, ModelError
+from ray_mlc.errors import ConfigError, DataError, ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.encoder import fetch, pooling_of, quiet_transformers
@@ -34,15 +34,16 @@ INFO_FILE = "ray_mlc.json"
 CANARIES_FILE = "canaries.json"
 HISTORY_FILE = "history.jsonl"
 CARD_FILE = "README.md"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: thresholds; 2: calibration, hierarchy and fall-back beside them."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class ModelInfo(Section):
     """`ray_mlc.json`."""
 
-    schema_version: int = SCHEMA_VERSION
-    """Version of this file's schema."""
+    schema_version: int = 1
+    """The first version of this file's schema that has all the keys in use."""
     kind: Literal["encoder"] = "encoder"
     """What the folder holds."""
     labels: list[str]
@@ -100,6 +101,10 @@ class ModelFolder:
         """SHA-256 over what tokens depend on; costs no look at the weights."""
         names = ("config.json", *_TOKENIZER_FILES)
         return _digest([self.path / name for name in names if (self.path / name).is_file()])
+
+    def with_decision(self, decision: Decision) -> ModelFolder:
+        """The same model, decided otherwise; the folder itself stays as it is."""
+        return replace(self, info=self.info.model_copy(update={"decision": decision}))
 
     @property
     def max_tokens(self) -> int | None:
@@ -180,6 +185,10 @@ def open_model(model: str) -> ModelFolder:
         info = _parse(ModelInfo, info_file, model)
         if info.labels != labels:
             raise ModelError(f"{model}: labels of {INFO_FILE} and config.json differ")
+        try:
+            info.decision.check(LabelSet(tuple(labels)))
+        except ConfigError as error:
+            raise ModelError(f"{model}: {INFO_FILE}: decision.{error}") from None
     else:
         for name in (CANARIES_FILE, HISTORY_FILE, "_checkpoints"):
             if (path / name).exists():
@@ -235,12 +244,15 @@ def write_model_folder(
     lines = "".join(json.dumps(dict(epoch)) + "\n" for epoch in history)
     storage.put(HISTORY_FILE, lines.encode())
     storage.put(CARD_FILE, model_card(info, pooling=pooling_of(output)).encode())
-    storage.put(INFO_FILE, info.model_dump_json(indent=2).encode())
+    storage.put(INFO_FILE, _dump(info))
     shutil.rmtree(output / "_tmp", ignore_errors=True)
 
 
 def write_decision(
-    folder: ModelFolder, decision: Decision, metrics: Mapping[str, Mapping[str, Any]]
+    folder: ModelFolder,
+    decision: Decision,
+    metrics: Mapping[str, Mapping[str, Any]],
+    calibration: Mapping[str, Any] | None = None,
 ) -> None:
     """Give a model folder another decision; weights, and so its digest, stay as they are.
 
@@ -248,6 +260,7 @@ def write_decision(
         folder: A local model folder.
         decision: How scores become labels from now on.
         metrics: `at_half`, `fitted`, and `held_out` where there was cross-validation.
+        calibration: What is known of the decision's calibration, if it has one.
 
     Raises:
         StorageError: If it cannot be written.
@@ -255,11 +268,22 @@ def write_decision(
     kept = {"at_half": metrics["at_half"], "decision": metrics["fitted"]}
     if "held_out" in metrics:
         kept["decision_held_out"] = metrics["held_out"]
+    if calibration is not None:
+        kept["calibration"] = calibration
     info = folder.info.model_copy(update={"decision": decision, "metrics": kept})
     storage = open_storage(str(folder.path), scratch="_tmp")
-    storage.put(INFO_FILE, info.model_dump_json(indent=2).encode())
+    storage.put(INFO_FILE, _dump(info))
     storage.put(CARD_FILE, model_card(info, pooling=pooling_of(folder.path)).encode())
     shutil.rmtree(folder.path / "_tmp", ignore_errors=True)
+
+
+def _dump(info: ModelInfo) -> bytes:
+    """`ray_mlc.json` with the lowest schema version that will do, for readers of an older one."""
+    windows = info.long.windows
+    needed = max(info.decision.needs_schema, 1 if windows is None else 2)
+    stated = info.model_copy(update={"schema_version": needed})
+    silent = {"long": {"windows"}} if windows is None else None
+    return stated.model_dump_json(indent=2, exclude=silent).encode()
 
 
 def model_card(info: ModelInfo, *, pooling: str | None) -> str:
@@ -281,7 +305,8 @@ def model_card(info: ModelInfo, *, pooling: str | None) -> str:
         "",
         f"A score is the sigmoid of one label's logit; a label is given from "
         f"{info.decision.threshold:.4f} on{_own_thresholds(info.decision)} (fitted on validation "
-        f"for {info.decision.objective or 'nothing: the default'}). {_long_texts(info.long)}",
+        f"for {info.decision.objective or 'nothing: the default'}).{_beside(info)} "
+        f"{_long_texts(info.long)}",
         "",
         *_usage(pooling),
         "",
@@ -344,6 +369,22 @@ def _own_thresholds(decision: Decision) -> str:
         f", {len(values)} labels from thresholds of their own between {min(values):.4f} and "
         f"{max(values):.4f}"
     )
+
+
+def _beside(info: ModelInfo) -> str:
+    """What the decision does beside thresholds, in sentences."""
+    decision, said = info.decision, ""
+    if decision.fallback is not None:
+        floor = f" scored at least {decision.fallback_floor:g}" if decision.fallback_floor else ""
+        said += f" A text without any gets its {decision.fallback} best{floor}."
+    if decision.hierarchy:
+        said += f" {len(decision.hierarchy)} labels have others above them, which come with them."
+    if decision.calibration is not None:
+        error = info.metrics.get("calibration", {}).get("error", {})
+        before, after = (error.get(name, {}).get("ece") for name in ("before", "held_out"))
+        said += f" A calibration ({decision.calibration.method}) turns scores into probabilities: "
+        said += f"expected calibration error {_cell(after)} held out, {_cell(before)} without it."
+    return said
 
 
 def _cell(value: object) -> str:

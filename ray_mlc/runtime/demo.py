@@ -21,6 +21,7 @@ from ray_mlc.config import ScoreJob, TrainJob, load_job
 from ray_mlc.errors import DataError, GateError
 from ray_mlc.evaluation.evaluate import evaluate, evaluate_scores_at
 from ray_mlc.evaluation.thresholds import fit_global_threshold
+from ray_mlc.model.decisions import decide
 from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.evaluate import load_here
 from ray_mlc.runtime.progress import Display
@@ -102,7 +103,7 @@ def train_and_compare(
         test.targets_NL(),
         scores_NL,
         label_set=model.label_set,
-        thresholds_L=model.info.decision.thresholds_L(model.label_set),
+        given_NL=decide(scores_NL, model.info.decision.rules(model.label_set)),
         rates_L=np.array(model.info.label_rates),
     )
     columns = {

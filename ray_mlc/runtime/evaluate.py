@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from ray_mlc import __version__
 from ray_mlc.config import BatchingConfig, EngineConfig
 from ray_mlc.errors import ConfigError, DataError
-from ray_mlc.evaluation.evaluate import evaluate, evaluate_scores_at
+from ray_mlc.evaluation.calibration import calibration_error
+from ray_mlc.evaluation.evaluate import evaluate
+from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.evaluation.study import study
+from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier, sigmoid
-from ray_mlc.model.decisions import decide
+from ray_mlc.model.decisions import Decision, decide, read_decision
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.explain import require_captum
 from ray_mlc.model.folder import ModelFolder, ModelInfo, open_model
@@ -121,6 +124,7 @@ def evaluate_model(
     output: Path | None,
     texts: bool,
     display: Display,
+    decision: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Measure a model on examples; save the figures, and beside them a report to look at.
 
@@ -135,15 +139,19 @@ def evaluate_model(
             the file of the same name that ends in .html.
         texts: Whether the report shows the texts of mistakes; the JSON never does.
         display: Told about progress.
+        decision: File of a decision, as `thresholds --output` writes it; None: the folder's.
 
     Returns:
         The figures (`evaluation.study.Study.summary`, and `model`, `examples`, `threshold`,
-        `unknown_labels`, `seconds`, `report`; of a model that reads windows `first_window`, the
-        metrics of the decision where only beginnings are read, and `several_windows`, the share of
-        documents that have more), and the file they were written to.
+        `calibration`, `unknown_labels`, `seconds`, `report`; of a model that reads windows
+        `first_window`, the metrics of the decision where only beginnings are read, and
+        `several_windows`, the share of documents that have more), and the file they were written
+        to. Of `calibration`, `scores` and `calibrated` are
+        `evaluation.calibration.calibration_error` over the labels that the model knows; `method`
+        and `calibrated` are null without one.
 
     Raises:
-        ConfigError: If `output` names the report.
+        ConfigError: If `output` names the report, or there is no such decision.
         DataError: If the examples cannot be used.
         StorageError: If nothing can be written there.
     """
@@ -153,6 +161,7 @@ def evaluate_model(
         )
     folder = open_model(model)
     label_set = folder.label_set
+    decided = folder.info.decision if decision is None else read_decision(decision, label_set)
     storage, name = _place(output or folder.path / "evaluation", examples[0], output)
     data = read_examples(list(examples), text=text, labels=labels, label_set=label_set)
     data = annotated_rows(data, examples[0])
@@ -172,31 +181,34 @@ def evaluate_model(
     if not np.isfinite(scores_NL).all():
         raise DataError(f"{model}: the model gives scores that are not finite")
     extra = len(unknown)
-    decision = folder.info.decision
-    thresholds_L = np.pad(decision.thresholds_L(label_set), (0, extra), constant_values=1)
+    targets_NL = data.targets_NL()
+    calibration = _calibration_of(decided, label_set, targets_NL[:, : len(label_set)], scores_NL)
+    rules = decided.rules(label_set)
+    given_NL = np.pad(decide(scores_NL, rules), ((0, 0), (0, extra)))
+    thresholds_L = np.pad(rules.thresholds_L, (0, extra), constant_values=1)
     if extra:  # padding copies
         scores_NL = np.pad(scores_NL, ((0, 0), (0, extra)))
-    targets_NL = data.targets_NL()
     rates = folder.info.label_rates
     figures = evaluate(
         targets_NL,
         scores_NL,
         label_set=data.label_set,
-        thresholds_L=thresholds_L,
+        given_NL=given_NL,
         rates_L=np.pad(np.array(rates or data.label_rates()[: len(label_set)]), (0, extra)),
     )
     windows: dict[str, Any] = {}
     if scored.first_NL is not None:
         # what the same decision gives to who reads the beginnings only
         first_NL = np.pad(scored.first_NL, ((0, 0), (0, extra)))
-        windows["first_window"] = evaluate_scores_at(targets_NL, first_NL, thresholds_L)
+        first_given_NL = np.pad(decide(scored.first_NL, rules), ((0, 0), (0, extra)))
+        windows["first_window"] = evaluate_scores(targets_NL, first_NL, first_given_NL)
         windows["several_windows"] = float(np.mean(ragged.n_windows > 1))
     with display.stage("report", len(data), "examples") as stage:
         found = study(
             figures,
             targets_NL,
             scores_NL,
-            decide(scores_NL, thresholds_L),
+            given_NL,
             thresholds_L=thresholds_L,
             n_tokens_N=ragged.n_tokens,
             truncated_N=~classifier.tokenizer.covered(ragged.n_tokens),
@@ -209,7 +221,8 @@ def evaluate_model(
     result |= {
         "model": model,
         "examples": list(examples),
-        "threshold": decision.threshold,
+        "threshold": decided.threshold,
+        "calibration": calibration,
         "unknown_labels": list(unknown),
         "dtype": classifier.engine.dtype,
         "seconds": round(time.monotonic() - started, 3),
@@ -220,7 +233,7 @@ def evaluate_model(
     html = evaluation_page(
         found,
         title=f"Evaluation of {model}",
-        facts=_facts(result, folder.info, classifier),
+        facts=_facts(result, decided, folder.info, classifier),
         ids=ids,
         texts=documents if texts else None,
     )
@@ -232,10 +245,9 @@ def evaluate_model(
 
 
 def _facts(
-    result: Mapping[str, Any], info: ModelInfo, classifier: Classifier
+    result: Mapping[str, Any], decision: Decision, info: ModelInfo, classifier: Classifier
 ) -> list[tuple[str, str]]:
     """What the reader of a report must know first."""
-    decision = info.decision
     thresholds = f"threshold {decision.threshold:.4g}"
     if decision.per_label:
         thresholds += f", {len(decision.per_label):,} labels have their own"
@@ -265,6 +277,23 @@ def _facts(
         ("precision", f"{classifier.engine.dtype} on {classifier.engine.device}"),
         ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, ray-mlc {__version__}"),
     ]
+
+
+def _calibration_of(
+    decision: Decision,
+    label_set: LabelSet,
+    targets_NL: NDArray[np.float32],
+    scores_NL: NDArray[np.float32],
+) -> dict[str, Any]:
+    """How far scores, and what the calibration makes of them, are from probabilities."""
+    calibration, calibrated = decision.calibration, None
+    if calibration is not None:
+        calibrated = calibration_error(targets_NL, calibration.probabilities(scores_NL, label_set))
+    return {
+        "method": calibration.method if calibration is not None else None,
+        "scores": calibration_error(targets_NL, scores_NL),
+        "calibrated": calibrated,
+    }
 
 
 def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, str]:
@@ -303,6 +332,7 @@ def predict_texts(
 
     Returns:
         Per text: `text`, `status` (`ok` or `empty`), `labels` (best first), `scores` by label,
+        `probabilities` by label (calibrated scores; null where the model has no calibration),
         `latency_ms` (tokenizing, one forward pass and decision, after a warm-up), `n_tokens`,
         `truncated`, `n_windows`.
     """
@@ -310,7 +340,8 @@ def predict_texts(
         require_captum()  # not after the scoring
     folder = open_model(model)
     classifier = load_here(folder, dtype=dtype, device=device)
-    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+    decision, label_set = folder.info.decision, folder.label_set
+    rules = decision.rules(label_set)
     classifier.predict_proba(list(texts[:1]))  # the first pass pays for allocations
     results: list[dict[str, Any]] = []
     for text in texts:
@@ -321,6 +352,7 @@ def predict_texts(
                     "status": "empty",
                     "labels": [],
                     "scores": {},
+                    "probabilities": None if decision.calibration is None else {},
                     "latency_ms": 0.0,
                     "n_tokens": 0,
                     "truncated": False,
@@ -330,17 +362,23 @@ def predict_texts(
             continue
         started = time.perf_counter()
         ragged = classifier.tokenizer.encode([text])
-        scores_L = classifier.scores(ragged)[0]
-        given = decide(scores_L, thresholds_L)
+        scores_NL = classifier.scores(ragged)
+        given = decide(scores_NL, rules)[0]
         latency = time.perf_counter() - started
+        scores_L = scores_NL[0]
         order = np.argsort(-scores_L, kind="stable")
-        names = folder.label_set.names
+        names = label_set.names
+        probabilities = None
+        if decision.calibration is not None:
+            values = decision.calibration.probabilities(scores_NL, label_set)[0]
+            probabilities = dict(zip(names, values.tolist(), strict=True))
         results.append(
             {
                 "text": text,
                 "status": "ok",
                 "labels": [names[column] for column in order if given[column]],
                 "scores": {name: float(score) for name, score in zip(names, scores_L, strict=True)},
+                "probabilities": probabilities,
                 "latency_ms": round(latency * 1000, 3),
                 "n_tokens": int(ragged.n_tokens[0]),
                 "truncated": not classifier.tokenizer.covered(ragged.n_tokens)[0],

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ConfigError, GateError, ModelError
-from ray_mlc.evaluation.evaluate import evaluate_scores_at
+from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.decisions import decide
+from ray_mlc.model.decisions import Rules, decide
 from ray_mlc.model.engines import int8
 from ray_mlc.model.engines.choose import (
     CPU_BATCH_TOKENS,
@@ -124,15 +124,15 @@ def _compare(
             scores.append(classifier.predict_proba(texts, progress=stage.advance))
     if not np.isfinite(scores[1]).all():
         raise GateError(f"{folder.name}: int8 gives scores that are not finite; nothing is kept")
-    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
-    return agreement(held_out.targets_NL(), scores[0], scores[1], thresholds_L)
+    rules = folder.info.decision.rules(folder.label_set)
+    return agreement(held_out.targets_NL(), scores[0], scores[1], rules)
 
 
 def agreement(
     targets_NL: NDArray[np.float32],
     exact_NL: NDArray[np.float32],
     scores_NL: NDArray[np.float32],
-    thresholds_L: NDArray[np.float32],
+    rules: Rules,
 ) -> int8.Agreement:
     """Compare scores with those of float32, on annotated documents.
 
@@ -140,13 +140,13 @@ def agreement(
         targets_NL: 0, 1, or NaN where nobody annotated.
         exact_NL: Scores in float32.
         scores_NL: Scores in int8.
-        thresholds_L: Threshold of each label.
+        rules: The decision.
     """
-    expected, given = decide(exact_NL, thresholds_L), decide(scores_NL, thresholds_L)
+    expected, given = decide(exact_NL, rules), decide(scores_NL, rules)
     flips = int((expected != given).sum())
     f1 = [
-        evaluate_scores_at(targets_NL, scores, thresholds_L)["f1_micro"] or 0.0
-        for scores in (scores_NL, exact_NL)
+        evaluate_scores(targets_NL, scores, labels)["f1_micro"] or 0.0
+        for scores, labels in ((scores_NL, given), (exact_NL, expected))
     ]
     return int8.Agreement(
         documents=len(targets_NL),

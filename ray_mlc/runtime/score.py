@@ -25,6 +25,7 @@ from ray_mlc.corpus.rows import read_block
 from ray_mlc.corpus.units import Unit, group_reads
 from ray_mlc.errors import InterruptedRunError, RayMlcError
 from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.decisions import Rules, read_decision
 from ray_mlc.model.engines.choose import (
     ResolvedEngine,
     describe_trials,
@@ -92,8 +93,8 @@ class Work:
     """Longest text."""
     policy: str
     """Long-document policy."""
-    thresholds_L: NDArray[np.float32]
-    """Threshold of each label."""
+    rules: Rules
+    """The decision."""
     output: OutputSpec
     """What parts look like."""
     commit: CommitSpec
@@ -115,7 +116,7 @@ class Work:
             spec=run.plan.spec,
             max_text_bytes=run.identity["input.max_text_bytes"],
             policy=run.identity["long.policy"],
-            thresholds_L=run.decision.thresholds_L(run.label_set),
+            rules=run.decision.rules(run.label_set),
             output=run.output,
             commit=run.commit_spec(holder=holder),
         )
@@ -168,9 +169,7 @@ class ScoreStep:
     def __call__(self, block: pa.Table, progress: Callable[[int], None] | None = None) -> pa.Table:
         """Score a tokenized block; `progress` is told the rows of each forward pass."""
         work = self._work
-        return score_block(
-            block, self.classifier, work.thresholds_L, work.output, progress=progress
-        )
+        return score_block(block, self.classifier, work.rules, work.output, progress=progress)
 
     @cached_property
     def tokenize(self) -> TokenizeStep:
@@ -257,9 +256,12 @@ def find_inputs(job: ScoreJob) -> Inputs:
 
     Raises:
         ModelError: If the model is missing, incomplete or not multi-label.
+        ConfigError: If the decision cannot be read, or is not for its labels.
         DataError: If there is nothing to read, or the output lies where it would be read.
     """
     folder = open_model(job.model)
+    if job.decision is not None:
+        folder = folder.with_decision(read_decision(job.decision, folder.label_set))
     listing = list_corpus(job.input.path)
     refuse_output_in_input(job, listing)
     return Inputs(folder, listing)

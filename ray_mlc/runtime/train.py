@@ -20,16 +20,17 @@ from numpy.typing import NDArray
 from ray_mlc.config import LongConfig, TrainingConfig, TrainJob, WindowsConfig
 from ray_mlc.errors import ModelError
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
-from ray_mlc.evaluation.metrics import is_better
+from ray_mlc.evaluation.metrics import evaluate_scores, is_better
 from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.canaries import record_canaries
 from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.decisions import Decision
+from ray_mlc.model.decisions import Decision, decide
 from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classifier_model
 from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
+from ray_mlc.model.hierarchy import read_hierarchy
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.model.windows import AGGREGATES, Aggregate
 from ray_mlc.runtime.progress import Display
@@ -59,6 +60,8 @@ class Prepared:
     validation_targets: NDArray[np.float32]
     rates_L: NDArray[np.float64]
     """Share of the annotated training examples that have each label."""
+    hierarchy: dict[str, list[str]]
+    """Parents of labels."""
     fingerprint: str
     """Digest of data, encoder and settings: the name of the run."""
     vocabulary_size: int | None = None
@@ -77,6 +80,7 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
         stage.advance(len(validation_set))
     # labels that only validation has: the model gets a column for them, and misses them
     label_set = validation_set.label_set
+    hierarchy = read_hierarchy(Path(data.hierarchy), label_set) if data.hierarchy else {}
     train_set = annotated_rows(train_set, "data.train")
     validation_set = annotated_rows(validation_set, "data.validation")
     counts = np.zeros(len(label_set), np.int64)
@@ -108,7 +112,7 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
     annotated = len(train_set) - _unannotated_counts(tokenized[0])
     rates_L = counts / np.maximum(annotated, 1)
     _check_encoder(job, encoder, label_set, tokenized[0])
-    fingerprint = _fingerprint(job, encoder, label_set, tokenized)
+    fingerprint = _fingerprint(job, encoder, label_set, tokenized, hierarchy)
     targets = _targets(validation_set, label_set)
     return Prepared(
         encoder=encoder,
@@ -118,6 +122,7 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
         validation=tokenized[1],
         validation_targets=targets,
         rates_L=rates_L,
+        hierarchy=hierarchy,
         fingerprint=fingerprint,
         vocabulary_size=tokenizer.vocabulary_size if special_tokens else None,
     )
@@ -185,11 +190,16 @@ def _targets(examples: Examples, label_set: LabelSet) -> NDArray[np.float32]:
 
 
 def _fingerprint(
-    job: TrainJob, encoder: Path, label_set: LabelSet, data: Sequence[TokenizedExamples]
+    job: TrainJob,
+    encoder: Path,
+    label_set: LabelSet,
+    data: Sequence[TokenizedExamples],
+    hierarchy: Mapping[str, Sequence[str]],
 ) -> str:
     digest = hashlib.sha256()
     settings = job.training.model_dump(mode="json")
-    digest.update(json.dumps([settings, label_set.names], sort_keys=True).encode())
+    named = [settings, label_set.names, *([hierarchy] if hierarchy else [])]
+    digest.update(json.dumps(named, sort_keys=True).encode())
     for file in sorted(
         [*encoder.glob("*.safetensors"), *encoder.glob("*.bin"), *encoder.glob("*.json")]
     ):
@@ -300,10 +310,11 @@ def write_trained(
     scores = np.load(checkpoint / VALIDATION_SCORES, allow_pickle=False)
     targets = prepared.validation_targets
     threshold = fit_global_threshold(targets, scores)
-    decision = Decision(threshold=threshold, objective="f1_micro")
+    decision = Decision(threshold=threshold, objective="f1_micro", hierarchy=prepared.hierarchy)
+    given = decide(scores, decision.rules(prepared.label_set))
     metrics = {
         "at_half": evaluate_scores_at(targets, scores, np.float32(0.5)),
-        "decision": evaluate_scores_at(targets, scores, np.float32(threshold)),
+        "decision": evaluate_scores(targets, scores, given),
     }
     best = next(item for item in latest["history"] if item["epoch"] == latest["best_epoch"])
     long = LongConfig(max_tokens=prepared.tokenizer.max_tokens)

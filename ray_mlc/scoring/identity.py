@@ -28,7 +28,7 @@ def asked_for(job: ScoreJob, model: ModelFolder) -> dict[str, Any]:
     long = model.long(job.long)
     asked: dict[str, Any] = {
         "model": model.digest,
-        "decision": model.info.decision.model_dump(),
+        "decision": model.info.decision.model_dump(mode="json"),
         "input.root": _list_root(job),
         "input.text": job.input.text,
         "input.max_text_bytes": job.input.max_text_bytes,
@@ -102,10 +102,19 @@ def refuse_difference(
             shown = (recorded.get(key), value)
             if key == "model":
                 shown = (f"{record['model']} ({shown[0][:12]})", f"{model.name} ({value[:12]})")
+            if key == "decision":
+                shown = _apart(recorded[key], value)
             raise RunMismatchError(
                 f"{uri}: holds a run with {key} {_short(shown[0])}, the command has "
                 f"{_short(shown[1])}: repeat the first command, or choose another output"
             )
+
+
+def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What two decisions do not share: the whole of one can be very long."""
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    first, second = ({key: item.get(key) for key in keys} for item in (one, other))
+    return first, second
 
 
 def _short(value: object) -> str:

@@ -123,8 +123,8 @@ def _compare(
     strange = _labels_in(written) - set(run.label_set.names)
     if strange:
         return f"it has a label that the model does not have: {min(strange)!r}"
-    thresholds_L = run.decision.thresholds_L(run.label_set)
-    scored = score_block(tokens, classifier, thresholds_L, run.output)
+    rules = run.decision.rules(run.label_set)
+    scored = score_block(tokens, classifier, rules, run.output)
     for name in (*run.output.kept.names, "status", "n_tokens", "truncated"):
         if not _same(written[name], scored[name]):
             return f"its column {name!r} is not what the input gives"
@@ -139,8 +139,7 @@ def _compare(
     result.max_difference = max(result.max_difference, difference)
     if not difference <= result.tolerance:
         return f"scores differ by {difference:.2g} from the model's (limit {result.tolerance:.2g})"
-    near = bool((np.abs(new_NL - thresholds_L) <= result.tolerance).any())
-    if flips and not near:
+    if flips and not rules.near(new_NL, result.tolerance):
         return f"{flips} labels are not those that its scores give"
     return None
 

@@ -27,7 +27,7 @@ from ray_mlc.corpus.rows import (
 )
 from ray_mlc.errors import first_line
 from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.decisions import decide
+from ray_mlc.model.decisions import Rules, decide
 from ray_mlc.model.tokenization import Ragged, Tokenizer
 from ray_mlc.scoring.parts import (
     BLOCK_ERROR,
@@ -143,7 +143,7 @@ def _is_failure(error: BaseException) -> bool:
 def score_block(
     block: pa.Table,
     classifier: Classifier,
-    thresholds_L: NDArray[np.float32],
+    rules: Rules,
     output: OutputSpec,
     *,
     progress: Callable[[int], None] | None = None,
@@ -153,7 +153,7 @@ def score_block(
     Args:
         block: As `tokenize_block` returns it.
         classifier: Ids to scores.
-        thresholds_L: Threshold of each label.
+        rules: The decision.
         output: What parts look like.
         progress: Called with the rows done.
 
@@ -188,7 +188,7 @@ def score_block(
         scored = np.zeros(high - low, np.bool_)
         scored[todo] = True
         scored[broken] = False
-        pieces.append(_score_columns(scores_NL, scored, thresholds_L, output))
+        pieces.append(_score_columns(scores_NL, scored, rules, output))
     columns = pa.concat_tables(pieces).combine_chunks()
     columns = columns.append_column(BLOCK_ERROR, pa.array(errors, pa.string()))
     for name in block.column_names:
@@ -250,14 +250,14 @@ def _chunks(n_windows: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]
 def _score_columns(
     scores_NL: NDArray[np.float32],
     scored_N: NDArray[np.bool_],
-    thresholds_L: NDArray[np.float32],
+    rules: Rules,
     output: OutputSpec,
 ) -> pa.Table:
     """The columns that are made of scores; null for rows that were not scored."""
     names = output.label_set.names
     unscored = pa.array(~scored_N)
     scores_NL = np.where(scored_N[:, None], scores_NL, np.float32("nan"))
-    labels = label_lists(scores_NL, decide(scores_NL, thresholds_L), names)
+    labels = label_lists(scores_NL, decide(scores_NL, rules), names)
     columns: dict[str, pa.Array] = {"labels": _null_where(unscored, labels)}
     match output.format:
         case "wide":

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from ray_mlc.errors import ConfigError
 from ray_mlc.storage.filesystems import filesystem_of
-from ray_mlc.storage.local import LocalStorage
+from ray_mlc.storage.local import LocalStorage, write_file
 from ray_mlc.storage.locations import (
     OBJECT_STORES,
     join,
@@ -46,6 +46,7 @@ __all__ = [
     "refuse_credentials",
     "scheme_of",
     "sweep",
+    "write_file",
 ]
 
 

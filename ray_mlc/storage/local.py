@@ -153,6 +153,21 @@ class LocalStorage:
         return temporary
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write one file whole or not at all; what is needed beside it meanwhile goes again.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    path = path.absolute()
+    scratch = f".{path.name}.tmp"
+    try:
+        LocalStorage(path.parent, scratch=scratch).put(path.name, data)
+    finally:
+        with suppress(OSError):  # not there, or in use by another writer
+            (path.parent / scratch).rmdir()
+
+
 def _storage_error(error: OSError, path: Path, verb: str) -> StorageError:
     remedy = {
         errno.ENOSPC: "the disk is full: free some space and run the same command again",

@@ -175,7 +175,7 @@ class DoubleBackend:
             tokens = tokenize_block(
                 work.reading(run.plan.units_at(read)), classifier.tokenizer, policy=work.policy
             )
-            block = score_block(tokens, classifier, work.thresholds_L, work.output, progress=scored)
+            block = score_block(tokens, classifier, work.rules, work.output, progress=scored)
             yield work.write(block)
 
 

@@ -68,10 +68,8 @@ def test_scores_are_near_those_of_the_cpu(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_canaries_hold(dtype: str, tiny_model: Path) -> None:
     model = open_model(str(tiny_model))
-    thresholds_L = model.info.decision.thresholds_L(model.label_set)
-    report = check_canaries(
-        classifier_on("cuda", dtype, tiny_model), model.canaries(), thresholds_L
-    )
+    rules = model.info.decision.rules(model.label_set)
+    report = check_canaries(classifier_on("cuda", dtype, tiny_model), model.canaries(), rules)
     assert report.max_difference <= TOLERANCE[dtype], str(report)
 
 
@@ -185,12 +183,12 @@ def test_a_block_is_scored_on_cuda_as_on_the_cpu(tiny_model: Path) -> None:
     )
     model = open_model(str(tiny_model))
     output = OutputSpec(pa.schema([]), model.label_set, "wide", 1, 0.0)
-    thresholds_L = model.info.decision.thresholds_L(model.label_set)
+    rules = model.info.decision.rules(model.label_set)
     tables = []
     for device in ("cpu", "cuda"):
         classifier = classifier_on(device, "float32", tiny_model)
         tokenized = tokenize_block(block, classifier.tokenizer, policy="truncate")
-        tables.append(score_block(tokenized, classifier, thresholds_L, output))
+        tables.append(score_block(tokenized, classifier, rules, output))
     one, other = tables
     assert one["status"].to_pylist() == other["status"].to_pylist() == ["ok"] * count
     for name in [name for name in one.column_names if name.startswith("score_")]:

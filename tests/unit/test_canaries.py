@@ -20,6 +20,7 @@ from ray_mlc.model.canaries import (
     record_canaries,
 )
 from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.decisions import Rules
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import Canaries, ModelFolder, open_model
 from ray_mlc.model.tokenization import Tokenizer
@@ -35,8 +36,8 @@ def check(folder: Path, *, dtype: str = "float32") -> CanaryReport:
     model = open_model(str(folder))
     canaries = model.canaries()
     assert canaries is not None
-    thresholds_L = model.info.decision.thresholds_L(model.label_set)
-    return check_canaries(load(model, dtype=dtype), canaries, thresholds_L)
+    rules = model.info.decision.rules(model.label_set)
+    return check_canaries(load(model, dtype=dtype), canaries, rules)
 
 
 def load(model: ModelFolder, *, dtype: str = "float32") -> Classifier:
@@ -102,7 +103,7 @@ def test_scores_of_another_shape_do_not_belong_to_the_folder(
 ) -> None:
     canaries = Canaries(texts=["a"], scores=[[0.5, 0.5]])
     with pytest.raises(ModelError, match="do not belong together"):
-        check_canaries(tiny_classifier, canaries, np.full(2, 0.5, np.float32))
+        check_canaries(tiny_classifier, canaries, Rules(np.full(2, 0.5, np.float32)))
 
 
 def test_texts_are_the_same_each_time_and_of_all_lengths(tiny_model: Path) -> None:

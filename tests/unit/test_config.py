@@ -55,6 +55,12 @@ def test_an_unknown_key_is_named_with_the_nearest_one(override: str, said: str) 
     assert said in refused(override)
 
 
+def test_a_decision_of_its_own_is_not_for_int8() -> None:
+    assert score("decision=d.json").decision == "d.json"
+    said = refused("decision=d.json", "engine.dtype=int8")
+    assert "decision has no meaning with engine.dtype: int8" in said
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

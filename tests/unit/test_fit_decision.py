@@ -14,8 +14,9 @@ import pytest
 from support.cli import run
 
 from ray_mlc import synthetic
+from ray_mlc.cli.tables import print_calibration
 from ray_mlc.errors import ConfigError
-from ray_mlc.model.decisions import decide
+from ray_mlc.model.decisions import Rules, decide
 from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.evaluate import load_here
 from ray_mlc.runtime.progress import Display
@@ -40,7 +41,7 @@ def examples(model: Path, tmp_path: Path) -> Path:
     scores_NL = classifier.predict_proba(documents["text"].to_pylist())
     truth_L = np.quantile(scores_NL, 0.7, axis=0).astype(np.float32)
     names = np.array(folder.label_set.names)
-    labels = [names[row].tolist() for row in decide(scores_NL, truth_L)]
+    labels = [names[row].tolist() for row in decide(scores_NL, Rules(truth_L))]
     file = tmp_path / "validation.parquet"
     pq.write_table(documents.set_column(2, "labels", pa.array(labels)), file)
     return file
@@ -98,7 +99,7 @@ def test_a_rate_gives_each_label_to_no_more_documents(model: Path, examples: Pat
     folder = open_model(str(model))
     texts = pq.read_table(examples)["text"].to_pylist()
     scores_NL = load_here(folder, dtype="float32", device="cpu").predict_proba(texts)
-    given = decide(scores_NL, folder.info.decision.thresholds_L(folder.label_set))
+    given = decide(scores_NL, folder.info.decision.rules(folder.label_set))
     assert (given.sum(axis=0) == int(0.1 * ROWS)).all()
 
 
@@ -142,9 +143,165 @@ def test_the_command_shows_what_to_expect_and_where_it_went(
     assert open_model(str(model)).info.decision.threshold == printed["decision"]["threshold"]
 
 
+@pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
+def test_a_calibration_is_kept_in_the_folder_and_changes_no_label_and_no_weight(
+    method: str, model: Path, examples: Path
+) -> None:
+    plain = fit(model, examples, output=model / "plain.json")
+    before = open_model(str(model))
+    result = fit(model, examples, calibrate=method)
+    after = open_model(str(model))
+    assert after.digest == before.digest
+    assert after.info.decision.calibration is not None
+    assert after.info.decision.calibration.method == method
+    assert after.info.decision.uncalibrated.model_dump() == plain["decision"]
+    assert result["metrics"]["fitted"] == plain["metrics"]["fitted"]
+    errors = result["calibration"]["error"]
+    assert errors["fitted"]["log_loss"] < errors["before"]["log_loss"]
+    assert set(errors) == {"before", "fitted", "held_out"}
+    assert after.info.metrics["calibration"] == result["calibration"]
+    assert json.loads((model / "ray_mlc.json").read_text())["schema_version"] == 2
+    assert (
+        f"A calibration ({method}) turns scores into probabilities"
+        in (model / "README.md").read_text()
+    )
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_calibration_goes_with_the_next_decision_that_has_none_and_this_is_said(
+    model: Path, examples: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(model, examples, calibrate="platt", fallback=1)
+    assert run(monkeypatch, "thresholds", str(model), str(examples)) == 0
+    told = capsys.readouterr().err
+    assert "its calibration goes; --calibrate platt fits one" in told
+    assert "its fall-back goes; --fallback 1 keeps it" in told
+    written = json.loads((model / "ray_mlc.json").read_text())
+    assert set(written["decision"]) == {"threshold", "per_label", "objective"}
+    assert written["schema_version"] == 1
+    assert "calibration" not in written["metrics"]
+
+
+def test_a_hierarchy_is_in_all_figures_and_stays_until_another_one_is_given(
+    model: Path, examples: Path, tmp_path: Path
+) -> None:
+    one, two, three = open_model(str(model)).label_set.names[:3]
+    file = tmp_path / "labels.yaml"
+    file.write_text(f"{one}: {two}\n{two}: [{three}]\n")
+    plain = fit(model, examples, output=tmp_path / "plain.json")
+    result = fit(model, examples, hierarchy=file)
+    parents = {one: [two], two: [three]}
+    assert result["decision"]["hierarchy"] == parents
+    assert result["decision"]["per_label"] == plain["decision"]["per_label"]
+    for name in ("fitted", "held_out"):
+        # labels above that nobody annotated are given: what is measured is what is decided
+        assert result["metrics"][name]["f1_micro"] < plain["metrics"][name]["f1_micro"]
+        assert result["reached"][name]["precision"] < plain["reached"][name]["precision"]
+    assert result["metrics"]["at_half"] == plain["metrics"]["at_half"]
+    assert fit(model, examples)["decision"]["hierarchy"] == parents
+    file.write_text("")
+    assert "hierarchy" not in fit(model, examples, hierarchy=file)["decision"]
+
+
+def test_a_fall_back_leaves_no_text_without_a_label(model: Path, examples: Path) -> None:
+    result = fit(model, examples, objective="precision>=0.99", fallback=1)
+    folder = open_model(str(model))
+    assert (folder.info.decision.fallback, folder.info.decision.fallback_floor) == (1, 0)
+    texts = pq.read_table(examples)["text"].to_pylist()
+    scores_NL = load_here(folder, dtype="float32", device="cpu").predict_proba(texts)
+    rules = folder.info.decision.rules(folder.label_set)
+    assert not decide(scores_NL, Rules(rules.thresholds_L)).any(axis=1).all()
+    assert decide(scores_NL, rules).any(axis=1).all()
+    card = (model / "README.md").read_text()
+    assert "A text without any gets its 1 best." in card
+    assert result["decision"]["fallback"] == 1
+
+
+def test_evaluate_takes_a_decision_from_a_file_and_shows_the_error_before_and_after(
+    model: Path,
+    examples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, saved = tmp_path / "decision.json", tmp_path / "saved.json"
+    fitted = fit(model, examples, output=file, calibrate="isotonic", fallback=2)
+    command = ["evaluate", str(model), str(examples), "--device", "cpu", "-q"]
+    command += ["--output", str(saved)]
+    assert run(monkeypatch, *command, "--json") == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["calibration"]["method"] is None
+    assert plain["calibration"]["calibrated"] is None
+    assert run(monkeypatch, *command, "--decision", str(file), "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["threshold"] == fitted["decision"]["threshold"]
+    assert result["decision"] == pytest.approx(fitted["metrics"]["fitted"])
+    assert result["at_half"] == plain["at_half"]
+    assert result["calibration"]["scores"] == plain["calibration"]["scores"]
+    assert result["calibration"]["calibrated"] == pytest.approx(
+        fitted["calibration"]["error"]["fitted"]
+    )
+    assert run(monkeypatch, *command, "--decision", str(file)) == 0
+    assert "by isotonic" in capsys.readouterr().out
+
+
+def test_predict_shows_probabilities_beside_scores_in_the_order_of_the_scores(
+    model: Path,
+    examples: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["predict", str(model), "a text", " ", "--device", "cpu"]
+    assert run(monkeypatch, *command, "--json") == 0
+    before = json.loads(capsys.readouterr().out)
+    assert [item["probabilities"] for item in before] == [None, None]
+    fit(model, examples, calibrate="isotonic")
+    capsys.readouterr()
+    assert run(monkeypatch, *command, "--json") == 0
+    after, blank = json.loads(capsys.readouterr().out)
+    assert blank["probabilities"] == {}
+    assert after["scores"] == before[0]["scores"]
+    assert list(after["probabilities"]) == list(after["scores"])
+    decision = open_model(str(model)).info.decision
+    assert decision.calibration is not None
+    scores = np.array([list(after["scores"].values())], np.float32)
+    expected = decision.calibration.probabilities(scores, open_model(str(model)).label_set)
+    np.testing.assert_allclose(list(after["probabilities"].values()), expected[0], rtol=1e-6)
+    assert run(monkeypatch, *command) == 0
+    assert " calibrated)  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("held_out", "said"), [(0.4, False), (0.5, True), (0.6, True)])
+def test_a_calibration_that_does_not_help_is_told_of(
+    held_out: float, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = {
+        name: {"ece": 0.1, "ece_macro": None, "log_loss": 0.5} for name in ("before", "fitted")
+    }
+    errors["held_out"] = {**errors["before"], "log_loss": held_out}
+    print_calibration({"method": "platt", "own": 0, "error": errors})
+    shown = capsys.readouterr().out
+    assert "all labels share one curve" in shown
+    assert ("no better than the scores themselves" in shown) == said
+
+
+def test_a_decision_file_replaces_another_whole_and_leaves_nothing_beside_it(
+    model: Path, examples: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "decision.json"
+    file.write_text("something else")
+    result = fit(model, examples, output=file)
+    assert json.loads(file.read_text()) == result["decision"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--calibrate", "beta"], "--calibrate is 'beta', expected none, temperature, platt"),
+        (["--fallback-floor", "0.1"], "--fallback-floor has no meaning without --fallback"),
+        (["--hierarchy", "/nowhere/labels.yaml"], "there is no such file of label parents"),
+        (["--output", "/"], "/: cannot be written: choose another --output"),
         (["--objective", "accuracy"], "unknown objective accuracy: expected f1"),
         (["--objective", "rate<=2"], "expected a number above 0 and at most 1"),
         (["--output", "/nowhere/decision.json"], "/nowhere/decision.json: cannot be written"),

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from ray_mlc import synthetic
 from ray_mlc.config import BatchingConfig, EngineConfig, LongConfig
 from ray_mlc.errors import ConfigError, GateError, ModelError, RunMismatchError
+from ray_mlc.model.decisions import Rules
 from ray_mlc.model.engines import int8
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import open_model
@@ -266,7 +267,7 @@ def test_thresholds_that_were_fitted_since_ask_for_another_measurement(
     info = json.loads((folder / "ray_mlc.json").read_text())
     info["decision"]["threshold"] = 0.123
     (folder / "ray_mlc.json").write_text(json.dumps(info))
-    with pytest.raises(ModelError, match=r"measured with other thresholds: run `ray-mlc quantize"):
+    with pytest.raises(ModelError, match=r"measured with another decision: run `ray-mlc quantize"):
         resolved(folder)
 
 
@@ -382,7 +383,7 @@ def test_agreement_counts_flips_over_all_cells_and_over_labels_given() -> None:
     targets = np.array([[1, 0], [0, np.nan], [1, 1], [0, 0]], np.float32)
     exact = np.array([[0.9, 0.1], [0.2, 0.9], [0.8, 0.4], [0.1, 0.1]], np.float32)
     scores = np.array([[0.9, 0.1], [0.2, 0.9], [0.4, 0.6], [0.1, 0.2]], np.float32)
-    found = agreement(targets, exact, scores, np.float32([0.5, 0.5]))
+    found = agreement(targets, exact, scores, Rules(np.float32([0.5, 0.5])))
     assert found.documents == 4
     assert found.flips == 2 / 8
     assert found.flips_of_given == pytest.approx(2 / 3)

@@ -30,6 +30,8 @@ from ray_mlc.errors import (
     UsageError,
 )
 from ray_mlc.labels import LabelSet
+from ray_mlc.model.calibration import Calibration, Curve
+from ray_mlc.model.decisions import Decision
 from ray_mlc.model.folder import INFO_FILE, open_model
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
@@ -347,6 +349,64 @@ def test_another_threshold_is_refused(
     (model / INFO_FILE).write_text(json.dumps(info))
     with pytest.raises(RunMismatchError, match=r"with decision .*0\.6.*, the command has .*0\.7"):
         reopen(score_job(tiny_corpus, tiny_run, model=model))
+
+
+def test_a_decision_from_a_file_decides_the_run_is_in_its_footers_and_must_be_named_again(
+    tiny_corpus: Path,
+    tmp_path: Path,
+    score_job: MakeJob,
+    score_locally: ScoreLocally,
+    read_output: ReadOutput,
+    tiny_run: Path,
+) -> None:
+    one, two = synthetic.LABELS.names[:2]
+    decision = Decision(
+        threshold=0.9,
+        hierarchy={one: [two]},
+        fallback=1,
+        calibration=Calibration(method="platt", pooled=Curve(slope=0.5)),
+    )
+    file, out = tmp_path / "decision.json", tmp_path / "out"
+    file.write_text(decision.model_dump_json())
+    score_locally(tiny_corpus, out, f"decision={file}")
+    rows, other = read_output(out), read_output(tiny_run)
+    for name in synthetic.LABELS.names:  # scores are what they were: no calibration is in them
+        np.testing.assert_array_equal(
+            rows[f"score_{name}"].to_numpy(), other[f"score_{name}"].to_numpy()
+        )
+    names = synthetic.LABELS.names
+    seen = set()
+    for row in rows.to_pylist():
+        if row["status"] != "ok":
+            assert row["labels"] is None
+            continue
+        scores = {name: row[f"score_{name}"] for name in names}
+        given = {name for name in names if scores[name] >= np.float32(0.9)}
+        given = given or {max(names, key=scores.__getitem__)}
+        given |= {two} if one in given else set()
+        assert row["labels"] == sorted(given, key=lambda name: -scores[name])
+        seen |= given
+    assert {one, two} <= seen
+    footer = read_footer_key(pq.read_metadata(next(iter(out.glob("**/*.parquet")))))
+    assert footer is not None
+    assert Decision.model_validate(footer["decision"]) == decision
+    assert verify(str(out), deep=True).holds
+    before = parts_of(out)
+    score_locally(tiny_corpus, out, f"decision={file}")  # finished already
+    assert parts_of(out) == before
+    with pytest.raises(
+        RunMismatchError, match=r'decision {"threshold": 0.9.* has {"threshold": 0.6'
+    ):
+        score_locally(tiny_corpus, out)
+    file.write_text(decision.model_copy(update={"fallback": 2}).model_dump_json())
+    with pytest.raises(
+        RunMismatchError, match=r'with decision {"fallback": 1}, .* {"fallback": 2}'
+    ):
+        score_locally(tiny_corpus, out, f"decision={file}")
+    file.write_text('{"hierarchy": {"no such label": []}}')
+    with pytest.raises(UsageError, match="label 'no such label' is not among the 12 of the model"):
+        score_locally(tiny_corpus, tmp_path / "third", f"decision={file}")
+    assert not (tmp_path / "third").exists()
 
 
 @pytest.mark.parametrize(

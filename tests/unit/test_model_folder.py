@@ -13,7 +13,8 @@ from ray_mlc import synthetic
 from ray_mlc.errors import ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.folder import CANARIES_FILE, INFO_FILE, open_model
+from ray_mlc.model.decisions import Decision
+from ray_mlc.model.folder import CANARIES_FILE, INFO_FILE, SCHEMA_VERSION, open_model
 
 TEXTS = synthetic.documents(12, seed=9)["text"].to_pylist()
 LONG = " ".join(TEXTS)
@@ -127,8 +128,35 @@ def test_more_than_ten_labels_keep_their_numerical_order(
 
 
 def test_a_newer_schema_is_refused_even_with_unknown_keys(folder: Path) -> None:
-    edit(folder / INFO_FILE, schema_version=2, invention=1)
-    assert "has schema 2, this ray_mlc knows up to 1: upgrade" in refusal(folder)
+    newer = SCHEMA_VERSION + 1
+    edit(folder / INFO_FILE, schema_version=newer, invention=1)
+    said = f"has schema {newer}, this ray_mlc knows up to {SCHEMA_VERSION}: upgrade"
+    assert said in refusal(folder)
+
+
+def test_a_folder_of_the_first_schema_opens_and_one_that_needs_no_more_is_of_it(
+    folder: Path,
+) -> None:
+    content = json.loads((folder / INFO_FILE).read_text())
+    assert content["schema_version"] == 1
+    assert set(content["decision"]) == {"threshold", "per_label", "objective"}
+    edit(folder / INFO_FILE, decision={"threshold": 0.25, "per_label": {}, "objective": None})
+    decision = open_model(str(folder)).info.decision
+    assert decision == Decision(threshold=0.25)
+    assert decision.calibration is None
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        ({"per_label": {"laws": 0.5}}, "decision.per_label: label 'laws' is not among the 12 of"),
+        ({"hierarchy": {"law": ["Trade"]}}, "decision.hierarchy: label 'Trade' is not among the"),
+        ({"hierarchy": {"law": ["law"]}}, "expected no label above itself, as in law → law"),
+    ],
+)
+def test_a_decision_of_other_labels_is_refused(folder: Path, decision: Any, said: str) -> None:
+    edit(folder / INFO_FILE, decision=decision)
+    assert said in refusal(folder)
 
 
 def test_an_unknown_key_is_named(folder: Path) -> None:

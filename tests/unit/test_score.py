@@ -19,6 +19,7 @@ from ray_mlc.corpus.rows import BLOCK_FAULT, BLOCK_UNIT_ROWS, read_block
 from ray_mlc.corpus.units import Unit
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.decisions import Decision, Rules
 from ray_mlc.model.engines.protocol import OneByOne
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.scoring import score as score_module
@@ -90,12 +91,11 @@ def run(
     format_: str = "wide",
     policy: str = "truncate",
     engine: CountingEngine | None = None,
+    rules: Rules = Rules(THRESHOLDS_L),
 ) -> pa.Table:
     engine = engine or CountingEngine(len(NAMES))
     tokenized = tokenize_block(block, tokenizer, policy=policy)
-    scored = score_block(
-        tokenized, classifier(tokenizer, engine, NAMES), THRESHOLDS_L, output(format_)
-    )
+    scored = score_block(tokenized, classifier(tokenizer, engine, NAMES), rules, output(format_))
     assert scored.num_rows == block.num_rows
     assert scored["row"].to_pylist() == block["row"].to_pylist()
     return scored
@@ -124,6 +124,38 @@ MIXED = [
     "any of those things that they said",
 ]
 MIXED_STATUS = ["ok", "null_text", "ok", "empty", "decode_error", "ok", "ok", "empty", "ok"]
+
+
+@pytest.mark.parametrize("format_", ["wide", "sparse", "dense"])
+def test_fall_back_and_hierarchy_hold_in_every_form_and_leave_rows_without_scores_alone(
+    tmp_path: Path, tokenizer: Tokenizer, format_: str
+) -> None:
+    poisoned = int(tokenizer.encode(["it was so"]).values[1])
+    engine = CountingEngine(len(NAMES), {poisoned: float("nan")})
+    decision = Decision(threshold=0.98, hierarchy={"a": ["d"], "d": ["c"]}, fallback=1)
+    label_set = LabelSet(NAMES)
+    scored = run(
+        block_of(tmp_path, MIXED),
+        tokenizer,
+        format_=format_,
+        engine=engine,
+        rules=decision.rules(label_set),
+    )
+    statuses = scored["status"].to_pylist()
+    assert "not_finite" in statuses
+    counts = []
+    for text, status, labels in zip(MIXED, statuses, scored["labels"].to_pylist(), strict=True):
+        if status != "ok":
+            assert labels is None
+            continue
+        scores = dict(zip(NAMES, expected_scores(str(text), tokenizer), strict=True))
+        given = {name for name in NAMES if scores[name] >= 0.98}
+        counts.append(len(given))
+        given = given or {max(NAMES, key=scores.__getitem__)}
+        given |= {"d"} if "a" in given else set()
+        given |= {"c"} if "d" in given else set()
+        assert labels == sorted(given, key=lambda name: -scores[name])
+    assert min(counts) == 0 < max(counts)  # both happen
 
 
 @pytest.mark.parametrize("format_", ["wide", "sparse", "dense"])
@@ -301,7 +333,7 @@ def test_labels_are_empty_where_none_is_given(tmp_path: Path, tokenizer: Tokeniz
     tokenized = tokenize_block(block_of(tmp_path, ["one", None]), tokenizer, policy="truncate")
     unreachable_L = np.full(len(NAMES), 2, np.float32)
     double = classifier(tokenizer, CountingEngine(len(NAMES)), NAMES)
-    assert score_block(tokenized, double, unreachable_L, output())["labels"].to_pylist() == [
+    assert score_block(tokenized, double, Rules(unreachable_L), output())["labels"].to_pylist() == [
         [],
         None,
     ]
@@ -316,8 +348,8 @@ def test_a_threshold_is_reached_by_the_score_that_equals_it(
     double = classifier(tokenizer, CountingEngine(len(NAMES)), NAMES)
     at_L = np.array(scores, np.float32)
     above_L = np.nextafter(at_L, np.float32(2))
-    assert len(score_block(tokenized, double, at_L, output())["labels"][0].as_py()) == 4
-    assert score_block(tokenized, double, above_L, output())["labels"][0].as_py() == []
+    assert len(score_block(tokenized, double, Rules(at_L), output())["labels"][0].as_py()) == 4
+    assert score_block(tokenized, double, Rules(above_L), output())["labels"][0].as_py() == []
 
 
 ODD = {
@@ -399,7 +431,7 @@ def test_many_labels_come_out_sparse_and_equal_the_plain_answer(
     whole = score_block(
         tokenized,
         classifier(tokenizer, CountingEngine(80), names),
-        np.full(80, 0.5, np.float32),
+        Rules(np.full(80, 0.5, np.float32)),
         spec,
     )
     for row in whole.to_pylist():
@@ -412,7 +444,7 @@ def test_many_labels_come_out_sparse_and_equal_the_plain_answer(
     pieces = score_block(
         tokenized,
         classifier(tokenizer, CountingEngine(80), names),
-        np.full(80, 0.5, np.float32),
+        Rules(np.full(80, 0.5, np.float32)),
         spec,
     )
     without = [name for name in whole.column_names if name != BLOCK_PADDED]
@@ -446,10 +478,10 @@ def test_a_real_encoder_scores_a_text_alike_alone_and_among_others(
 
     texts = synthetic.documents(40, seed=5)["text"].to_pylist()
     names = tiny_classifier.label_set.names
-    thresholds_L = np.full(len(names), 0.6, np.float32)
+    rules = Rules(np.full(len(names), 0.6, np.float32))
     block = block_of(tmp_path, texts)
     tokenized = tokenize_block(block, tiny_classifier.tokenizer, policy="truncate")
-    scored = score_block(tokenized, tiny_classifier, thresholds_L, output("wide", names))
+    scored = score_block(tokenized, tiny_classifier, rules, output("wide", names))
     together_NL = np.stack([scored[f"score_{name}"].to_numpy() for name in names], axis=1)
     alone_NL = np.concatenate([tiny_classifier.predict_proba([text]) for text in texts])
     assert np.abs(together_NL - alone_NL).max() < 1e-6

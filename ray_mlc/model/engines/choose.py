@@ -206,9 +206,9 @@ def _try(
 
     `own` is the token limit that the canaries were recorded with.
     """
-    thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
+    rules = folder.info.decision.rules(folder.label_set)
     classifier = _load(folder, chosen, tokenizer, threads)
-    report = check_canaries(_with_limit(classifier, folder, own), canaries, thresholds_L)
+    report = check_canaries(_with_limit(classifier, folder, own), canaries, rules)
     if report.holds:
         return classifier.engine, str(report)
     log.warning("%s does not hold on the canaries: %s", _shown(chosen), report)
@@ -298,8 +298,8 @@ def load_classifier(
     else:
         canaries, own = folder.canaries(), folder.max_tokens
     if canaries is not None:
-        thresholds_L = folder.info.decision.thresholds_L(folder.label_set)
-        report = check_canaries(_with_limit(classifier, folder, own), canaries, thresholds_L)
+        rules = folder.info.decision.rules(folder.label_set)
+        report = check_canaries(_with_limit(classifier, folder, own), canaries, rules)
         if not report.holds:
             raise ModelError(
                 f"{folder.name}: {resolved.dtype} on {resolved.device}, which this run is recorded "

@@ -193,9 +193,9 @@ def read_int8(folder: ModelFolder) -> Int8Info:
         ) from None
     if info.model != folder.digest:
         raise ModelError(f"{folder.name}: its int8 form is of other weights: {remedy}")
-    if info.decision != folder.info.decision:
+    if info.decision.uncalibrated != folder.info.decision.uncalibrated:
         raise ModelError(
-            f"{folder.name}: its int8 form was measured with other thresholds: {remedy}"
+            f"{folder.name}: its int8 form was measured with another decision: {remedy}"
         )
     if info.weights != weights_digest(place):
         raise ModelError(f"{folder.name}: the files in {FOLDER} are damaged: {remedy}")
