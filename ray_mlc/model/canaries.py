@@ -16,7 +16,7 @@ from ray_mlc.errors import ModelError
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.folder import Canaries
-from ray_mlc.model.tokenization import Tokenizer
+from ray_mlc.model.tokenization import AnyTokenizer
 
 SENTENCES = (
     "The meeting starts at nine.",
@@ -74,10 +74,15 @@ class CanaryReport:
         )
 
 
-def canary_texts(tokenizer: Tokenizer, *, seed: int = 0) -> list[str]:
+def canary_texts(tokenizer: AnyTokenizer, *, seed: int = 0) -> list[str]:
     """Neutral sentences, then vocabulary texts of all lengths the model takes."""
     rng = np.random.default_rng(seed)
-    words = [piece for piece in tokenizer.vocabulary if piece.isalpha() and len(piece) > 1]
+    # pairs of words are pieces of TF-IDF
+    words = [
+        piece
+        for piece in tokenizer.vocabulary
+        if len(piece) > 1 and all(word.isalpha() for word in piece.split(" "))
+    ]
     words = words or [piece for piece in tokenizer.vocabulary if piece.strip()]
     texts = list(SENTENCES)
     for length in LENGTHS:

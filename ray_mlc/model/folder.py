@@ -2,8 +2,9 @@
 
 A Hugging Face checkpoint that `AutoModelForSequenceClassification` and `pipeline` load unchanged,
 with `ray_mlc.json` (labels, decision, long-document policy, metrics, origin), `canaries.json`,
-`history.jsonl` and a model card beside it. `ray_mlc.json` is written last: a folder without it is
-not finished. Safetensors and JSON only; nothing is unpickled, no remote code is run.
+`history.jsonl` and a model card beside it; or, of another kind, a TF-IDF model, which transformers
+refuses. `ray_mlc.json` is written last: a folder without it is not finished. Safetensors and JSON
+only; nothing is unpickled, no remote code is run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ray_mlc.errors import DataError, ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.encoder import fetch, quiet_transformers
+from ray_mlc.model.tfidf import MODEL_TYPE as TFIDF_MODEL_TYPE
+from ray_mlc.model.tfidf import VOCABULARY_FILE, TfidfModel
 from ray_mlc.storage import local_path, open_storage
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ class ModelInfo(Section):
 
     schema_version: int = SCHEMA_VERSION
     """Version of this file's schema."""
-    kind: Literal["encoder"] = "encoder"
+    kind: Literal["encoder", "tfidf"] = "encoder"
     """What the folder holds."""
     labels: list[str]
     """Label names in column order."""
@@ -92,7 +95,7 @@ class ModelFolder:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over what scores depend on: weights, configuration, tokenizer."""
-        return _digest(_scoring_files(self.path))
+        return _digest(_scoring_files(self.path, self.info.kind))
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -135,9 +138,12 @@ def open_model(model: str) -> ModelFolder:
         raise ModelError(f"{model}: config.json is missing: is this a model folder?")
     if not list(path.glob("*.safetensors")):
         raise ModelError(f"{model}: there is no .safetensors file with the weights")
-    if not (path / "tokenizer.json").is_file():
-        raise ModelError(f"{model}: tokenizer.json is missing")
     config = _json_object(config_file, model)
+    kind: Literal["encoder", "tfidf"]
+    kind = "tfidf" if config.get("model_type") == TFIDF_MODEL_TYPE else "encoder"
+    pieces = VOCABULARY_FILE if kind == "tfidf" else "tokenizer.json"
+    if not (path / pieces).is_file():
+        raise ModelError(f"{model}: {pieces} is missing")
     problem = config.get("problem_type")
     if problem != "multi_label_classification":
         raise ModelError(
@@ -158,6 +164,11 @@ def open_model(model: str) -> ModelFolder:
         info = _parse(ModelInfo, info_file, model)
         if info.labels != labels:
             raise ModelError(f"{model}: labels of {INFO_FILE} and config.json differ")
+        if info.kind != kind:
+            raise ModelError(
+                f"{model}: {INFO_FILE} says {info.kind}, config.json {kind}: the folder's files do "
+                "not belong together"
+            )
     else:
         for name in (CANARIES_FILE, HISTORY_FILE, "_checkpoints"):
             if (path / name).exists():
@@ -166,7 +177,7 @@ def open_model(model: str) -> ModelFolder:
                     "was copied in part: train or copy it again"
                 )
         log.warning("%s: no %s: labels are given from a score of 0.5 on", model, INFO_FILE)
-        info = ModelInfo(labels=labels)
+        info = ModelInfo(labels=labels, kind=kind)
     return ModelFolder(model, path, info)
 
 
@@ -208,10 +219,26 @@ def write_model_folder(
     with quiet_transformers():
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
+    lines = "".join(json.dumps(dict(epoch)) + "\n" for epoch in history)
+    _finish(output, info, canaries, {HISTORY_FILE: lines.encode()})
+
+
+def write_tfidf_folder(
+    output: Path, *, model: TfidfModel, info: ModelInfo, canaries: Canaries
+) -> None:
+    """Write a model folder of kind `tfidf`; as `write_model_folder`, there is no history."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / INFO_FILE).unlink(missing_ok=True)
+    model.save(output, LabelSet(tuple(info.labels)))
+    _finish(output, info, canaries, {})
+
+
+def _finish(output: Path, info: ModelInfo, canaries: Canaries, more: Mapping[str, bytes]) -> None:
+    """Write what makes a checkpoint a model folder; `ray_mlc.json` comes last."""
     storage = open_storage(str(output), scratch="_tmp")
     storage.put(CANARIES_FILE, canaries.model_dump_json().encode())
-    lines = "".join(json.dumps(dict(epoch)) + "\n" for epoch in history)
-    storage.put(HISTORY_FILE, lines.encode())
+    for name, content in more.items():
+        storage.put(name, content)
     storage.put(CARD_FILE, model_card(info).encode())
     storage.put(INFO_FILE, info.model_dump_json(indent=2).encode())
     shutil.rmtree(output / "_tmp", ignore_errors=True)
@@ -242,25 +269,20 @@ def write_decision(
 
 def model_card(info: ModelInfo) -> str:
     """The folder's README.md."""
-    origin = info.training
-    front = ["---", "library_name: transformers", "pipeline_tag: text-classification", "---", ""]
+    tfidf = info.kind == "tfidf"
+    library = "ray-mlc" if tfidf else "transformers"
+    front = ["---", f"library_name: {library}", "pipeline_tag: text-classification", "---", ""]
     body = [
         "# Multi-label text classifier",
         "",
-        f"Fine-tuned with ray_mlc {origin.get('versions', {}).get('ray-mlc', '')} from "
-        f"`{origin.get('encoder', 'an encoder')}` on {origin.get('train_rows', '?')} examples; "
-        f"epoch {origin.get('best_epoch', '?')} of {origin.get('epochs', '?')} was kept.",
+        *(_tfidf_origin(info) if tfidf else _encoder_origin(info)),
         "",
         f"A score is the sigmoid of one label's logit; a label is given from "
         f"{info.decision.threshold:.4f} on{_own_thresholds(info.decision)} (fitted on validation "
         f"for {info.decision.objective or 'nothing: the default'}). Texts beyond "
         f"{info.long.max_tokens} tokens are cut.",
         "",
-        "```python",
-        "from transformers import pipeline",
-        'classify = pipeline("text-classification", model=FOLDER, top_k=None)',
-        'classify("a text", truncation=True)',
-        "```",
+        *(_TFIDF_USE if tfidf else _ENCODER_USE),
         "",
     ]
     columns = {
@@ -276,6 +298,45 @@ def model_card(info: ModelInfo) -> str:
     ]
     body += ["", f"{len(info.labels)} labels: {', '.join(info.labels)}", ""]
     return "\n".join(front + body)
+
+
+def _encoder_origin(info: ModelInfo) -> list[str]:
+    origin = info.training
+    return [
+        f"Fine-tuned with ray_mlc {origin.get('versions', {}).get('ray-mlc', '')} from "
+        f"`{origin.get('encoder', 'an encoder')}` on {origin.get('train_rows', '?')} examples; "
+        f"epoch {origin.get('best_epoch', '?')} of {origin.get('epochs', '?')} was kept."
+    ]
+
+
+def _tfidf_origin(info: ModelInfo) -> list[str]:
+    origin = info.training
+    settings = origin.get("settings", {})
+    return [
+        f"TF-IDF with a logistic regression of each label: a baseline, fitted with ray_mlc "
+        f"{origin.get('versions', {}).get('ray-mlc', '')} on {origin.get('train_rows', '?')} "
+        f"examples; {origin.get('features', '?')} words and pairs of words, "
+        f"C {settings.get('C', '?')}. A token is a word or pair that the model knows.",
+        "",
+        f"`{VOCABULARY_FILE}` holds words and pairs that at least {settings.get('min_df', '?')} of "
+        "the training texts have, as they stand there: think of that before you publish it.",
+    ]
+
+
+_ENCODER_USE = (
+    "```python",
+    "from transformers import pipeline",
+    'classify = pipeline("text-classification", model=FOLDER, top_k=None)',
+    'classify("a text", truncation=True)',
+    "```",
+)
+_TFIDF_USE = (
+    "Only ray_mlc runs it (transformers refuses it), on CPUs:",
+    "",
+    "```bash",
+    'ray-mlc predict FOLDER "a text"',
+    "```",
+)
 
 
 def _own_thresholds(decision: Decision) -> str:
@@ -301,9 +362,10 @@ def _digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _scoring_files(path: Path) -> list[Path]:
+def _scoring_files(path: Path, kind: str) -> list[Path]:
     weights = sorted(path.glob("*.safetensors"))
-    fixed = [path / "config.json", *(path / name for name in _TOKENIZER_FILES)]
+    pieces = (VOCABULARY_FILE,) if kind == "tfidf" else _TOKENIZER_FILES
+    fixed = [path / "config.json", *(path / name for name in pieces)]
     return [file for file in [*fixed, *weights] if file.is_file()]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
@@ -61,6 +61,20 @@ class Ragged:
     def rows(self, indices: NDArray[np.intp]) -> list[NDArray[np.int32]]:
         """Ids of some documents."""
         return [self.row(index) for index in indices.tolist()]
+
+
+class AnyTokenizer(Protocol):
+    """What turns texts into ids: word pieces for encoders, words and pairs for TF-IDF."""
+
+    max_tokens: int
+    """Ids kept per document, special ones included."""
+
+    @property
+    def vocabulary(self) -> Sequence[str]:
+        """Pieces in id order."""
+
+    def encode(self, texts: Sequence[str]) -> Ragged:
+        """Ids of N texts, none of them None, cut to `max_tokens`; at least one of each."""
 
 
 @dataclass(frozen=True)

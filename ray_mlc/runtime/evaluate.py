@@ -38,19 +38,27 @@ def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
         ConfigError: If a name is none of these.
         ModelError: If the model cannot run as asked.
     """
-    import torch
-
     if device not in ("cpu", "cuda", "auto"):
         raise ConfigError(f"--device is {device!r}, expected cpu, cuda or auto")
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if dtype == "int8" and device == "cuda":
         raise ConfigError("--dtype is int8, which runs on CPUs: leave out --device cuda")
-    free = device == "auto" and dtype != "int8"
-    cuda = device == "cuda" or (free and torch.cuda.is_available())
+    if folder.info.kind == "tfidf" and device == "cuda":
+        raise ConfigError(
+            f"{folder.name}: is a TF-IDF model, which runs on CPUs: leave out --device"
+        )
+    free = device == "auto" and dtype != "int8" and folder.info.kind == "encoder"
+    cuda = device == "cuda" or (free and _has_cuda())
     engine = EngineConfig(dtype=dtype)  # type: ignore[arg-type]
     resolved = resolve(folder, engine, BatchingConfig(), cuda=cuda, max_tokens=None)
     return load_classifier(folder, resolved)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def read_known(
