@@ -13,7 +13,7 @@ from ray_mlc.errors import ConfigError, DataError, StorageError, first_line
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.evaluation.thresholds import Objective, fit_thresholds, reached
-from ray_mlc.model.decisions import Decision, decide
+from ray_mlc.model.decisions import decide
 from ray_mlc.model.folder import INFO_FILE, open_model, write_decision
 from ray_mlc.runtime.evaluate import load_here, read_known
 from ray_mlc.runtime.progress import Display
@@ -83,12 +83,7 @@ def fit_decision(
             targets_NL, scores_NL, objective=objective, per_label=per_label, seed=seed
         )
         stage.advance(len(folder.label_set))
-    own = {
-        name: float(threshold)
-        for name, threshold in zip(folder.label_set.names, found.own_L, strict=True)
-        if threshold != np.float32(found.all_labels)
-    }
-    decision = Decision(threshold=found.all_labels, per_label=own, objective=objective)
+    decision = found.decision(folder.label_set, objective)
     before_L = folder.info.decision.thresholds_L(folder.label_set)
     metrics = {
         "at_half": evaluate_scores_at(targets_NL, scores_NL, np.float32(0.5)),
