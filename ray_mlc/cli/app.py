@@ -236,8 +236,7 @@ def baseline(
 ) -> None:
     """What an encoder has to beat: the dummy, and TF-IDF with logistic regression.
 
-    The TF-IDF model becomes a model folder, for `evaluate`, `thresholds`, `predict` and `score` on
-    any CPU.
+    Its model folder serves `evaluate`, `thresholds`, `predict` and `score`, on any CPU.
     """
     from ray_mlc.cli.tables import print_baseline
     from ray_mlc.runtime.baseline import BaselineSettings, fit_baseline

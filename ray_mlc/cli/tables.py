@@ -72,7 +72,7 @@ def print_baseline(result: Mapping[str, Any]) -> None:
     print_metrics(title, columns)
     _say(
         f"model: {result['model']} ({result['features']:,} words and pairs, {result['labels']:,} "
-        "labels; it keeps one threshold per label)"
+        "labels)"
     )
 
 

@@ -107,6 +107,11 @@ def fit_baseline(
                 seed=settings.seed,
             )
             stage.advance(1)
+    if fits["decision"].shrinkage == np.inf:
+        display.say(
+            "note: by cross-validation, thresholds of the labels' own are worth nothing here: all "
+            "labels share one"
+        )
     if model is not None:
         info = ModelInfo(
             kind="tfidf",

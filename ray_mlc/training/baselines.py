@@ -27,7 +27,7 @@ MAX_WEIGHTS = 2**27
 """
 SURE = 100.0
 """Logit of a label that never varied: its score is 0 or 1 exactly, and finite as logits must be."""
-_BLOCK_DOCUMENTS = 8_192  # texts turned into rows at a time: what counts and sorts them is large
+_BLOCK_DOCUMENTS = 1_024  # texts made rows of at a time: their ids stay below 2**31 in any case
 _COPIES_BYTES = 4 * 2**30
 """What the copies of the matrix may take that liblinear makes, one for each label in the works."""
 _NODE_BYTES = 16  # liblinear's form of an entry
