@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
-from support.models import write_tiny_encoder, write_tiny_model
+from support.models import write_tiny_encoder, write_tiny_model, write_tiny_tfidf
 
 from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob, load_job
@@ -54,6 +54,14 @@ def make_model(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiny_model(make_model: Callable[..., Path]) -> Path:
     """A model folder for the synthetic labels; untrained, but its scores spread."""
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_tfidf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of kind `tfidf` for the synthetic labels."""
+    folder = tmp_path_factory.mktemp("tfidf") / "model"
+    write_tiny_tfidf(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -284,6 +284,59 @@ def train(
 
 
 @app.command()
+def baseline(
+    train_data: Annotated[
+        str, typer.Option("--train", help="Examples to learn from.", show_default=False)
+    ],
+    validation: Annotated[
+        str, typer.Option(help="Examples that thresholds are fitted on.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option(help="Model folder to write.", show_default=False)],
+    test: Annotated[
+        list[str] | None,
+        typer.Option(help="Examples to measure on; default: validation, held out part by part."),
+    ] = None,
+    text: Text = "text",
+    labels: Labels = "labels",
+    max_features: Annotated[
+        int | None,
+        typer.Option(min=1, help="Words and pairs to keep; default: as memory allows by labels."),
+    ] = None,
+    min_df: Annotated[
+        int, typer.Option(min=1, help="Examples that must hold a word or pair for it to count.")
+    ] = 2,
+    C: Annotated[
+        float, typer.Option("--C", help="Inverse of the L2 penalty: larger fits closer.")
+    ] = 15.0,
+    seed: Annotated[int, typer.Option(help="Of the folds of the cross-validation.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What an encoder has to beat: the dummy, and TF-IDF with logistic regression.
+
+    Its model folder serves `evaluate`, `thresholds`, `predict` and `score`, on any CPU.
+    """
+    from ray_mlc.cli.tables import print_baseline
+    from ray_mlc.runtime.baseline import BaselineSettings, fit_baseline
+    from ray_mlc.runtime.progress import Display
+
+    result = fit_baseline(
+        train_data,
+        validation,
+        test or [],
+        output,
+        text=text,
+        labels=_columns(labels),
+        settings=BaselineSettings(C=C, min_df=min_df, max_features=max_features, seed=seed),
+        display=Display(quiet=quiet),
+    )
+    if json:
+        _print_json(result)
+        return
+    print_baseline(result)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
     examples: Annotated[list[str], typer.Argument(help="Examples: Parquet, CSV or JSONL.")],

@@ -85,6 +85,27 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, float | None]])
     _console().print(table)
 
 
+def print_baseline(result: Mapping[str, Any]) -> None:
+    """The metrics table of the dummy and TF-IDF, and where the model is."""
+    if result["measured_on"] == "test":
+        title = f"{result['n']:,} test examples; thresholds fitted on validation"
+    else:
+        title = (
+            f"{result['n']:,} validation examples; thresholds fitted on others of them (no --test)"
+        )
+    columns = {
+        "dummy": result["dummy"],
+        "at 0.5": result["at_half"],
+        f"one, {result['threshold']:.3f}": result["one_threshold"],
+        "one per label": result["decision"],
+    }
+    print_metrics(title, columns)
+    _say(
+        f"model: {result['model']} ({result['features']:,} words and pairs, {result['labels']:,} "
+        "labels)"
+    )
+
+
 def print_evaluation(result: Mapping[str, Any]) -> None:
     """The metrics table, and the labels with the most support."""
     columns = {"at 0.5": result["at_half"], "decision": result["decision"]}

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ConfigError
 from ray_mlc.evaluation.metrics import annotated_cells
+from ray_mlc.labels import LabelSet
+from ray_mlc.model.decisions import Decision
 
 _DEFAULT = 0.5
 _BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
@@ -192,6 +194,15 @@ class Thresholds:
     held_out_NL: NDArray[np.bool_] | None
     """Decisions on documents that took no part in fitting the thresholds that made them, shape
     [N, L]: what to expect of others. None: nothing was held out."""
+
+    def decision(self, label_set: LabelSet, objective: str) -> Decision:
+        """What a model folder keeps of it: thresholds that differ from the one for all labels."""
+        own = {
+            name: float(threshold)
+            for name, threshold in zip(label_set.names, self.own_L, strict=True)
+            if threshold != np.float32(self.all_labels)
+        }
+        return Decision(threshold=self.all_labels, per_label=own, objective=objective)
 
 
 def fit_global_threshold(

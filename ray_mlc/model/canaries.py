@@ -16,7 +16,7 @@ from ray_mlc.errors import ModelError
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import Rules, decide
 from ray_mlc.model.folder import Canaries
-from ray_mlc.model.tokenization import Tokenizer
+from ray_mlc.model.tokenization import AnyTokenizer
 
 SENTENCES = (
     "The meeting starts at nine.",
@@ -79,7 +79,7 @@ class CanaryReport:
 
 
 def canary_texts(
-    tokenizer: Tokenizer, *, special_tokens: Sequence[str] = (), seed: int = 0
+    tokenizer: AnyTokenizer, *, special_tokens: Sequence[str] = (), seed: int = 0
 ) -> list[str]:
     """Neutral sentences, then vocabulary texts of all lengths that the model takes.
 
@@ -92,7 +92,12 @@ def canary_texts(
         seed: Of the choice of words.
     """
     rng = np.random.default_rng(seed)
-    words = [piece for piece in tokenizer.vocabulary if piece.isalpha() and len(piece) > 1]
+    # pairs of words are pieces of TF-IDF
+    words = [
+        piece
+        for piece in tokenizer.vocabulary
+        if len(piece) > 1 and all(word.isalpha() for word in piece.split(" "))
+    ]
     words = words or [piece for piece in tokenizer.vocabulary if piece.strip()]
     texts = list(SENTENCES)
     for length in LENGTHS:

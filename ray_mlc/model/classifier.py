@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import RayMlcError, first_line
 from ray_mlc.labels import LabelSet
-from ray_mlc.model.batching import BATCH_COST, padding_fraction, plan_batches
+from ray_mlc.model.batching import padding_fraction, plan_batches
 from ray_mlc.model.engines.protocol import Engine, OutOfMemoryError
-from ray_mlc.model.tokenization import Ragged, Tokenizer
+from ray_mlc.model.tokenization import AnyTokenizer, Ragged
 from ray_mlc.model.windows import aggregate_logits
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Classifier:
 
     label_set: LabelSet
     """Labels in column order."""
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     """Text to ids."""
     engine: Engine
     """Ids to logits."""
@@ -110,7 +110,7 @@ class Classifier:
         todo = plan_batches(
             lengths_W,
             max_batch_tokens=self.max_batch_tokens,
-            batch_cost=BATCH_COST[self.engine.device],
+            batch_cost=self.engine.batch_cost,
         )[::-1]
         begun: deque[tuple[NDArray[np.intp], Callable[[], NDArray[np.float32]]]] = deque()
         fetch: Callable[[], NDArray[np.float32]] | None
@@ -143,8 +143,9 @@ class Classifier:
                 logits_WL[batch] = np.nan
                 fault(int(documents_W[batch[0]]), first_line(error))
                 continue
-            self.stats.real_tokens += int(lengths_W[batch].sum())
-            self.stats.padded_tokens += _padded(batch, lengths_W)
+            real = int(lengths_W[batch].sum())
+            self.stats.real_tokens += real
+            self.stats.padded_tokens += real if self.engine.packed else _padded(batch, lengths_W)
             if progress is not None:
                 whole = documents_W[batch]
                 np.subtract.at(left_N, whole, 1)

@@ -3,7 +3,8 @@
 A Hugging Face checkpoint that `AutoModelForSequenceClassification` and `pipeline` load unchanged
 (or refuse, where they have no class for its head: `model.pooling`), with `ray_mlc.json` (labels,
 decision, long-document policy, metrics, origin), `canaries.json`, `history.jsonl` and a model card
-beside it. `ray_mlc.json` is written last: a folder without it is not finished. Safetensors and JSON
+beside it; or, of another kind, a TF-IDF model, which transformers refuses. `ray_mlc.json` is
+written last: a folder without it is not finished. Safetensors and JSON
 only; nothing is unpickled, no remote code is run.
 """
 
@@ -26,6 +27,8 @@ from ray_mlc.errors import ConfigError, DataError, ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.encoder import fetch, pooling_of, quiet_transformers
+from ray_mlc.model.tfidf import MODEL_TYPE as TFIDF_MODEL_TYPE
+from ray_mlc.model.tfidf import VOCABULARY_FILE, TfidfModel
 from ray_mlc.storage import local_path, open_storage
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ class ModelInfo(Section):
 
     schema_version: int = 1
     """The first version of this file's schema that has all the keys in use."""
-    kind: Literal["encoder"] = "encoder"
+    kind: Literal["encoder", "tfidf"] = "encoder"
     """What the folder holds."""
     labels: list[str]
     """Label names in column order."""
@@ -94,7 +97,7 @@ class ModelFolder:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over what scores depend on: weights, configuration, tokenizer."""
-        return _digest(_scoring_files(self.path))
+        return _digest(_scoring_files(self.path, self.info.kind))
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -162,9 +165,12 @@ def open_model(model: str) -> ModelFolder:
         raise ModelError(f"{model}: config.json is missing: is this a model folder?")
     if not list(path.glob("*.safetensors")):
         raise ModelError(f"{model}: there is no .safetensors file with the weights")
-    if not (path / "tokenizer.json").is_file():
-        raise ModelError(f"{model}: tokenizer.json is missing")
     config = _json_object(config_file, model)
+    kind: Literal["encoder", "tfidf"]
+    kind = "tfidf" if config.get("model_type") == TFIDF_MODEL_TYPE else "encoder"
+    pieces = VOCABULARY_FILE if kind == "tfidf" else "tokenizer.json"
+    if not (path / pieces).is_file():
+        raise ModelError(f"{model}: {pieces} is missing")
     problem = config.get("problem_type")
     if problem != "multi_label_classification":
         raise ModelError(
@@ -189,6 +195,11 @@ def open_model(model: str) -> ModelFolder:
             info.decision.check(LabelSet(tuple(labels)))
         except ConfigError as error:
             raise ModelError(f"{model}: {INFO_FILE}: decision.{error}") from None
+        if info.kind != kind:
+            raise ModelError(
+                f"{model}: {INFO_FILE} says {info.kind}, config.json {kind}: the folder's files do "
+                "not belong together"
+            )
     else:
         for name in (CANARIES_FILE, HISTORY_FILE, "_checkpoints"):
             if (path / name).exists():
@@ -197,7 +208,7 @@ def open_model(model: str) -> ModelFolder:
                     "was copied in part: train or copy it again"
                 )
         log.warning("%s: no %s: labels are given from a score of 0.5 on", model, INFO_FILE)
-        info = ModelInfo(labels=labels)
+        info = ModelInfo(labels=labels, kind=kind)
     return ModelFolder(model, path, info)
 
 
@@ -239,11 +250,27 @@ def write_model_folder(
     with quiet_transformers():
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
+    lines = "".join(json.dumps(dict(epoch)) + "\n" for epoch in history)
+    _finish(output, info, canaries, {HISTORY_FILE: lines.encode()})
+
+
+def write_tfidf_folder(
+    output: Path, *, model: TfidfModel, info: ModelInfo, canaries: Canaries
+) -> None:
+    """Write a model folder of kind `tfidf`; as `write_model_folder`, there is no history."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / INFO_FILE).unlink(missing_ok=True)
+    model.save(output, LabelSet(tuple(info.labels)))
+    _finish(output, info, canaries, {})
+
+
+def _finish(output: Path, info: ModelInfo, canaries: Canaries, more: Mapping[str, bytes]) -> None:
+    """Write what makes a checkpoint a model folder; `ray_mlc.json` comes last."""
     storage = open_storage(str(output), scratch="_tmp")
     storage.put(CANARIES_FILE, canaries.model_dump_json().encode())
-    lines = "".join(json.dumps(dict(epoch)) + "\n" for epoch in history)
-    storage.put(HISTORY_FILE, lines.encode())
-    storage.put(CARD_FILE, model_card(info, pooling=pooling_of(output)).encode())
+    for name, content in more.items():
+        storage.put(name, content)
+    storage.put(CARD_FILE, model_card(info, pooling=_pooling(info, output)).encode())
     storage.put(INFO_FILE, _dump(info))
     shutil.rmtree(output / "_tmp", ignore_errors=True)
 
@@ -273,8 +300,12 @@ def write_decision(
     info = folder.info.model_copy(update={"decision": decision, "metrics": kept})
     storage = open_storage(str(folder.path), scratch="_tmp")
     storage.put(INFO_FILE, _dump(info))
-    storage.put(CARD_FILE, model_card(info, pooling=pooling_of(folder.path)).encode())
+    storage.put(CARD_FILE, model_card(info, pooling=_pooling(info, folder.path)).encode())
     shutil.rmtree(folder.path / "_tmp", ignore_errors=True)
+
+
+def _pooling(info: ModelInfo, folder: Path) -> str | None:
+    return pooling_of(folder) if info.kind == "encoder" else None
 
 
 def _dump(info: ModelInfo) -> bytes:
@@ -293,22 +324,20 @@ def model_card(info: ModelInfo, *, pooling: str | None) -> str:
         info: Content of `ray_mlc.json`.
         pooling: `cls` or `mean` for a folder that only ray_mlc loads.
     """
-    origin = info.training
-    library = "transformers" if pooling is None else "ray_mlc"
+    tfidf = info.kind == "tfidf"
+    library = "transformers" if pooling is None and not tfidf else "ray_mlc"
     front = ["---", f"library_name: {library}", "pipeline_tag: text-classification", "---", ""]
     body = [
         "# Multi-label text classifier",
         "",
-        f"Fine-tuned with ray_mlc {origin.get('versions', {}).get('ray-mlc', '')} from "
-        f"`{origin.get('encoder', 'an encoder')}` on {origin.get('train_rows', '?')} examples; "
-        f"epoch {origin.get('best_epoch', '?')} of {origin.get('epochs', '?')} was kept.",
+        *(_tfidf_origin(info) if tfidf else _encoder_origin(info)),
         "",
         f"A score is the sigmoid of one label's logit; a label is given from "
         f"{info.decision.threshold:.4f} on{_own_thresholds(info.decision)} (fitted on validation "
         f"for {info.decision.objective or 'nothing: the default'}).{_beside(info)} "
         f"{_long_texts(info.long)}",
         "",
-        *_usage(pooling),
+        *_usage(info, pooling),
         "",
     ]
     columns = {
@@ -337,8 +366,16 @@ def _long_texts(long: LongConfig) -> str:
     )
 
 
-def _usage(pooling: str | None) -> list[str]:
+def _usage(info: ModelInfo, pooling: str | None) -> list[str]:
     """How to load the model, as lines of the card."""
+    if info.kind == "tfidf":
+        return [
+            "Only ray_mlc runs it (transformers refuses it), on CPUs:",
+            "",
+            "```bash",
+            'ray-mlc predict FOLDER "a text"',
+            "```",
+        ]
     if pooling is None:
         return [
             "```python",
@@ -358,6 +395,29 @@ def _usage(pooling: str | None) -> list[str]:
         "```bash",
         'ray-mlc predict FOLDER "a text"',
         "```",
+    ]
+
+
+def _encoder_origin(info: ModelInfo) -> list[str]:
+    origin = info.training
+    return [
+        f"Fine-tuned with ray_mlc {origin.get('versions', {}).get('ray-mlc', '')} from "
+        f"`{origin.get('encoder', 'an encoder')}` on {origin.get('train_rows', '?')} examples; "
+        f"epoch {origin.get('best_epoch', '?')} of {origin.get('epochs', '?')} was kept."
+    ]
+
+
+def _tfidf_origin(info: ModelInfo) -> list[str]:
+    origin = info.training
+    settings = origin.get("settings", {})
+    return [
+        f"TF-IDF with a logistic regression of each label: a baseline, fitted with ray_mlc "
+        f"{origin.get('versions', {}).get('ray-mlc', '')} on {origin.get('train_rows', '?')} "
+        f"examples; {origin.get('features', '?')} words and pairs of words, "
+        f"C {settings.get('C', '?')}. A token is a word or pair that the model knows.",
+        "",
+        f"`{VOCABULARY_FILE}` holds words and pairs that at least {settings.get('min_df', '?')} of "
+        "the training texts have, as they stand there: think of that before you publish it.",
     ]
 
 
@@ -400,9 +460,10 @@ def _digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _scoring_files(path: Path) -> list[Path]:
+def _scoring_files(path: Path, kind: str) -> list[Path]:
     weights = sorted(path.glob("*.safetensors"))
-    fixed = [path / "config.json", *(path / name for name in _TOKENIZER_FILES)]
+    pieces = (VOCABULARY_FILE,) if kind == "tfidf" else _TOKENIZER_FILES
+    fixed = [path / "config.json", *(path / name for name in pieces)]
     return [file for file in [*fixed, *weights] if file.is_file()]
 
 

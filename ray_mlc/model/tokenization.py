@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
@@ -135,6 +135,25 @@ class WindowWords:
     """Word of each token, as an index into `spans`; None for special tokens."""
     spans: list[tuple[int, int]]
     """Where each word begins and ends in the text, in characters."""
+
+
+class AnyTokenizer(Protocol):
+    """What turns texts into ids: word pieces for encoders, words and pairs for TF-IDF."""
+
+    max_tokens: int
+    """Ids kept per document or window, special ones included."""
+    windows: WindowsConfig | None
+    """How long documents are cut into windows; None: they lose their end."""
+
+    @property
+    def vocabulary(self) -> Sequence[str]:
+        """Pieces in id order."""
+
+    def encode(self, texts: Sequence[str]) -> Ragged:
+        """Ids of N texts, none of them None, cut to `max_tokens`; at least one of each."""
+
+    def covered(self, n_tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Whether documents of so many ids are kept whole."""
 
 
 @dataclass(frozen=True)

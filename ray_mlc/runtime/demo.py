@@ -22,14 +22,16 @@ from ray_mlc.errors import DataError, GateError
 from ray_mlc.evaluation.evaluate import evaluate, evaluate_scores_at
 from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.model.decisions import decide
+from ray_mlc.model.engines.tfidf_engine import tfidf_classifier
 from ray_mlc.model.folder import open_model
+from ray_mlc.runtime.baseline import usable_cores
 from ray_mlc.runtime.evaluate import load_here
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.ray_data import RayBackend
 from ray_mlc.runtime.ray_train import train
 from ray_mlc.runtime.score import score
 from ray_mlc.scoring.verify import Verdict, verify
-from ray_mlc.training.baselines import TfidfBaseline
+from ray_mlc.training.baselines import fit_tfidf
 from ray_mlc.training.examples import Examples, read_examples
 
 ENCODER_TEXTS = 2_000
@@ -125,8 +127,12 @@ def _tfidf(folder: Path, test: Examples, display: Display) -> dict[str, float | 
         for name in names
     ]
     with display.stage("tf-idf", 3, "steps") as stage:
-        baseline = TfidfBaseline.fit(sets[0].texts.to_pylist(), sets[0].targets_NL())
+        learn, labels = sets[0], test.label_set
+        model = fit_tfidf(
+            learn.texts.to_pylist(), learn.targets_N, len(labels), workers=usable_cores()
+        )
         stage.advance(1)
+        baseline = tfidf_classifier(model, labels)
         held_out = baseline.predict_proba(sets[1].texts.to_pylist())
         threshold = fit_global_threshold(sets[1].targets_NL(), held_out)
         stage.advance(1)

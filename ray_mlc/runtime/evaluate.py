@@ -53,19 +53,27 @@ def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
         ConfigError: If a name is none of these.
         ModelError: If the model cannot run as asked.
     """
-    import torch
-
     if device not in ("cpu", "cuda", "auto"):
         raise ConfigError(f"--device is {device!r}, expected cpu, cuda or auto")
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if dtype == "int8" and device == "cuda":
         raise ConfigError("--dtype is int8, which runs on CPUs: leave out --device cuda")
-    free = device == "auto" and dtype != "int8"
-    cuda = device == "cuda" or (free and torch.cuda.is_available())
+    if folder.info.kind == "tfidf" and device == "cuda":
+        raise ConfigError(
+            f"{folder.name}: is a TF-IDF model, which runs on CPUs: leave out --device"
+        )
+    free = device == "auto" and dtype != "int8" and folder.info.kind == "encoder"
+    cuda = device == "cuda" or (free and _has_cuda())
     engine = EngineConfig(dtype=dtype)  # type: ignore[arg-type]
     resolved = resolve(folder, engine, BatchingConfig(), cuda=cuda)
     return load_classifier(folder, resolved)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def read_known(
@@ -336,9 +344,11 @@ def predict_texts(
         `latency_ms` (tokenizing, one forward pass and decision, after a warm-up), `n_tokens`,
         `truncated`, `n_windows`.
     """
-    if explain:
-        require_captum()  # not after the scoring
     folder = open_model(model)
+    if explain:  # not after the scoring
+        require_captum()
+        if folder.info.kind != "encoder":
+            raise ConfigError(f"{model}: --explain is for encoders, this is {folder.info.kind}")
     classifier = load_here(folder, dtype=dtype, device=device)
     decision, label_set = folder.info.decision, folder.label_set
     rules = decision.rules(label_set)

@@ -17,8 +17,8 @@ from ray_mlc.model.decisions import Rules, decide
 from ray_mlc.model.engines import int8
 from ray_mlc.model.engines.choose import (
     CPU_BATCH_TOKENS,
+    load_encoder_tokenizer,
     load_int8_engine,
-    load_tokenizer,
     reference_canaries,
 )
 from ray_mlc.model.folder import Canaries, ModelFolder, open_model
@@ -65,6 +65,10 @@ def quantize_model(
         ModelError: If the folder cannot be written, or the model cannot be quantized.
     """
     folder = open_model(model)
+    if folder.info.kind != "encoder":
+        raise ModelError(
+            f"{model}: is a TF-IDF model: there is no int8 form of it, only of encoders"
+        )
     path = local_path(model)
     if path is None or path != folder.path:
         raise ModelError(f"{model}: its int8 form is written beside it: name a local folder")
@@ -77,7 +81,7 @@ def quantize_model(
     texts = [document for document in drawn if document and document.strip()][:documents]
     held_out = read_known(folder, validation, text=text, labels=labels)
     held_out = held_out.take(_some(len(held_out), 8 * documents, seed))
-    tokenizer = load_tokenizer(folder, max_tokens=folder.max_tokens, windows=folder.windows)
+    tokenizer = load_encoder_tokenizer(folder, max_tokens=folder.max_tokens, windows=folder.windows)
     with ExitStack() as stack:
         # how often it goes through them is NNCF's affair
         with display.stage("calibrate", None, "examples") as stage:

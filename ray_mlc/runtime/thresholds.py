@@ -104,19 +104,13 @@ def fit_decision(
                 targets_NL, scores_NL, method=calibrate, label_set=folder.label_set, seed=seed
             )
         stage.advance(len(folder.label_set))
-    own = {
-        name: float(threshold)
-        for name, threshold in zip(folder.label_set.names, found.own_L, strict=True)
-        if threshold != np.float32(found.all_labels)
-    }
-    decision = Decision(
-        threshold=found.all_labels,
-        per_label=own,
-        objective=objective,
-        calibration=calibrated.calibration if calibrated is not None else None,
-        hierarchy=parents,
-        fallback=fallback,
-        fallback_floor=fallback_floor,
+    decision = found.decision(folder.label_set, objective).model_copy(
+        update={
+            "calibration": calibrated.calibration if calibrated is not None else None,
+            "hierarchy": parents,
+            "fallback": fallback,
+            "fallback_floor": fallback_floor,
+        }
     )
     rules, before = (item.rules(folder.label_set) for item in (decision, folder.info.decision))
     given = {"before": decide(scores_NL, before), "fitted": decide(scores_NL, rules)}

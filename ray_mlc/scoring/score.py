@@ -28,7 +28,7 @@ from ray_mlc.corpus.rows import (
 from ray_mlc.errors import first_line
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import Rules, decide
-from ray_mlc.model.tokenization import Ragged, Tokenizer
+from ray_mlc.model.tokenization import AnyTokenizer, Ragged
 from ray_mlc.scoring.parts import (
     BLOCK_ERROR,
     BLOCK_K_CUT,
@@ -48,7 +48,7 @@ MAX_CELLS = 2**24
 """Scores held at once, in cells of N × L: 64 MiB of float32, whatever the number of labels."""
 
 
-def tokenize_block(block: pa.Table, tokenizer: Tokenizer, *, policy: str) -> pa.Table:
+def tokenize_block(block: pa.Table, tokenizer: AnyTokenizer, *, policy: str) -> pa.Table:
     """Replace the text by token ids.
 
     Args:
@@ -101,7 +101,7 @@ def _lists(
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Ragged, dict[int, str]]:
+def _encode(tokenizer: AnyTokenizer, texts: Sequence[str]) -> tuple[Ragged, dict[int, str]]:
     """Tokenize; texts over which the tokenizer fails are left out and named by position."""
     try:
         return tokenizer.encode(texts), {}

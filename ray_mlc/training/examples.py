@@ -72,6 +72,15 @@ class Examples:
         targets_NL[~self.annotated[rows]] = np.nan
         return targets_NL
 
+    def targets_N(self, column: int) -> NDArray[np.float32]:
+        """One column of `targets_NL`, at the cost of its own cells: shape [N]."""
+        targets_N = np.zeros(len(self), dtype=np.float32)
+        targets_N[_rows_of(self._positives_by_column, column)] = 1
+        if self._open_by_column is not None:
+            targets_N[_rows_of(self._open_by_column, column)] = np.nan
+        targets_N[~self.annotated] = np.nan
+        return targets_N
+
     def label_counts(self) -> NDArray[np.int64]:
         """Rows that have each label, shape [L]."""
         return np.bincount(self._positive_cells[1], minlength=len(self.label_set))
@@ -100,6 +109,15 @@ class Examples:
             label_set=self.label_set,
             null_text=None if self.null_text is None else self.null_text[rows],
         )
+
+    @cached_property
+    def _positives_by_column(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return _by_column(self._positive_cells, len(self.label_set))
+
+    @cached_property
+    def _open_by_column(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        cells = self._open_cells
+        return None if cells is None else _by_column(cells, len(self.label_set))
 
     @cached_property
     def _positive_cells(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -227,6 +245,23 @@ def _offsets_and_columns(lists: pa.Array) -> tuple[NDArray[np.int64], NDArray[np
     """Offsets from 0, shape [N + 1], and columns, shape [cells]."""
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return offsets - offsets[0], lists.values.to_numpy()[offsets[0] : offsets[-1]]
+
+
+def _by_column(
+    cells: tuple[NDArray[np.int64], NDArray[np.int32]], columns: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cells by column: where each column begins and the last ends, shape [L + 1], and rows."""
+    offsets, column_of = cells
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(column_of, minlength=columns))])
+    return starts, rows[np.argsort(column_of, kind="stable")]
+
+
+def _rows_of(
+    by_column: tuple[NDArray[np.int64], NDArray[np.int64]], column: int
+) -> NDArray[np.int64]:
+    starts, rows = by_column
+    return rows[starts[column] : starts[column + 1]]
 
 
 def _cells_of(

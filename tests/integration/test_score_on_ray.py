@@ -416,6 +416,26 @@ def test_actors_that_cannot_start_say_why_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_tf_idf_on_ray_equals_one_process_to_the_last_bit(
+    ray_local: Any,
+    corpus: Path,
+    score_job: Callable[..., ScoreJob],
+    tiny_tfidf: Path,
+    tmp_path: Path,
+) -> None:
+    from ray_mlc.runtime.local import LocalBackend
+
+    settings = (*UNITS, "batching.max_batch_tokens=auto", "actors.gpus=0")
+    alone = score_job(corpus, tmp_path / "alone", *settings, model=tiny_tfidf)
+    score(alone, LocalBackend(), Display(quiet=True))
+    job = score_job(corpus, tmp_path / "out", *settings, "actors.count=2", model=tiny_tfidf)
+    summary = on_ray(job)
+    assert rows_of(tmp_path / "out").equals(rows_of(tmp_path / "alone"))
+    assert (summary["engine"]["name"], summary["this_process"]["padding"]) == ("tfidf", 0)
+    assert summary["engine"]["documents_per_s"] is not None
+    assert verify(str(tmp_path / "out"), deep=True).holds
+
+
 def test_too_many_actors_are_refused_at_once(
     ray_local: Any, corpus: Path, make_job: Callable[..., ScoreJob], tmp_path: Path
 ) -> None:

@@ -74,6 +74,34 @@ def write_tiny_model(
     )
 
 
+def write_tiny_tfidf(folder: Path, *, threshold: float = 0.3, documents: int = 300) -> None:
+    """A TF-IDF model folder for the synthetic labels, fitted on some documents."""
+    from ray_mlc.config import LongConfig
+    from ray_mlc.model.canaries import record_canaries
+    from ray_mlc.model.decisions import Decision
+    from ray_mlc.model.engines.tfidf_engine import tfidf_classifier
+    from ray_mlc.model.folder import ModelInfo, write_tfidf_folder
+    from ray_mlc.model.tfidf import MAX_TOKENS
+    from ray_mlc.training.baselines import fit_tfidf
+
+    label_set = synthetic.LABELS
+    learn = synthetic.documents(documents, seed=3)
+    given = learn["labels"].to_pylist()
+    targets_NL = np.array([[name in row for name in label_set.names] for row in given], np.float32)
+    model = fit_tfidf(learn["text"].to_pylist(), lambda label: targets_NL[:, label], len(label_set))
+    write_tfidf_folder(
+        folder,
+        model=model,
+        info=ModelInfo(
+            kind="tfidf",
+            labels=list(label_set.names),
+            decision=Decision(threshold=threshold),
+            long=LongConfig(policy="truncate", max_tokens=MAX_TOKENS),
+        ),
+        canaries=record_canaries(tfidf_classifier(model, label_set)),
+    )
+
+
 def classifier_of(model_type: str) -> Any:
     """An untrained transformers model of some kind, 40 positions, pad token 1, three labels."""
     import torch

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from ray_mlc.errors import DataError
-from ray_mlc.training.baselines import TfidfBaseline
+from ray_mlc.labels import LabelSet
+from ray_mlc.model.engines.tfidf_engine import tfidf_classifier
+from ray_mlc.model.tfidf import TfidfModel
+from ray_mlc.training import baselines
+from ray_mlc.training.baselines import MAX_WEIGHTS, fit_tfidf, max_features_for
+from ray_mlc.training.examples import read_examples
 
 TOPICS = ("river", "engine", "violin")
 FILLERS = ("today", "people", "around", "small", "again", "never", "because", "while")
@@ -30,10 +43,38 @@ def topical(documents: int, seed: int) -> tuple[list[str], NDArray[np.float32]]:
     return texts, targets_NL
 
 
+def fit(texts: Sequence[str], targets_NL: NDArray[np.float32], **options: Any) -> TfidfModel:
+    labels = targets_NL.shape[1]
+    return fit_tfidf(texts, lambda label: targets_NL[:, label], labels, **options)
+
+
+def scores(model: TfidfModel, texts: Sequence[str]) -> NDArray[np.float32]:
+    labels = LabelSet(tuple(f"label {label}" for label in range(len(model.bias_L))))
+    return tfidf_classifier(model, labels).predict_proba(texts)
+
+
+def theirs_NF(texts: Sequence[str]) -> Any:
+    """scikit-learn's features."""
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    return vectorizer.fit_transform(texts)
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    texts, targets_NL = topical(200, seed=0)
+    scores_NL = scores(fit(texts, targets_NL), texts)
+    features_NF = theirs_NF(texts)
+    for label in range(len(TOPICS)):
+        reference = LogisticRegression(C=15.0, solver="liblinear").fit(
+            features_NF, targets_NL[:, label]
+        )
+        expected_N = reference.predict_proba(features_NF)[:, 1]
+        np.testing.assert_allclose(scores_NL[:, label], expected_N, atol=1e-6)
+
+
 def test_labels_that_a_word_tells_are_found_in_new_texts() -> None:
-    model = TfidfBaseline.fit(*topical(400, seed=0))
+    model = fit(*topical(400, seed=0))
     texts, targets_NL = topical(100, seed=1)
-    scores_NL = model.predict_proba(texts)
+    scores_NL = scores(model, texts)
     assert scores_NL.shape == targets_NL.shape
     assert scores_NL.dtype == np.float32
     np.testing.assert_array_equal(scores_NL >= 0.5, targets_NL == 1)
@@ -42,13 +83,13 @@ def test_labels_that_a_word_tells_are_found_in_new_texts() -> None:
 def test_word_pairs_count_too() -> None:
     texts = ["not good", "good not", "not very good", "very good not"] * 10
     targets_NL = np.array([[1], [0], [0], [0]] * 10, dtype=np.float32)
-    scores_NL = TfidfBaseline.fit(texts, targets_NL).predict_proba(texts[:4])
+    scores_NL = scores(fit(texts, targets_NL), texts[:4])
     assert scores_NL[0, 0] > 0.5 > scores_NL[1:, 0].max()
 
 
 def test_the_same_input_gives_the_same_scores() -> None:
     texts, targets_NL = topical(100, seed=0)
-    one, other = (TfidfBaseline.fit(texts, targets_NL).predict_proba(texts) for _ in range(2))
+    one, other = (scores(fit(texts, targets_NL), texts) for _ in range(2))
     np.testing.assert_array_equal(one, other)
 
 
@@ -56,14 +97,14 @@ def test_unannotated_documents_take_no_part_in_a_labels_model() -> None:
     texts, targets_NL = topical(200, seed=0)
     gaps_NL = targets_NL.copy()
     gaps_NL[::4, 1] = np.nan
-    model = TfidfBaseline.fit(texts, gaps_NL)
-    full = TfidfBaseline.fit(texts, targets_NL)
+    model = fit(texts, gaps_NL)
+    full = fit(texts, targets_NL)
     np.testing.assert_array_equal(model.weights_FL[:, ::2], full.weights_FL[:, ::2])
     known_N = ~np.isnan(gaps_NL[:, 1])
     reference = LogisticRegression(C=15.0, solver="liblinear").fit(
-        model.vectorizer.transform(texts)[known_N], targets_NL[known_N, 1]
+        theirs_NF(texts)[known_N], targets_NL[known_N, 1]
     )
-    np.testing.assert_allclose(model.weights_FL[:, 1], reference.coef_[0], rtol=1e-6)
+    np.testing.assert_allclose(model.weights_FL[:, 1], reference.coef_[0], atol=1e-5)
     assert not np.allclose(model.weights_FL[:, 1], full.weights_FL[:, 1], rtol=1e-6)
 
 
@@ -72,55 +113,138 @@ def test_a_label_that_never_varies_gets_its_only_value() -> None:
     always, never, unknown = np.ones(50), np.zeros(50), np.full(50, np.nan)
     partly = np.where(np.arange(50) % 2, 1, np.nan)
     constant_NL = np.stack([always, never, unknown, partly], axis=1).astype(np.float32)
-    model = TfidfBaseline.fit(texts, np.hstack([targets_NL, constant_NL]))
-    scores_NL = model.predict_proba([*texts[:3], ""])
+    model = fit(texts, np.hstack([targets_NL, constant_NL]))
+    scores_NL = scores(model, [*texts[:3], ""])
     np.testing.assert_array_equal(scores_NL[:, 3:], [[1, 0, 0, 1]] * 4)
-    learned = TfidfBaseline.fit(texts, targets_NL).predict_proba([*texts[:3], ""])
+    learned = scores(fit(texts, targets_NL), [*texts[:3], ""])
     np.testing.assert_array_equal(scores_NL[:, :3], learned)
 
 
 def test_texts_without_a_known_word_all_get_one_score() -> None:
-    model = TfidfBaseline.fit(*topical(100, seed=0))
-    scores_NL = model.predict_proba(["", " \n", "zzz qqq"])
+    model = fit(*topical(100, seed=0))
+    scores_NL = scores(model, ["", " \n", "zzz qqq"])
     np.testing.assert_array_equal(scores_NL, np.broadcast_to(scores_NL[0], scores_NL.shape))
     assert ((scores_NL > 0) & (scores_NL < 0.5)).all()
 
 
 def test_no_texts_get_no_scores() -> None:
-    assert TfidfBaseline.fit(*topical(20, seed=0)).predict_proba([]).shape == (0, 3)
+    assert scores(fit(*topical(20, seed=0)), []).shape == (0, 3)
 
 
-def test_scores_do_not_depend_on_the_neighbours_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_does_not_depend_on_blocks_or_on_how_many_labels_are_fitted_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     texts, targets_NL = topical(60, seed=0)
-    model = TfidfBaseline.fit(texts, targets_NL)
-    together_NL = model.predict_proba(texts)
-    monkeypatch.setattr("ray_mlc.training.baselines._BLOCK_DOCUMENTS", 7)
-    np.testing.assert_array_equal(model.predict_proba(texts), together_NL)
+    one = fit(texts, targets_NL)
+    monkeypatch.setattr(baselines, "_BLOCK_DOCUMENTS", 7)
+    other = fit(texts, targets_NL, workers=3)
+    np.testing.assert_array_equal(one.weights_FL, other.weights_FL)
+    np.testing.assert_array_equal(one.bias_L, other.bias_L)
+
+
+def test_the_order_of_rows_does_not_decide_which_words_are_kept() -> None:
+    texts, targets_NL = topical(100, seed=0)
+    order = np.random.default_rng(0).permutation(len(texts))
+    moved = [texts[row] for row in order]
+    for size in (1, 3, 10, 40):  # many pairs are in equally many texts
+        kept = [fit(some, targets_NL, max_features=size).vocabulary for some in (texts, moved)]
+        assert kept[0] == kept[1]
+        assert len(kept[0]) == size
+
+
+def test_a_failure_or_ctrl_c_drops_the_labels_that_were_not_begun() -> None:
+    texts, targets_NL = topical(30, seed=0)
+    begun: list[int] = []
+
+    def targets_of(label: int) -> NDArray[np.float32]:
+        begun.append(label)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+        return targets_NL[:, 0]
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_tfidf(texts, targets_of, 4_000, workers=2)
+    assert len(begun) < 50
+    assert threading.active_count() < 10
+
+
+def test_copies_of_the_matrix_are_bounded_whatever_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts, targets_NL = topical(100, seed=0)
+    monkeypatch.setattr(baselines, "_COPIES_BYTES", 1)
+    running, most = set(), 0
+
+    def targets_of(label: int) -> NDArray[np.float32]:
+        nonlocal most
+        running.add(threading.get_ident())
+        most = max(most, len(running))
+        return targets_NL[:, label % 3]
+
+    fit_tfidf(texts, targets_of, 12, workers=16)
+    assert most == 1
+
+
+def test_thousands_of_labels_bound_the_words_and_every_label_is_reported() -> None:
+    assert max_features_for(28) > 4_000_000
+    assert 30_000 < max_features_for(4_271) < 32_000
+    assert max_features_for(4_271) * 4_271 <= MAX_WEIGHTS
+    assert max_features_for(10**9) == 1
+    texts, targets_NL = topical(40, seed=0)
+    rare_N = np.zeros(40, np.float32)
+    done: list[int] = []
+    model = fit_tfidf(
+        texts,
+        lambda label: targets_NL[:, label] if label < 3 else rare_N,
+        4_000,
+        progress=done.append,
+    )
+    assert sum(done) == 4_000
+    assert model.weights_FL.shape == (len(model.vocabulary), 4_000)
+    assert not model.weights_FL[:, 3:].any()  # they have no positive, and no model
+    np.testing.assert_array_equal(scores(model, texts)[:, 3:], 0)
+
+
+def test_targets_of_a_label_are_a_column_of_all_targets(tmp_path: Path) -> None:
+    rows = {
+        "text": ["a", "b", "c", "d", "e"],
+        "labels": [["x", "y"], [], None, ["y"], ["y"]],
+        "unannotated": [None, ["y"], ["x"], [], ["x"]],
+    }
+    lists = pa.list_(pa.string())
+    schema = pa.schema([("text", pa.string()), ("labels", lists), ("unannotated", lists)])
+    pq.write_table(pa.table(rows, schema=schema), tmp_path / "a.parquet")
+    wider = LabelSet(("never", "x", "y"))
+    for label_set in (None, wider):
+        examples = read_examples(str(tmp_path / "a.parquet"), label_set=label_set)
+        for data in (examples, examples.take(np.array([4, 0, 2, 0])), examples.take([])):
+            columns = [data.targets_N(label) for label in range(len(data.label_set))]
+            np.testing.assert_array_equal(np.stack(columns, axis=1), data.targets_NL())
+    assert np.isnan(examples.targets_NL()).sum() == 3 + 2
 
 
 def test_the_vocabulary_can_be_bounded() -> None:
     texts, targets_NL = topical(100, seed=0)
-    assert TfidfBaseline.fit(texts, targets_NL, max_features=5).weights_FL.shape == (5, 3)
+    assert fit(texts, targets_NL, max_features=5).weights_FL.shape == (5, 3)
     rare = ["an unheardof word", *texts[1:]]
-    assert "unheardof" not in TfidfBaseline.fit(rare, targets_NL).vectorizer.vocabulary_
-    assert "unheardof" in TfidfBaseline.fit(rare, targets_NL, min_df=1).vectorizer.vocabulary_
+    assert "unheardof" not in fit(rare, targets_NL).vocabulary
+    assert "unheardof" in fit(rare, targets_NL, min_df=1).vocabulary
 
 
 @pytest.mark.parametrize("texts", [["a b", "c d"], ["one two", "three four"], ["", ""]])
 def test_texts_that_share_no_word_are_refused(texts: list[str]) -> None:
     with pytest.raises(DataError, match="no word is in 2 of the 2 texts"):
-        TfidfBaseline.fit(texts, np.array([[0], [1]], dtype=np.float32))
+        fit(texts, np.array([[0], [1]], dtype=np.float32))
 
 
 def test_targets_that_do_not_fit_the_texts_are_refused() -> None:
     texts, targets_NL = topical(10, seed=0)
-    with pytest.raises(DataError, match="expected 10 × labels"):
-        TfidfBaseline.fit(texts, targets_NL[:9])
-    with pytest.raises(DataError, match="expected 10 × labels"):
-        TfidfBaseline.fit(texts, targets_NL[:, 0])
+    with pytest.raises(DataError, match="expected one for each of 10"):
+        fit(texts, targets_NL[:9])
     targets_NL[3, 1] = -1
     with pytest.raises(DataError, match="another value"):
-        TfidfBaseline.fit(texts, targets_NL)
+        fit(texts, targets_NL)
 
 
 def test_importing_the_metrics_and_the_baseline_leaves_scikit_learn_alone() -> None:

@@ -8,6 +8,7 @@ another, because two precisions in one output could not be told apart afterwards
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from ray_mlc.model.engines.int8 import FOLDER as INT8_FOLDER
 from ray_mlc.model.engines.int8 import Int8Info, read_int8
 from ray_mlc.model.engines.protocol import Engine
 from ray_mlc.model.engines.race import best_budget, probe_budget, race
+from ray_mlc.model.engines.tfidf_engine import TfidfEngine
 from ray_mlc.model.folder import Canaries, ModelFolder
-from ray_mlc.model.tokenization import Ragged, Tokenizer
+from ray_mlc.model.tfidf import MAX_TOKENS as TFIDF_BATCH_TOKENS
+from ray_mlc.model.tfidf import TfidfModel, TfidfTokenizer, read_vocabulary
+from ray_mlc.model.tokenization import AnyTokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class ResolvedEngine(Section):
     """What `auto` came to: recorded in the run, reused by every resume."""
 
     name: str
-    """Library."""
+    """Library, or `tfidf`."""
     device: str
     """`cpu` or `cuda`."""
     dtype: str
@@ -117,27 +121,32 @@ def resolve(
     long = folder.long(long)
     max_tokens = long.max_tokens or folder.max_tokens
     tokenizer = load_tokenizer(folder, max_tokens=max_tokens, windows=long.windows)
-    positions = max_positions(load_config(folder.path))
-    if positions is not None and tokenizer.max_tokens > positions:
-        raise ModelError(
-            f"{folder.name}: long.max_tokens is {tokenizer.max_tokens}, but the encoder has "
-            f"{positions} positions: lower it"
-        )
     device = "cuda" if cuda else "cpu"
-    if cuda and engine.name == "openvino":
+    library, wanted = str(engine.name), engine.dtype
+    if folder.info.kind == "tfidf":
+        _refuse_for_tfidf(folder, engine, cuda=cuda)
+        library, wanted, default = "tfidf", "float32", TFIDF_BATCH_TOKENS
+    else:
+        positions = max_positions(load_config(folder.path))
+        if positions is not None and tokenizer.max_tokens > positions:
+            raise ModelError(
+                f"{folder.name}: long.max_tokens is {tokenizer.max_tokens}, but the encoder has "
+                f"{positions} positions: lower it"
+            )
+        default = CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS
+    if cuda and library == "openvino":
         raise ModelError(
             "engine.name is openvino, which runs on CPUs, but actors have GPUs: set actors.gpus=0"
         )
     asked = batching.max_batch_tokens
-    default = max(CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS, tokenizer.max_tokens)
-    budget = default if asked == "auto" else asked
+    budget = max(default, tokenizer.max_tokens) if asked == "auto" else asked
     if budget < tokenizer.max_tokens:
         raise ModelError(
             f"batching.max_batch_tokens is {budget}, expected at least max_tokens "
             f"({tokenizer.max_tokens}): the longest document must fit into a batch"
         )
     weights, own = None, folder.max_tokens
-    if engine.dtype == "int8":
+    if wanted == "int8":
         if cuda:
             raise ModelError(
                 "engine.dtype is int8, which runs on CPUs, but actors have GPUs: set actors.gpus=0"
@@ -147,9 +156,9 @@ def resolve(
     else:
         canaries = reference_canaries(folder, tokenizer, threads=threads)
     trials: list[Trial] = []
-    for dtype in [engine.dtype] if engine.dtype != "auto" else _auto_dtypes(device):
+    for dtype in [wanted] if wanted != "auto" else _auto_dtypes(device):
         holding: list[tuple[ResolvedEngine, Engine]] = []
-        candidates = _candidates(engine.name, device, dtype)
+        candidates = _candidates(library, device, dtype)
         for name, packed in candidates:
             chosen = ResolvedEngine(
                 name=name,
@@ -183,8 +192,10 @@ def resolve(
         if holding:
             if sample is None:
                 return holding[0][0].model_copy(update={"trials": trials})
+            # nothing is padded in TF-IDF's batches: the largest costs no more than others
+            probe = asked == "auto" and library != "tfidf"
             try:
-                return _fastest(holding, trials, tokenizer.encode(sample()), probe=asked == "auto")
+                return _fastest(holding, trials, tokenizer, sample(), probe=probe)
             except Exception as error:  # scoring finds the guilty document, and names it
                 log.warning("nothing is timed: %s", first_line(error))
                 return holding[0][0].model_copy(update={"trials": trials})
@@ -194,10 +205,29 @@ def resolve(
     )
 
 
+def _refuse_for_tfidf(folder: ModelFolder, engine: EngineConfig, *, cuda: bool) -> None:
+    """Refuse what only encoders can be run on.
+
+    Raises:
+        ModelError: If something else is asked for than the one engine there is.
+    """
+    if cuda:
+        raise ModelError(
+            f"{folder.name}: is a TF-IDF model, which runs on CPUs, but actors have GPUs: set "
+            "actors.gpus=0"
+        )
+    if engine.name != "auto" or engine.dtype not in ("auto", "float32"):
+        asked = engine.name if engine.name != "auto" else engine.dtype
+        raise ModelError(
+            f"{folder.name}: is a TF-IDF model, which has an engine of its own, in float32: "
+            f"{asked} is for encoders: leave it out"
+        )
+
+
 def _try(
     folder: ModelFolder,
     chosen: ResolvedEngine,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     canaries: Canaries,
     own: int | None,
     threads: int | None,
@@ -223,7 +253,8 @@ def _shown(trial: Trial | ResolvedEngine) -> str:
 def _fastest(
     holding: Sequence[tuple[ResolvedEngine, Engine]],
     trials: Sequence[Trial],
-    ids: Ragged,
+    tokenizer: AnyTokenizer,
+    texts: Sequence[str],
     *,
     probe: bool,
 ) -> ResolvedEngine:
@@ -232,8 +263,11 @@ def _fastest(
     Where the batch size is open, they race with the smallest, and the winner tries larger ones.
     """
     best, engine = holding[0]
-    if not len(ids):
+    if not texts:
         return best.model_copy(update={"trials": list(trials)})
+    started = time.perf_counter()
+    ids = tokenizer.encode(texts)
+    tokenize_s = (time.perf_counter() - started) / len(texts)
     budgets = [best.max_batch_tokens]
     if probe:
         budgets = [n for n in BUDGETS[best.device] if n >= best.max_tokens] or budgets
@@ -259,10 +293,13 @@ def _fastest(
         if budget != budgets[0]
     ]
     chosen = best_budget(found)
+    document_s = len(ids.values) / len(ids) / found[chosen]
+    if best.device == "cpu":  # beside GPUs, others tokenize
+        document_s += tokenize_s
     return best.model_copy(
         update={
             "max_batch_tokens": chosen,
-            "documents_per_s": round(found[chosen] * len(ids) / len(ids.values), 2),
+            "documents_per_s": round(1 / document_s, 2),
             "trials": timed,
         }
     )
@@ -311,14 +348,32 @@ def load_classifier(
 
 def load_tokenizer(
     folder: ModelFolder, *, max_tokens: int | None, windows: WindowsConfig | None
+) -> AnyTokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: If windows are asked of a model that has no use for them.
+    """
+    if folder.info.kind == "tfidf":
+        if windows is not None:
+            raise ModelError(
+                f"{folder.name}: long.policy is windows, but TF-IDF reads whole documents: leave "
+                "it out"
+            )
+        return TfidfTokenizer(read_vocabulary(folder.path), max_tokens=max_tokens)
+    return load_encoder_tokenizer(folder, max_tokens=max_tokens, windows=windows)
+
+
+def load_encoder_tokenizer(
+    folder: ModelFolder, *, max_tokens: int | None, windows: WindowsConfig | None
 ) -> Tokenizer:
-    """The tokenizer of a model folder, which need not be read by transformers every time."""
+    """The tokenizer of an encoder, which need not be read by transformers every time."""
     digest = folder.tokenizer_digest
     return Tokenizer.load(folder.path, max_tokens=max_tokens, windows=windows, digest=digest)
 
 
 def reference_canaries(
-    folder: ModelFolder, tokenizer: Tokenizer, *, threads: int | None = None
+    folder: ModelFolder, tokenizer: AnyTokenizer, *, threads: int | None = None
 ) -> Canaries:
     """The recorded canaries; scored here in float32 for a folder that has none.
 
@@ -331,7 +386,7 @@ def reference_canaries(
     if recorded is not None:
         return recorded
     exact = ResolvedEngine(
-        name="torch",
+        name="tfidf" if folder.info.kind == "tfidf" else "torch",
         device="cpu",
         dtype="float32",
         max_batch_tokens=max(CPU_BATCH_TOKENS, tokenizer.max_tokens),
@@ -368,9 +423,13 @@ def load_int8_engine(place: Path, *, pad_id: int, threads: int | None) -> Engine
 
 
 def _load(
-    folder: ModelFolder, resolved: ResolvedEngine, tokenizer: Tokenizer, threads: int | None
+    folder: ModelFolder, resolved: ResolvedEngine, tokenizer: AnyTokenizer, threads: int | None
 ) -> Classifier:
     engine: Engine
+    if resolved.name == "tfidf":
+        engine = TfidfEngine(TfidfModel.load(folder.path))
+        return Classifier(folder.label_set, tokenizer, engine, resolved.max_batch_tokens)
+    assert isinstance(tokenizer, Tokenizer)  # an encoder's
     if resolved.dtype == "int8":
         _recorded_int8(folder, resolved)
         place = folder.path / INT8_FOLDER
@@ -409,6 +468,8 @@ def _candidates(asked: str, device: str, dtype: str) -> list[tuple[str, bool]]:
         return [("torch", True), ("torch", False)] if dtype != "float32" else [("torch", False)]
     if dtype == "int8":
         return [("openvino", False)]
+    if asked == "tfidf":
+        return [(asked, True)]
     if asked != "auto":
         return [(asked, False)]
     if dtype == "bfloat16":

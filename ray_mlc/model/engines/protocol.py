@@ -8,22 +8,28 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_mlc.model.batching import BATCH_COST
+
 
 class OutOfMemoryError(Exception):
     """A batch did not fit into memory; a smaller one may."""
 
 
 class Engine(Protocol):
-    """One way to run an encoder on one device."""
+    """One way to run a model on one device."""
 
     name: str
-    """`torch` or `openvino`."""
+    """`torch`, `openvino` or `tfidf`."""
     device: str
     """`cpu` or `cuda`."""
     dtype: str
     """`float32`, `bfloat16`, `float16` or `int8`."""
     depth: int
     """Batches worth beginning before the first is fetched: 1 where nothing runs beside the host."""
+    packed: bool
+    """Whether documents lie end to end in a batch, without padding."""
+    batch_cost: int
+    """What a batch costs besides its tokens, in tokens; see `model.batching`."""
 
     def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """Run one batch.
@@ -46,9 +52,11 @@ class Engine(Protocol):
 
 
 class OneByOne:
-    """`begin` of engines whose work is the host's own: done when it is fetched."""
+    """What engines share whose work is the host's own: a batch is done when it is fetched."""
 
     depth = 1
+    packed = False
+    batch_cost = BATCH_COST["cpu"]
 
     def begin(self: Engine, ids: Sequence[NDArray[np.int32]]) -> Callable[[], NDArray[np.float32]]:
         """See `Engine.begin`."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.model.batching import BATCH_COST, plan_batches
+from ray_mlc.model.batching import plan_batches
 from ray_mlc.model.engines.protocol import Engine, OutOfMemoryError
 from ray_mlc.model.tokenization import Ragged
 
@@ -48,9 +48,8 @@ def race(
     Raises:
         OutOfMemoryError: If a batch does not fit.
     """
-    batch_cost = BATCH_COST[engines[0].device]
     batches = sample_batches(
-        sample, max_batch_tokens=max_batch_tokens, batch_cost=batch_cost, seed=seed
+        sample, max_batch_tokens=max_batch_tokens, batch_cost=engines[0].batch_cost, seed=seed
     )
     # the slowest decides how many batches are run by all
     counts = [_warm_up(engine, batches, seconds / (ROUNDS + 1)) for engine in engines]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError
+from ray_mlc.model.batching import BATCH_COST
 from ray_mlc.model.engines.onednn import pack_encoder
 from ray_mlc.model.engines.packing import MULTIPLE, PackedModel, can_pack, on_device, pack
 from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
@@ -42,6 +43,8 @@ class TorchEngine:
         self.device = device
         self.dtype = dtype
         self.depth = 2 if device == "cuda" else 1
+        self.packed = packed
+        self.batch_cost = BATCH_COST[device]
         self._pad_id = pad_id
         self._model = model.to(device=device, dtype=DTYPES[dtype]).eval()
         if packed and not can_pack(model):
