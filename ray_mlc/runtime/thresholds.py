@@ -15,7 +15,7 @@ from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.evaluation.thresholds import Objective, fit_thresholds, reached
 from ray_mlc.model.calibration import METHODS
-from ray_mlc.model.decisions import Decision, complete, decide
+from ray_mlc.model.decisions import complete, decide
 from ray_mlc.model.folder import INFO_FILE, ModelFolder, open_model, write_decision
 from ray_mlc.model.hierarchy import read_hierarchy
 from ray_mlc.runtime.evaluate import load_here, read_known
