@@ -44,14 +44,6 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Text = Annotated[str, typer.Option(help="Text column.")]
 Labels = Annotated[str, typer.Option(help="Label column, or 0/1 columns separated by commas.")]
-Near = Annotated[
-    float,
-    typer.Option(
-        help="Jaccard similarity from which texts are nearly the same; 0: do not look.",
-        min=0,
-        max=1,
-    ),
-]
 
 
 def _version(shown: bool) -> None:
@@ -154,6 +146,16 @@ def data_convert(
         typer.echo(f"  {count:>9,}  {label}")
     if len(summary.labels) > 20:
         typer.echo(f"  … and {len(summary.labels) - 20} more")
+
+
+Near = Annotated[
+    float,
+    typer.Option(
+        help="Jaccard similarity from which texts are nearly the same; 0: do not look.",
+        min=0,
+        max=1,
+    ),
+]
 
 
 @data_app.command("explore")
