@@ -1,8 +1,7 @@
-"""A report as a reader sees it: in a real browser, without a network."""
+"""A headless Chromium that looks at a page and fetches nothing."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,12 @@ from typing import Any
 
 import pytest
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-_QUIET = (
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_OPTIONS = (
     "--headless",
     "--disable-gpu",
-    "--no-first-run",
     "--disable-quic",
+    "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -25,53 +24,45 @@ _QUIET = (
 
 
 @dataclass
-class Opened:
-    """An open page, and what went wrong or out on it."""
+class Seen:
+    """An open page, and what it should not have done."""
 
     page: Any
-    """`playwright.sync_api.Page`."""
-    errors: list[str] = field(default_factory=list)
-    """What the console said at level warning or error, and uncaught errors."""
+    """Playwright's."""
+    complaints: list[str] = field(default_factory=list)
+    """Errors and warnings of the console."""
     requests: list[str] = field(default_factory=list)
-    """Addresses asked for beyond the file itself."""
-
-    def column(self, table: Any, index: int) -> list[str]:
-        """Texts of a column's cells, in the order shown."""
-        cells: list[str] = table.locator(f"tbody tr td:nth-child({index + 1})").all_inner_texts()
-        return cells
+    """Addresses outside of the file that it asked for."""
 
 
 @contextmanager
-def opened(path: Path, *, width: int = 1200) -> Iterator[Opened]:
-    """Open a file in headless Chromium; skip the test where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    browser_path = os.environ.get("RAY_MLC_BROWSER") or next(
-        (found for name in BROWSERS if (found := shutil.which(name))), None
-    )
-    if browser_path is None:
-        pytest.skip("there is no Chromium: install one, or name it in RAY_MLC_BROWSER")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=browser_path, chromium_sandbox=False, args=list(_QUIET)
+def opened(file: Path) -> Iterator[Seen]:
+    """Open a file; skips the test where playwright or a Chromium is absent."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as api:
+        own = Path(api.chromium.executable_path)
+        found = next(filter(None, map(shutil.which, _NAMES)), str(own) if own.exists() else None)
+        if found is None:
+            pytest.skip("there is no Chromium on this machine")
+        browser = api.chromium.launch(
+            executable_path=found, chromium_sandbox=False, args=list(_OPTIONS)
         )
+        seen = Seen(browser.new_page(viewport={"width": 1200, "height": 900}))
+        seen.page.on("console", lambda message: _complain(seen, message))
+        seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+        seen.page.on("request", lambda request: _note(seen, request.url, file))
+        seen.page.goto(file.as_uri())
         try:
-            page = browser.new_page(viewport={"width": width, "height": 900})
-            result = Opened(page)
-            page.on(
-                "console",
-                lambda m: result.errors.append(m.text) if m.type in ("error", "warning") else None,
-            )
-            page.on("pageerror", lambda error: result.errors.append(str(error)))
-            page.on(
-                "request",
-                lambda request: (
-                    result.requests.append(request.url)
-                    if not request.url.startswith(("file:", "data:", "blob:"))
-                    else None
-                ),
-            )
-            page.goto(path.absolute().as_uri())
-            page.wait_for_load_state("load")
-            yield result
+            yield seen
         finally:
             browser.close()
+
+
+def _complain(seen: Seen, message: Any) -> None:
+    if message.type in ("error", "warning"):
+        seen.complaints.append(message.text)
+
+
+def _note(seen: Seen, url: str, file: Path) -> None:
+    if url != file.as_uri() and not url.startswith(("data:", "blob:")):
+        seen.requests.append(url)
