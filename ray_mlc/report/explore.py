@@ -145,30 +145,35 @@ def _label_findings(figures: Figures) -> list[tuple[str, str]]:
             (text, "A model will hardly learn them: collect more, merge them, or leave them out.")
         )
     for name in names:
-        absent = figures["absent"][name]
-        if absent:
-            text = f"{len(absent):,} label(s) are absent from {name}, such as {absent[0]!r}."
+        absent = set(figures["absent"][name])
+        some = [label for label in labels if label["label"] in absent]
+        if some:
+            text = f"{len(some):,} label(s) are absent from {name}, such as {_quoted(some)}"
+            frequent = sum(label["rows"] >= FEW for label in some)
+            text += f"; {frequent:,} of them have {FEW} examples or more elsewhere."
             remedy = (
                 "A model cannot learn them."
                 if name == first
-                else "Their figures on it are undefined, and macro averages count them as 0."
+                else "They cannot be measured on it, and macro-F1 counts them as 0."
             )
-            found.append((text, f"{remedy} `data split --by stratified` spreads labels evenly."))
+            if frequent:
+                remedy += " `data split --by stratified` gives each part its share."
+            found.append((text, remedy))
     rates = [label["rows"] for label in labels if label["rows"]]
     if rates and rates[0] > 100 * rates[-1]:
         text = f"The most frequent label has {rates[0]:,} examples, the rarest {rates[-1]:,}."
         found.append(
             (text, "Fit thresholds per label (`thresholds`), and look at macro figures too.")
         )
-    drifting = [label for label in labels if (label["drift"] or 0) >= DRIFT]
+    drifting = [label for label in labels if _drift(label) >= DRIFT]
     if drifting:
-        drifting.sort(key=lambda label: -label["drift"])
+        drifting.sort(key=_drift, reverse=True)
         text = (
             f"{len(drifting):,} label(s) differ in rate between splits by more than chance, most "
         )
         text += f"of all {_quoted(drifting)}."
         found.append(
-            (text, "Thresholds fitted on one split will be off on the other: was it by time?")
+            (text, "Thresholds fitted on one split will be off on another: was the split by time?")
         )
     same = [pair for pair in figures["pairs"] if pair["phi"] > 0.95]
     if same:
@@ -196,14 +201,19 @@ def _duplicate_findings(figures: Figures) -> list[tuple[str, str]]:
         text += f"({_percent(shared['exact_share'])}) is in {first} too"
         if shared["near"]:
             text += f", and of {shared['near']:,} more ({_percent(shared['near_share'])}) nearly"
-        found.append(
-            (text + ".", "Figures on it will flatter: `data split` keeps equal texts together.")
-        )
+        option = " --group-duplicates near" if shared["near"] else ""
+        remedy = f"Figures on it will flatter: `data split{option}` keeps such texts together."
+        found.append((text + ".", remedy))
     if duplicates["contradicted_rows"]:
         text = f"{duplicates['contradicted_rows']:,} rows have the text of another, but not its "
         text += f"labels ({duplicates['contradicted_texts']:,} texts)."
         found.append((text, "No model can be right on all of them: settle the labels."))
     return found
+
+
+def _drift(label: Mapping[str, Any]) -> float:
+    """The largest drift of a label, whatever its direction."""
+    return max(map(abs, label["drift"].values()), default=0.0)
 
 
 def _quoted(labels: Sequence[Mapping[str, Any]]) -> str:
@@ -268,7 +278,7 @@ def _lengths(lengths: Mapping[str, Any]) -> Section:
             Table(heads, facts, digits=0),
             Plot(
                 length_histogram(lengths),
-                note="A curve of one hump is one kind of document; two humps are two.",
+                note="Two humps are two kinds of documents.",
             ),
             Plot(
                 cut_off_curve(lengths),
@@ -337,14 +347,14 @@ def _label_table(labels: Sequence[Mapping[str, Any]], names: Sequence[str]) -> T
         row = [label["label"], *(label["count"][name] for name in names)]
         row += [None if (r := label["rate"][name]) is None else 100 * r for name in names]
         if len(names) > 1:
-            row.append(label["drift"])
+            row.append(_drift(label))
         if gaps:
             row += [label["annotated"][name] for name in names]
         rows.append(row)
     note = "Click a head to sort: the rarest labels by rows."
     if len(names) > 1:
-        note += " Drift: how far a split's rate is from that of the others, in standard errors; "
-        note += f"from {DRIFT:g} on it is hardly chance."
+        note += " Drift: how surprisingly a split's rate differs from that of the others, as "
+        note += f"standard deviations; from {DRIFT:g} on it is hardly chance."
     return Table(heads, rows, note=note, digits=3)
 
 
@@ -361,8 +371,8 @@ def _together(figures: Figures) -> list[Section]:
         ),
         Plot(
             label_square(together["given"], together, "share", symmetric=False),
-            note="Read a row: of the documents with this label, how many have the other. A dark "
-            "row against a pale column is a label that implies the other.",
+            note="Read a row: of the documents with this label, how many have the other. A cell "
+            "that is dark and pale across the diagonal: the row's label implies the column's.",
         ),
     ]
     if figures["pairs"]:

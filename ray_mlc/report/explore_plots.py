@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-DRIFT = 4.0
-"""Standard errors from which the rates of two splits differ by more than chance, also among
-thousands of labels."""
+DRIFT = 4.5
+"""Standard deviations from which a split's rate differs by more than chance, also among thousands
+of labels: among 10,000 figures one is beyond it by chance in one run of fifteen."""
 FEW = 10
 """Examples below which a label's figures in a split are mostly noise."""
 
@@ -220,7 +220,8 @@ def label_drift(labels: Labels, names: Sequence[str]) -> Any:
             some = [
                 label
                 for label in labels
-                if label["rows"] and ((label["drift"] or 0) >= DRIFT) == far
+                if label["count"][first] + label["count"][name]
+                and (abs(label["drift"][name]) >= DRIFT) == far
             ]
             if not some:
                 continue

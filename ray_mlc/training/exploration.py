@@ -121,9 +121,9 @@ class LabelFacts:
     """By split, rows in which it was decided."""
     rate: dict[str, float | None]
     """By split, count by annotated; None where nobody decided."""
-    drift: float | None
-    """How far its rate in one split is from that in the others, at most, in standard errors of
-    the difference; None with one split."""
+    drift: dict[str, float]
+    """By split, how surprisingly its rate differs from that of the others (above: positive), as
+    standard deviations of a normal variable; empty with one split."""
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ def _label_facts(splits: Mapping[str, Examples]) -> tuple[LabelFacts, ...]:
     decided_SL = np.stack(
         [_padded(e.annotated_counts(), len(names), int(e.annotated.sum())) for e in splits.values()]
     )
-    drift_L = _drift(count_SL, decided_SL) if len(splits) > 1 else None
+    drift_SL = _drift(count_SL, decided_SL)
     order = np.argsort(-count_SL.sum(axis=0), kind="stable")
     facts = []
     for label in order.tolist():
@@ -362,7 +362,9 @@ def _label_facts(splits: Mapping[str, Examples]) -> tuple[LabelFacts, ...]:
                 count=count,
                 annotated=decided,
                 rate={n: count[n] / decided[n] if decided[n] else None for n in splits},
-                drift=None if drift_L is None else float(drift_L[label]),
+                drift={}
+                if len(splits) == 1
+                else dict(zip(splits, np.round(drift_SL[:, label], 4).tolist(), strict=True)),
             )
         )
     return tuple(facts)
@@ -374,19 +376,20 @@ def _padded(values: NDArray[np.int64], length: int, with_what: int) -> NDArray[n
 
 
 def _drift(count_SL: NDArray[np.int64], decided_SL: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The two-proportion z of each split against the others, the largest by size, shape [L]."""
+    """How surprising each split's count is if rows were dealt by chance, signed, shape [S, L].
+
+    The two-sided p of Fisher's exact test, as the quantile of a normal variable: a z of two
+    proportions calls two rows in a small split a wonder.
+    """
+    from scipy.stats import hypergeom, norm
+
     count_L, decided_L = count_SL.sum(axis=0), decided_SL.sum(axis=0)
-    rate_L = count_L / np.maximum(decided_L, 1)
-    rest_SL = decided_L - decided_SL
-    here_SL = count_SL / np.maximum(decided_SL, 1)
-    there_SL = (count_L - count_SL) / np.maximum(rest_SL, 1)
-    error_SL = np.sqrt(
-        rate_L * (1 - rate_L) * (1 / np.maximum(decided_SL, 1) + 1 / np.maximum(rest_SL, 1))
-    )
-    known = (error_SL > 0) & (decided_SL > 0) & (rest_SL > 0)
-    z_SL = np.divide(here_SL - there_SL, error_SL, out=np.zeros_like(error_SL), where=known)
-    result: NDArray[np.float64] = np.abs(z_SL).max(axis=0)
-    return result
+    below_SL = hypergeom.cdf(count_SL, decided_L, count_L, decided_SL)
+    above_SL = hypergeom.sf(count_SL - 1, decided_L, count_L, decided_SL)
+    p_SL = np.nan_to_num(2 * np.minimum(below_SL, above_SL), nan=1)  # nan: nobody decided
+    p_SL = p_SL.clip(1e-300, 1)
+    drift_SL: NDArray[np.float64] = norm.isf(p_SL / 2) * np.where(above_SL < below_SL, 1, -1)
+    return drift_SL
 
 
 def _supports(counts: Sequence[int]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -188,11 +189,25 @@ def test_drift_tells_a_split_by_time_from_a_split_by_chance() -> None:
     generator = np.random.default_rng(0)
     by_chance = (generator.random((3_000, 50)) < 0.05).astype(float)
     found = explored(train=examples_of(by_chance[:2_000]), test=examples_of(by_chance[2_000:]))
-    assert max(facts.drift or 0 for facts in found.labels) < 4
+    assert max(abs(drift) for facts in found.labels for drift in facts.drift.values()) < 4
     moved = by_chance.copy()
     moved[2_000:, 7] = generator.random(1_000) < 0.2
     found = explored(train=examples_of(moved[:2_000]), test=examples_of(moved[2_000:]))
-    assert [facts.label for facts in found.labels if (facts.drift or 0) > 4] == ["l7"]
+    [far] = [facts for facts in found.labels if abs(facts.drift["test"]) > 4]
+    assert far.label == "l7"
+    assert far.drift["test"] == -far.drift["train"] > 4
+
+
+def test_two_rows_in_a_small_split_are_no_wonder() -> None:
+    targets = np.zeros((5_000, 2))
+    targets[-2:, 0] = 1  # a z of two proportions is 6.9 here
+    targets[0, 1] = 1
+    found = explored(train=examples_of(targets[:4_800]), test=examples_of(targets[4_800:]))
+    first = next(facts for facts in found.labels if facts.label == "l0")
+    p = (200 * 199) / (5_000 * 4_999)
+    assert first.drift["test"] == pytest.approx(NormalDist().inv_cdf(1 - p), abs=1e-3)
+    alone = explored(train=examples_of(targets))
+    assert all(facts.drift == {} for facts in alone.labels)
 
 
 def test_duplicates_and_contradictions_are_named_by_split_and_id() -> None:

@@ -162,7 +162,7 @@ def test_the_findings_name_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
     assert "train: 1 texts are null and 1 empty, of 204." in said
     assert "train: in 1 of 204 rows nobody decided a label." in said
     assert "2 of 3 labels have fewer than 10 examples in train, such as 'b', 'c'." in said
-    assert "1 label(s) are absent from train, such as 'c'." in said
+    assert "1 label(s) are absent from train, such as 'c'; 0 of them have 10 examples" in said
     assert "2 row(s) repeat the text of an earlier row of their split (train 2)." in said
     assert "test: the text of 1 row(s) (50.0%) is in train too" in said
     assert "2 rows have the text of another, but not its labels (1 texts)." in said
