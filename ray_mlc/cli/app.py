@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Make examples from other data.", no_args_is_help=True)
+data_app = typer.Typer(help="Make, look at and split examples.", no_args_is_help=True)
 config_app = typer.Typer(help="Job files: their schema, and what they come to.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
@@ -221,6 +221,121 @@ def data_convert(
         _print_json(asdict(summary))
         return
     print_conversion(summary)
+
+
+Near = Annotated[
+    float,
+    typer.Option(
+        help="Jaccard similarity from which texts are nearly the same; 0: do not look.",
+        min=0,
+        max=1,
+    ),
+]
+
+
+@data_app.command("explore")
+def data_explore(
+    examples: Annotated[
+        list[str], typer.Argument(help="Examples: Parquet, CSV or JSONL; each path is a split.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="HTML to write; default: exploration.html, with --json none."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Model folder, encoder or hub id: lengths in its tokens too.", show_default=False
+        ),
+    ] = None,
+    text: Text = "text",
+    labels: Labels = "labels",
+    near: Near = 0.8,
+    texts: Annotated[
+        bool, typer.Option("--texts", help="Show beginnings of texts, not only ids.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at examples before training: lengths, labels, duplicates, in one HTML page."""
+    from ray_mlc.cli.tables import print_exploration
+    from ray_mlc.runtime.explore import explore_examples
+    from ray_mlc.runtime.progress import Display
+
+    page = output or (None if json else Path("exploration.html"))
+    figures = explore_examples(
+        examples,
+        text=text,
+        labels=_columns(labels),
+        tokenizer=tokenizer,
+        near=near,
+        texts=texts,
+        output=page,
+        display=Display(quiet=quiet),
+    )
+    if json:
+        _print_json(figures)
+        return
+    print_exploration(figures)
+    typer.echo(f"written: {page}")
+
+
+@data_app.command("split")
+def data_split(
+    examples: Annotated[str, typer.Argument(help="Examples: Parquet, CSV or JSONL.")],
+    output: Annotated[str, typer.Argument(help="Folder for one Parquet file per part.")],
+    by: Annotated[
+        str, typer.Option(help="stratified (by labels), time, random, or given (by a column).")
+    ] = "stratified",
+    column: Annotated[
+        str | None,
+        typer.Option(help="Column of the time, or of the part's name.", show_default=False),
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(help="Names and shares; default train=0.8,validation=0.1,test=0.1."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Column whose equal values stay together.", show_default=False),
+    ] = None,
+    group_duplicates: Annotated[
+        str, typer.Option(help="Texts that stay together: exact (the same), near, none.")
+    ] = "exact",
+    near: Near = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is left to chance.")] = 0,
+    text: Text = "text",
+    labels: Labels = "labels",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the parts of an earlier split.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Split examples into train, validation and test; say what leaks between them."""
+    from ray_mlc.cli.tables import print_split
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.split import split_examples
+
+    result = split_examples(
+        examples,
+        output,
+        by=by,
+        column=column,
+        parts=parts,
+        group=group,
+        group_duplicates=group_duplicates,
+        near=near,
+        seed=seed,
+        text=text,
+        labels=_columns(labels),
+        overwrite=overwrite,
+        display=Display(quiet=quiet),
+    )
+    if json:
+        _print_json(result)
+        return
+    print_split(result)
 
 
 @app.command()

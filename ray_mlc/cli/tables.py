@@ -285,6 +285,56 @@ def print_verdict(verdict: Verdict) -> None:
         )
 
 
+def print_exploration(figures: Mapping[str, Any]) -> None:
+    """What stands out, and what to do about it."""
+    from ray_mlc.report.explore import findings
+
+    for finding, remedy in findings(figures):
+        _say(finding)
+        _say(f"  {remedy}")
+
+
+def print_split(result: Mapping[str, Any]) -> None:
+    """Rows of the parts, what they share, and the labels that are spread least evenly."""
+    table = _table(result["output"], "part", "rows", "share", "asked for", "labels absent")
+    balance = result["balance"]
+    for part in result["parts"]:
+        asked = "–" if part["asked"] is None else f"{part['asked']:,}"
+        absent = f"{balance['absent'][part['name']]:,}"
+        table.add_row(part["name"], f"{part['rows']:,}", f"{part['share']:.2%}", asked, absent)
+    _console().print(table)
+    units = result["units"]
+    if units["rows_in_groups"]:
+        _say(
+            f"{units['rows_in_groups']:,} rows stay together in groups, the largest of "
+            f"{units['largest']:,} rows"
+        )
+    leakage = result["leakage"]
+    leaks = [shared for shared in leakage["parts"] if shared["exact"] or shared["near"]]
+    for shared in leaks:
+        near = "" if shared["near"] is None else f", {shared['near']:,} more nearly so"
+        _say(
+            f"{shared['of']}: the text of {shared['exact']:,} row(s) ({shared['exact_share']:.2%}) "
+            f"is in {shared['also_in']} too{near}"
+        )
+    if leakage["jaccard"] is not None:
+        _say(f"nearly the same: a Jaccard similarity of {leakage['jaccard']:g} or more")
+    if not leaks:
+        _say("no text is in two parts")
+    _say(
+        f"label rates: a part's differs from the whole's by {balance['mean_difference']:.4%} in "
+        f"the mean over labels, by {balance['largest_difference']:.2%} at most"
+    )
+    names = [part["name"] for part in result["parts"]]
+    table = _table("labels spread least evenly", "label", "rows", *(f"{n}, %" for n in names))
+    for label in balance["labels"][:10]:
+        rates = (f"{100 * label['rate_by_part'][name]:.3f}" for name in names)
+        table.add_row(label["label"], f"{label['rows']:,}", *rates)
+    _console().print(table)
+    for path in result["files"]:
+        _say(f"written: {path}")
+
+
 def print_demo(folder: Path, verdict: Verdict, documents: Sequence[Mapping[str, Any]]) -> None:
     """Where everything lies, and a few tagged documents."""
     _say(

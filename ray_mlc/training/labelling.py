@@ -161,7 +161,7 @@ def _label_remedy(piece: Piece, name: str) -> str:
 def _encode_zero_one(piece: Piece, names: Sequence[str], vocabulary: Vocabulary) -> PieceLabels:
     for name in names:
         vocabulary.setdefault(name, len(vocabulary))
-    states_nL = np.stack([_states(piece, name) for name in names], axis=1)
+    states_nL = np.stack([label_states(piece, name) for name in names], axis=1)
     annotated_n = (states_nL != -1).any(axis=1)
     rows, codes = np.nonzero(states_nL == 1)
     open_rows, open_codes = np.nonzero((states_nL == -1) & annotated_n[:, None])
@@ -170,7 +170,7 @@ def _encode_zero_one(piece: Piece, names: Sequence[str], vocabulary: Vocabulary)
     )
 
 
-def _states(piece: Piece, name: str) -> NDArray[np.int8]:
+def label_states(piece: Piece, name: str) -> NDArray[np.int8]:
     """A 0/1 column as 1, 0, and -1 where it is null, empty or -1, shape [n]."""
     column = piece.columns[name]
     found = column.type

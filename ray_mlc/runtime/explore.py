@@ -1,0 +1,132 @@
+"""The order of an exploration: read each split, count lengths, compare texts, write the page."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_mlc.errors import DataError
+from ray_mlc.model.tokenization import Tokenizer
+from ray_mlc.report.explore import exploration_page
+from ray_mlc.runtime.progress import Display
+from ray_mlc.storage import open_storage
+from ray_mlc.training.duplicates import find_duplicates
+from ray_mlc.training.examples import Examples, read_examples
+from ray_mlc.training.exploration import count_words, explore, lengths_of
+
+_EXTENSION = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson|json)(\.gz)?$", re.IGNORECASE)
+_KEPT_TOKENS = 64  # only lengths are asked for: the ids of a long text need not be kept
+
+
+def explore_examples(
+    paths: Sequence[str],
+    *,
+    text: str,
+    labels: str | Sequence[str],
+    tokenizer: str | None,
+    near: float,
+    texts: bool,
+    output: Path | None,
+    display: Display,
+) -> dict[str, Any]:
+    """Explore examples, and write the page.
+
+    Args:
+        paths: A split each, named by its file.
+        text: Text column.
+        labels: Label column, or 0/1 columns.
+        tokenizer: Folder or hub id of what counts tokens; None: words only.
+        near: Jaccard similarity from which texts are nearly the same; 0: do not look.
+        texts: Whether beginnings of texts may be shown.
+        output: HTML file; None: none.
+        display: Where progress is shown.
+
+    Returns:
+        The figures (`training.exploration.Exploration`, and `sources`, `seconds`).
+
+    Raises:
+        DataError: If examples cannot be used.
+        ModelError: If the tokenizer cannot be loaded.
+        StorageError: If the page cannot be written.
+    """
+    started = time.monotonic()
+    names = split_names(paths)
+    if output is not None:
+        _write(output.with_name(".writable"), b"")  # what cannot be written should say so now
+        output.with_name(".writable").unlink()
+    counter = None if tokenizer is None else Tokenizer.load(tokenizer, max_tokens=_KEPT_TOKENS)
+
+    splits: dict[str, Examples] = {}
+    label_set = None
+    for name, path in zip(names, paths, strict=True):
+        display.say(f"{name}: reading {path}")
+        splits[name] = read_examples(path, text=text, labels=labels, label_set=label_set)
+        label_set = splits[name].label_set
+    rows = sum(len(examples) for examples in splits.values())
+
+    with display.stage("words", rows, "documents") as stage:
+        lengths = [lengths_of(splits, count_words, unit="words", progress=stage.advance)]
+    if counter is not None:
+
+        def count_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
+            return counter.encode(texts).n_tokens.astype(np.int64)
+
+        with display.stage("tokens", rows, "documents") as stage:
+            lengths.append(
+                lengths_of(
+                    splits,
+                    count_tokens,
+                    unit="tokens",
+                    tokenizer=tokenizer,
+                    progress=stage.advance,
+                )
+            )
+    with display.stage("duplicates", rows * (2 if near else 1), "documents") as stage:
+        every = pa.concat_arrays([examples.texts for examples in splits.values()])
+        duplicates = find_duplicates(every, jaccard=near or None, progress=stage.advance)
+    figures = asdict(explore(splits, lengths, duplicates, texts=texts))
+    figures["sources"] = dict(zip(names, paths, strict=True))
+    figures["seconds"] = round(time.monotonic() - started, 3)
+    if output is not None:
+        made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        _write(output, exploration_page(figures, made=made).encode())
+    return figures
+
+
+def _write(path: Path, data: bytes) -> None:
+    storage = open_storage(str(path.parent), scratch=".tmp")
+    storage.put(path.name, data)
+    with suppress(OSError):
+        (path.parent / ".tmp").rmdir()
+
+
+def split_names(paths: Sequence[str]) -> list[str]:
+    """A name for each path: its file's, with the folder's before it where two are equal.
+
+    Raises:
+        DataError: If a path is there twice.
+    """
+    stripped = [path.rstrip("/") for path in paths]
+    twice = [path for path in stripped if stripped.count(path) > 1]
+    if twice:
+        raise DataError(f"{twice[0]}: the path is there twice: name each split once")
+    for depth in range(1, 1 + max((path.count("/") for path in stripped), default=0) + 1):
+        names = ["/".join(path.split("/")[-depth:]) for path in stripped]
+        names = [_without_extension(name) for name in names]
+        if len(set(names)) == len(names):
+            return names
+    return stripped
+
+
+def _without_extension(name: str) -> str:
+    return _EXTENSION.sub("", name) or name
