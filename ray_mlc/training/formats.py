@@ -75,6 +75,25 @@ def columns_of(file: SourceFile) -> list[str] | None:
         return _keys(rows)
 
 
+def every_column(file: SourceFile) -> list[str]:
+    """Columns of a file, those of its last row included, structs as they are.
+
+    Raises:
+        DataError: If the file cannot be read, or is an archive whose members come one by one.
+    """
+    if file.format == TAR:
+        raise DataError(f"{file.name}: is an archive: unpack it, or convert it to Parquet first")
+    with _explained(file):
+        if file.format == "Parquet":
+            with pq.ParquetFile(file.filesystem.open_input_file(file.path)) as reader:
+                return list(reader.schema_arrow.names)
+        if file.format == "CSV":
+            return _csv_header(file, _head(file))[0]
+        # a key may first come in the last row
+        keys = (key for _, _, rows in _json_rows(file) for row in rows for key in row)
+        return list(dict.fromkeys(keys))
+
+
 def _unpacked(file: SourceFile) -> Iterator[SourceFile]:
     """The file itself, or those of a tar, as they come by."""
     if file.format != TAR:

@@ -95,7 +95,7 @@ def encode_lists(
 
 def without_unclear(piece: Piece, name: str, marks: PieceLabels) -> PieceLabels:
     """The labels of a piece; rows in which the 0/1 column `name` is 1 are not annotated."""
-    clear_n = _states(piece, name) != 1
+    clear_n = label_states(piece, name) != 1
     cells, open_cells = clear_n[marks.rows], clear_n[marks.open_rows]
     return PieceLabels(
         annotated=marks.annotated & clear_n,

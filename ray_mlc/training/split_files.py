@@ -26,17 +26,10 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import DataError, StorageError, first_line
 from ray_mlc.storage import local_path
+from ray_mlc.training.formats import every_column, read_pieces
 from ray_mlc.training.labelling import label_states
-from ray_mlc.training.sources import (
-    Columns,
-    Piece,
-    SourceFile,
-    _csv_header,
-    _json_rows,
-    has_bytes,
-    is_text,
-    read_pieces,
-)
+from ray_mlc.training.pieces import Columns, Piece, has_bytes, is_text
+from ray_mlc.training.sources import SourceFile
 
 RECORD = "_split.json"
 """How a split was made; hidden, so that readers of the folder pass it by."""
@@ -147,7 +140,7 @@ def write_parts(
         StorageError: If a part cannot be written.
     """
     targets = [_part(folder, name) for name in names]
-    names_of_columns = list(dict.fromkeys(name for file in files for name in _column_names(file)))
+    names_of_columns = list(dict.fromkeys(name for file in files for name in every_column(file)))
     every = AsIs.named(names_of_columns)
     schema = _schema(files, every, zero_one)
     with ExitStack() as stack:
@@ -271,18 +264,6 @@ def _earlier_parts(folder: Path) -> list[Path]:
 
 def _part(folder: Path, name: str) -> Path:
     return folder / f"{name}.parquet"
-
-
-def _column_names(file: SourceFile) -> list[str]:
-    if file.format == "Parquet":
-        return list(_parquet_schema(file).names)
-    if file.format == "CSV":
-        with file.open() as stream:
-            return _csv_header(stream.read(2**20))[0]
-    # a key may first come in the last row
-    return list(
-        dict.fromkeys(key for _, _, rows in _json_rows(file) for row in rows for key in row)
-    )
 
 
 def _parquet_schema(file: SourceFile) -> pa.Schema:

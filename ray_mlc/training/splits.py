@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ConfigError, DataError
 from ray_mlc.training.examples import Examples
-from ray_mlc.training.sources import is_text
+from ray_mlc.training.pieces import is_text
 
 WAYS = ("stratified", "time", "random", "given")
 """How rows are placed."""
