@@ -1,0 +1,119 @@
+"""Test figures over seeds, beside TF-IDF: a JSON line for each model and decision.
+
+    python benchmarks/accuracy.py goemotions --data DATA --encoder ENCODER --seeds 0,1,2 \
+        --work WORK [--set training.epochs=3 …] [--baseline] [--output FILE]
+
+`DATA/goemotions/` holds train, validation and test as Parquet; the settings are those of
+`jobs/public/goemotions.yaml` and `--set`. Everything is done by commands that users have;
+thresholds are fitted on validation, figures are of the test split. A model that is in WORK already
+is measured only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+COMMAND = Path(sys.executable).parent / "ray-mlc"
+JOBS = Path(__file__).parent.parent / "jobs" / "public"
+FIGURES = ("f1_micro", "f1_macro", "average_precision_macro", "average_precision_micro", "loss")
+
+
+def ray_mlc(*words: str) -> Any:
+    """Run a command to its end; what it prints as JSON."""
+    process = subprocess.run(
+        [str(COMMAND), *words, "--json", "--quiet"], stdout=subprocess.PIPE, check=False
+    )
+    if process.returncode:
+        sys.exit(f"{' '.join(words)}: exit code {process.returncode}")
+    return json.loads(process.stdout)
+
+
+def figures(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The figures shown, in hundredths but for the loss."""
+    return {
+        name: value if value is None or name == "loss" else round(100 * value, 2)
+        for name, value in ((name, metrics[name]) for name in FIGURES)
+    }
+
+
+def measure(folder: Path, data: Path, test: str, model: Path) -> Iterator[dict[str, Any]]:
+    """A trained model at 0.5, at one threshold, and at one for each label."""
+    result = ray_mlc("evaluate", str(model), str(data / test))
+    yield {"decision": "0.5", **figures(result["at_half"])}
+    yield {"decision": "one threshold", **figures(result["decision"])}
+    if "first_window" in result:
+        yield {"decision": "one threshold, first window", **figures(result["first_window"])}
+    own = folder / f"{model.name}-own.json"
+    ray_mlc("thresholds", str(model), str(data / "validation.parquet"), "--output", str(own))
+    words = ["--decision", str(own), "--output", str(folder / f"{model.name}-own-evaluation.json")]
+    result = ray_mlc("evaluate", str(model), str(data / test), *words)
+    yield {"decision": "one per label", **figures(result["decision"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("set", help="folder of the data, and name of the job")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--encoder", help="default: the job's")
+    parser.add_argument("--work", type=Path, required=True, help="models and evaluations")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--test", default="test.parquet")
+    parser.add_argument("--name", help="of the settings, default: the set's")
+    parser.add_argument("--set", dest="settings", action="append", default=[])
+    parser.add_argument("--baseline", action="store_true", help="TF-IDF too")
+    parser.add_argument("--output", type=Path)
+    asked = parser.parse_args()
+    data, name = asked.data / asked.set, asked.name or asked.set
+    split = {part: str(data / f"{part}.parquet") for part in ("train", "validation")}
+    lines: list[dict[str, Any]] = []
+
+    def tell(line: dict[str, Any]) -> None:
+        print(json.dumps(line), flush=True)
+        lines.append(line)
+        if asked.output:
+            with asked.output.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+    if asked.baseline:
+        words = ["--train", split["train"], "--validation", split["validation"]]
+        words += ["--test", str(data / asked.test), "--output", str(asked.work / f"{name}-tfidf")]
+        started = time.monotonic()
+        result = ray_mlc("baseline", *words)
+        seconds = round(time.monotonic() - started)
+        titles = {"at_half": "0.5", "one_threshold": "one threshold", "decision": "one per label"}
+        for key, title in titles.items():
+            line = {"set": asked.set, "name": "TF-IDF", "decision": title}
+            tell(line | figures(result[key]) | {"seconds": seconds})
+    for seed in asked.seeds.split(","):
+        model = asked.work / f"{name}-{seed}"
+        words = [str(JOBS / f"{asked.set}.yaml"), "--output", str(model)]
+        words += [word for part, path in split.items() for word in (f"--{part}", path)]
+        words += ["--encoder", asked.encoder] if asked.encoder else []
+        words += [word for item in asked.settings for word in ("--set", item)]
+        started = time.monotonic()
+        ray_mlc("train", *words, "--set", f"training.seed={seed}")
+        seconds = round(time.monotonic() - started)
+        for found in measure(asked.work, data, asked.test, model):
+            line = {"set": asked.set, "name": name, "seed": int(seed), "settings": asked.settings}
+            tell(line | found | {"seconds": seconds})
+    for title in dict.fromkeys(line["decision"] for line in lines if "seed" in line):
+        runs = [line for line in lines if "seed" in line and line["decision"] == title]
+        summary: dict[str, Any] = {"set": asked.set, "name": name, "decision": title}
+        for figure in FIGURES:
+            values = [run[figure] for run in runs if run[figure] is not None]
+            if values:
+                summary[figure] = round(statistics.mean(values), 4)
+                summary[f"{figure}_range"] = [min(values), max(values)]
+        tell(summary | {"seeds": len(runs)})
+
+
+if __name__ == "__main__":
+    main()
