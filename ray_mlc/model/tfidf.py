@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_mlc.config import WindowsConfig
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.tokenization import Ragged
@@ -125,7 +126,7 @@ class TfidfTokenizer:
         """
         self.vocabulary = vocabulary
         self.max_tokens = max_tokens or MAX_TOKENS
-        self.windows = None
+        self.windows: WindowsConfig | None = None
         self._id_of = {name: position for position, name in enumerate(vocabulary, START + 1)}
 
     def encode(self, texts: Sequence[str]) -> Ragged:

@@ -10,6 +10,7 @@ from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.encoder import load_classifier_model
 from ray_mlc.model.explain import explain_text
 from ray_mlc.model.folder import ModelFolder
+from ray_mlc.model.tokenization import Tokenizer
 
 
 def explain_predictions(
@@ -29,6 +30,8 @@ def explain_predictions(
     Raises:
         ResourceError: If captum is not installed.
     """
+    tokenizer = classifier.tokenizer
+    assert isinstance(tokenizer, Tokenizer)  # an encoder's
     model = load_classifier_model(folder.path).to(classifier.engine.device)
     explained: list[list[dict[str, Any]]] = []
     for result in results:
@@ -37,6 +40,6 @@ def explain_predictions(
             continue
         best = max(result["scores"], key=result["scores"].__getitem__)
         labels = [(folder.label_set.index[name], name) for name in result["labels"] or [best]]
-        found = explain_text(model, classifier.tokenizer, result["text"], labels)
+        found = explain_text(model, tokenizer, result["text"], labels)
         explained.append([asdict(item) for item in found])
     return explained

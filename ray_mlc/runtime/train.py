@@ -316,9 +316,9 @@ def write_trained(
         "at_half": evaluate_scores_at(targets, scores, np.float32(0.5)),
         "decision": evaluate_scores(targets, scores, given),
     }
-    best = next(item for item in latest["history"] if item["epoch"] == latest["best_epoch"])
     long = LongConfig(max_tokens=prepared.tokenizer.max_tokens)
     if settings.windows is not None:
+        best = next(item for item in latest["history"] if item["epoch"] == latest["best_epoch"])
         windows = settings.windows.model_copy(update={"aggregate": best["aggregate"]})
         long = LongConfig(policy="windows", max_tokens=long.max_tokens, windows=windows)
     info = ModelInfo(

@@ -129,7 +129,7 @@ def _features(texts: Sequence[str], vocabulary: Sequence[str], idf_F: NDArray[np
     blocks = []
     for start in range(0, len(texts), _BLOCK_DOCUMENTS):
         ids = tokenizer.encode(texts[start : start + _BLOCK_DOCUMENTS])
-        blocks.append(tfidf_rows(ids.rows(np.arange(len(ids))), idf_F))
+        blocks.append(tfidf_rows(ids.windows(np.arange(len(ids))), idf_F))
     return vstack(blocks, format="csr")
 
 

@@ -43,7 +43,7 @@ def made_up_study(
         targets_NL,
         scores_NL,
         label_set=LabelSet(tuple(names)),
-        thresholds_L=thresholds_L,
+        given_NL=scores_NL >= thresholds_L,
         rates_L=rates_L,
     )
     n_tokens_N = rng.integers(3, 900, documents)

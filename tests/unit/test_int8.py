@@ -113,9 +113,7 @@ def test_a_head_on_the_mean_is_quantized_too(
     path = make_model(pooling="mean")
     make(path, data)
     folder = open_model(str(path))
-    exact = resolve(
-        folder, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False, max_tokens=None
-    )
+    exact = resolve(folder, EngineConfig(dtype="float32"), BatchingConfig(), cuda=False)
     scores_NL, exact_NL = (
         load_classifier(folder, chosen).predict_proba(TEXTS) for chosen in (resolved(path), exact)
     )

@@ -482,9 +482,9 @@ def test_the_average_is_the_moving_average_of_the_weights_and_is_what_is_kept(
         # training itself does not notice
         assert torch.equal(fitter.model.state_dict()[name], plain.model.state_dict()[name])
     scores_NL = fitter.predict(validation)["max"]
-    assert np.abs(scores_NL - plain.predict(validation)).max() > 1e-4
+    assert np.abs(scores_NL - plain.predict(validation)["max"]).max() > 1e-4
     plain.model.load_state_dict(expected)
-    np.testing.assert_allclose(scores_NL, plain.predict(validation), atol=1e-5)
+    np.testing.assert_allclose(scores_NL, plain.predict(validation)["max"], atol=1e-5)
     fitter.save(tmp_path, {})
     kept, trained = load_file(tmp_path / MODEL_STATE), load_file(tmp_path / TRAINED_STATE)
     assert torch.equal(kept["classifier.weight"], fitter.kept.classifier.weight)

@@ -365,7 +365,9 @@ def test_every_engine_gives_the_scores_of_plain_float32(
     classifier = load_classifier(folder, chosen)
     model = load_classifier_model(pooled).eval()
     ragged = classifier.tokenizer.encode(TEXTS)
-    exact_NL = np.concatenate([logits(model, [ragged.row(index)]) for index in range(len(ragged))])
+    exact_NL = np.concatenate(
+        [logits(model, [ragged.window(index)]) for index in range(len(ragged))]
+    )
     exact_NL = 1 / (1 + np.exp(-exact_NL))
     assert exact_NL.std(axis=0).max() > 0.05
     limit = 1e-5 if dtype == "float32" else TOLERANCE[dtype]

@@ -74,7 +74,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def own_ids(state: TokenizerState, text: str) -> list[int]:
     tokenizer = Tokenizer(state, max_tokens=64)
-    return tokenizer.encode([text]).row(0).tolist()[1:-1]
+    return tokenizer.encode([text]).window(0).tolist()[1:-1]
 
 
 def test_a_marker_is_one_token_wherever_it_stands_and_keeps_an_id_that_it_has(

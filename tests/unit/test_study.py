@@ -71,12 +71,11 @@ def test_targets_of_one_kind_or_none_are_no_trouble(value: float) -> None:
     scores_NL = np.random.default_rng(0).random((6, 70), np.float32)
     thresholds_L = np.full(70, 0.5, np.float32)
     names = LabelSet(tuple(str(label) for label in range(70)))
+    given_NL = scores_NL >= thresholds_L
     figures = evaluate(
-        targets_NL, scores_NL, label_set=names, thresholds_L=thresholds_L, rates_L=np.zeros(70)
+        targets_NL, scores_NL, label_set=names, given_NL=given_NL, rates_L=np.zeros(70)
     )
-    found = study(
-        figures, targets_NL, scores_NL, scores_NL >= thresholds_L, thresholds_L=thresholds_L
-    )
+    found = study(figures, targets_NL, scores_NL, given_NL, thresholds_L=thresholds_L)
     summary = found.summary([str(row) for row in range(6)])
     json.dumps(summary, allow_nan=False)
     assert summary["lengths"] is None

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from ray_mlc import synthetic
-from ray_mlc.config import BatchingConfig, EngineConfig
+from ray_mlc.config import BatchingConfig, EngineConfig, LongConfig
 from ray_mlc.errors import ConfigError, ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier
@@ -100,7 +100,7 @@ def toy(texts: Sequence[str], *, labels: int = 3, min_df: int = 1) -> TfidfModel
 
 def rows_of(model: TfidfModel, texts: Sequence[str]) -> Any:
     ids = TfidfTokenizer(model.vocabulary).encode(texts)
-    return tfidf_rows(ids.rows(np.arange(len(ids))), model.idf_F)
+    return tfidf_rows(ids.windows(np.arange(len(ids))), model.idf_F)
 
 
 def theirs(texts: Sequence[str]) -> Any:
@@ -165,7 +165,7 @@ def test_ids_stand_in_the_order_of_the_text_and_cutting_keeps_its_beginning() ->
     names = ["cat", "dog", "dog cat", "cat dog"]
     tokenizer = TfidfTokenizer(names, max_tokens=4)
     ids = tokenizer.encode(["Dog, unknown; CAT dog", "", "cat"])
-    shown = [[names[i - 1] for i in ids.row(row) if i != START] for row in range(3)]
+    shown = [[names[i - 1] for i in ids.window(row) if i != START] for row in range(3)]
     assert shown == [["dog", "cat", "cat dog"], [], ["cat"]]
     assert ids.n_tokens.tolist() == [5, 1, 2]  # with what a document begins with
     assert ids.lengths.tolist() == [4, 1, 2]
@@ -176,7 +176,7 @@ def test_a_cut_text_scores_as_its_beginning_does(tiny_tfidf: Path) -> None:
     long = " ".join(TEXTS[:10])
     cut = Classifier(
         folder.label_set,
-        load_tokenizer(folder, max_tokens=20),
+        load_tokenizer(folder, max_tokens=20, windows=None),
         TfidfEngine(TfidfModel.load(folder.path)),
         MAX_TOKENS,
     )
@@ -240,7 +240,7 @@ def test_canaries_are_neutral_sentences_and_pieces_of_the_vocabulary(tiny_tfidf:
     assert canaries is not None
     assert canaries.texts[: len(SENTENCES)] == list(SENTENCES)
     drawn = [words_and_pairs(text) for text in canaries.texts[len(SENTENCES) :]]
-    tokenizer = load_tokenizer(folder, max_tokens=None)
+    tokenizer = load_tokenizer(folder, max_tokens=None, windows=None)
     known = set(tokenizer.vocabulary)
     assert all(name in known for names in drawn for name in names[::2])
     assert sum(name in known for names in drawn for name in names[1::2]) > 50  # pairs as well
@@ -277,7 +277,7 @@ def test_pairs_that_are_not_found_any_more_are_caught(
 def resolve_(folder: Path, **options: Any) -> ResolvedEngine:
     engine = options.pop("engine", EngineConfig())
     batching = options.pop("batching", BatchingConfig())
-    defaults: dict[str, Any] = {"cuda": False, "max_tokens": None}
+    defaults: dict[str, Any] = {"cuda": False}
     return resolve(open_model(str(folder)), engine, batching, **{**defaults, **options})
 
 
@@ -343,7 +343,7 @@ def test_float32_and_auto_are_the_same(tiny_tfidf: Path, dtype: str) -> None:
 
 
 def test_a_run_with_fewer_tokens_still_proves_itself(tiny_tfidf: Path) -> None:
-    resolved = resolve_(tiny_tfidf, max_tokens=16)
+    resolved = resolve_(tiny_tfidf, long=LongConfig(max_tokens=16))
     assert (resolved.max_tokens, resolved.max_batch_tokens) == (16, MAX_TOKENS)
     classifier = load_classifier(open_model(str(tiny_tfidf)), resolved)
     assert classifier.tokenizer.max_tokens == 16
@@ -357,7 +357,7 @@ def test_a_folder_without_canaries_of_its_own_proves_itself_against_itself(folde
     model = open_model(str(folder))
     assert model.info.kind == "tfidf"
     assert resolve_(folder).max_tokens == MAX_TOKENS
-    canaries = reference_canaries(model, load_tokenizer(model, max_tokens=None))
+    canaries = reference_canaries(model, load_tokenizer(model, max_tokens=None, windows=None))
     assert len(canaries.scores[0]) == len(synthetic.LABELS)
 
 

@@ -122,7 +122,7 @@ def test_the_folder_scores_as_training_measured(
     canaries = folder.canaries()
     assert canaries is not None
     assert sum(MARKED in text for text in canaries.texts) == bool(overrides)
-    marker = classifier.tokenizer.encode([MARKED]).row(0).tolist()
+    marker = classifier.tokenizer.encode([MARKED]).window(0).tolist()
     assert (len(marker) == 3) == bool(overrides)
     if overrides:
         assert prepared.train.ids.values.tolist().count(marker[1]) == 40

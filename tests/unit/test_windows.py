@@ -230,6 +230,7 @@ class FailsOver:
     """An engine that fails over one token id."""
 
     name, device, dtype, depth = "double", "cpu", "float32", 1
+    packed, batch_cost = False, 32
 
     def __init__(self, poison: int) -> None:
         self.poison = poison
