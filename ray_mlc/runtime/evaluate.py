@@ -190,12 +190,18 @@ def evaluate_model(
         raise DataError(f"{model}: the model gives scores that are not finite")
     extra = len(unknown)
     targets_NL = data.targets_NL()
-    calibration = _calibration_of(decided, label_set, targets_NL[:, : len(label_set)], scores_NL)
+    calibrated_NL = None
+    if decided.calibration is not None:
+        calibrated_NL = decided.calibration.probabilities(scores_NL, label_set)
+    known_NL = targets_NL[:, : len(label_set)]
+    calibration = _calibration_of(decided, known_NL, scores_NL, calibrated_NL)
     rules = decided.rules(label_set)
     given_NL = np.pad(decide(scores_NL, rules), ((0, 0), (0, extra)))
     thresholds_L = np.pad(rules.thresholds_L, (0, extra), constant_values=1)
     if extra:  # padding copies
         scores_NL = np.pad(scores_NL, ((0, 0), (0, extra)))
+        if calibrated_NL is not None:
+            calibrated_NL = np.pad(calibrated_NL, ((0, 0), (0, extra)))
     rates = folder.info.label_rates
     figures = evaluate(
         targets_NL,
@@ -221,6 +227,7 @@ def evaluate_model(
             n_tokens_N=ragged.n_tokens,
             truncated_N=~classifier.tokenizer.covered(ragged.n_tokens),
             max_tokens=classifier.tokenizer.max_tokens,
+            calibrated_NL=calibrated_NL,
         )
         stage.advance(len(data))
     page = str(PurePath(name).with_suffix(".html"))
@@ -289,18 +296,18 @@ def _facts(
 
 def _calibration_of(
     decision: Decision,
-    label_set: LabelSet,
     targets_NL: NDArray[np.float32],
     scores_NL: NDArray[np.float32],
+    calibrated_NL: NDArray[np.float32] | None,
 ) -> dict[str, Any]:
     """How far scores, and what the calibration makes of them, are from probabilities."""
-    calibration, calibrated = decision.calibration, None
-    if calibration is not None:
-        calibrated = calibration_error(targets_NL, calibration.probabilities(scores_NL, label_set))
+    calibration = decision.calibration
     return {
         "method": calibration.method if calibration is not None else None,
         "scores": calibration_error(targets_NL, scores_NL),
-        "calibrated": calibrated,
+        "calibrated": None
+        if calibrated_NL is None
+        else calibration_error(targets_NL, calibrated_NL),
     }
 
 
