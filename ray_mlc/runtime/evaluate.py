@@ -22,7 +22,6 @@ from ray_mlc.evaluation.calibration import calibration_error
 from ray_mlc.evaluation.evaluate import evaluate
 from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.evaluation.study import study
-from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.decisions import Decision, decide, read_decision
 from ray_mlc.model.engines.choose import load_classifier, resolve
