@@ -85,7 +85,7 @@ def train_here(job: TrainJob, checkpoint: Path) -> tuple[Prepared, Fitter, Model
     scores_NL = fitter.predict(prepared.validation)["max"]
     fitter.save(checkpoint, {"epoch": settings.epochs, "step": 0})
     np.save(checkpoint / VALIDATION_SCORES, scores_NL)
-    latest: dict[str, Any] = {"epoch": settings.epochs, "best_epoch": 2, "history": []}
+    latest: dict[str, Any] = {"epoch": settings.epochs, "best_epoch": 2, "history": [{"epoch": 2}]}
     write_trained(job, prepared, checkpoint, latest, Path(job.output), display)
     return prepared, fitter, open_model(job.output)
 
