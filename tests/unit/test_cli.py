@@ -51,7 +51,7 @@ def test_the_module_runs_as_the_script_does() -> None:
         (["predict", "./no-model", "a text"], "there is no such folder"),
         (["status", "./no-run"], "there is no run here"),
         (["verify", "./no-run"], "there is no run here"),
-        (["config", "schema", "sing"], "expected score or train"),
+        (["config", "schema", "sing"], "expected score, train or tune"),
         (["data", "convert", "./none.csv", "out.parquet"], "none.csv"),
     ],
 )
