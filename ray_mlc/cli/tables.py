@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ray_mlc.evaluation.metrics import LOWER_IS_BETTER, METRIC_NAMES
 
@@ -100,16 +101,19 @@ def print_trials(summary: Mapping[str, Any]) -> None:
     last = [key.rpartition(".")[2] for key in keys]
     short = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
     of_all = f"the best {len(shown)} of {len(rows)} trials" if len(rows) > 1 else "the trial"
-    table = _table(f"{of_all}, on validation", "trial", metric, "epoch", "of", "state", *short)
+    table = _table(f"{of_all}, on validation", "trial", metric, "epoch", "state", "values")
     table.columns[0].min_width = 5
+    table.columns[3].min_width = 8
+    table.columns[4].justify = "left"
+    table.columns[4].no_wrap = False
     for row in shown:
+        values = zip(short, (row["values"][key] for key in keys), strict=True)
         table.add_row(
             str(row["trial"]),
             _figure(row["metrics"][metric]),
-            str(row["best_epoch"]),
-            str(row["epochs"]),
+            f"{row['best_epoch']} of {row['epochs']}",
             row["state"],
-            *(_value(row["values"][key]) for key in keys),
+            Text(", ".join(f"{name} {_value(value)}" for name, value in values)),
         )
     _console().print(table)
     counts = {state: sum(row["state"] == state for row in rows) for state in ("stopped", "failed")}
@@ -237,8 +241,6 @@ def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None
 
 def _print_explanation(result: Mapping[str, Any], explanation: Mapping[str, Any]) -> None:
     """The words that did most for and against a label; on a terminal the text, colored."""
-    from rich.text import Text
-
     where = ""
     if result["n_windows"] > 1:
         where = f" in window {explanation['window'] + 1} of {result['n_windows']}"

@@ -109,8 +109,6 @@ TOKENIZED_BY = (
     *("training.max_tokens", "training.special_tokens", "training.windows"),
 )
 """Keys on which the tokens of the examples depend."""
-CHECKED_WITH = ("training.layer_decay", "training.pooling")
-"""Keys that not every encoder can follow."""
 MOST_PREPARED = 64
 """Ways to tokenize the examples that a search may have: all of them are held in memory."""
 QUIET = ("ray.tune", "ray.train", "ray.air")
@@ -221,17 +219,23 @@ class Search:
         train = self.job.train
         if self.drawn is not None:
             return [trial_job(train, values) for values in self.drawn]
-        named = [axis for axis in self.axes if _concerns(axis.key, TOKENIZED_BY)]
-        if endless := next((axis for axis in named if axis.choices is None), None):
-            raise ConfigError(
-                f"search.{endless.key}: decides on the tokens of all examples: with algorithm "
-                "optuna give a list of values, or a step"
-            )
-        named += [axis for axis in self.axes if axis.choices and _concerns(axis.key, CHECKED_WITH)]
-        combined = itertools.product(*(axis.choices or () for axis in named))
-        keys = [axis.key for axis in named]
-        most = itertools.islice(combined, 100 * MOST_PREPARED)
-        return [trial_job(train, dict(zip(keys, values, strict=True))) for values in most]
+        lists: dict[str, Sequence[Any]] = {}
+        for axis in self.axes:
+            if _concerns(axis.key, TOKENIZED_BY):
+                if axis.choices is None:
+                    raise ConfigError(
+                        f"search.{axis.key}: decides on the tokens of all examples: with algorithm "
+                        "optuna give a list of values, or a step"
+                    )
+                lists[axis.key] = axis.choices
+        _check_ways(math.prod(len(choices) for choices in lists.values()))
+        for axis in self.axes:
+            if axis.key == "training.pooling":
+                lists[axis.key] = axis.choices or ()
+            elif axis.key == "training.layer_decay":  # an encoder can follow all below 1, or none
+                lists[axis.key] = [axis.low if axis.choices is None else min(axis.choices)]
+        combined = itertools.product(*lists.values())
+        return [trial_job(train, dict(zip(lists, values, strict=True))) for values in combined]
 
     @property
     def most_epochs(self) -> int:
@@ -248,6 +252,14 @@ class Search:
 def _concerns(key: str, keys: Sequence[str]) -> bool:
     """Whether a dotted key is one of `keys`, below one of them or above it."""
     return any(f"{key}.".startswith(f"{one}.") or f"{one}.".startswith(f"{key}.") for one in keys)
+
+
+def _check_ways(count: int) -> None:
+    if count > MOST_PREPARED:
+        raise ConfigError(
+            f"search: asks for {count:,} ways to tokenize the examples, which are all held in "
+            f"memory: give at most {MOST_PREPARED} values of {', '.join(TOKENIZED_BY)} together"
+        )
 
 
 def preparation_key(job: TrainJob) -> str:
@@ -267,11 +279,7 @@ def prepare_all(search: Search, display: Display) -> dict[str, Prepared]:
     """
     trainings = search.trainings()
     ways = {preparation_key(training): training for training in trainings}
-    if len(ways) > MOST_PREPARED:
-        raise ConfigError(
-            f"search: asks for {len(ways)} ways to tokenize the examples, which are all held in "
-            f"memory: give at most {MOST_PREPARED} values of {', '.join(TOKENIZED_BY)} together"
-        )
+    _check_ways(len(ways))
     read: dict[str, Splits] = {}
     prepared: dict[str, Prepared] = {}
     for key, training in ways.items():

@@ -143,14 +143,16 @@ def test_the_same_command_finds_it_tuned_and_another_is_refused(
 def test_an_interrupted_search_goes_on_after_the_epochs_that_were_saved(
     tuned: tuple[TuneJob, dict[str, Any]], make_job: Callable[..., TuneJob], tmp_path: Path
 ) -> None:
-    job = make_job(tmp_path / "model", "concurrent=1")
+    job = make_job(tmp_path / "model", "concurrent=1", "trials=2")
     events_file = tmp_path / "model" / "_tune" / "events.jsonl"
     done = threading.Event()
 
     def interrupt() -> None:
         while not done.is_set():
             if events_file.exists() and '"epoch"' in events_file.read_text():
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(
+                    os.getpid(), signal.SIGTERM
+                )  # as Ctrl-C; a script in the background ignores that
                 return
             time.sleep(0.02)
 
@@ -166,15 +168,18 @@ def test_an_interrupted_search_goes_on_after_the_epochs_that_were_saved(
     epochs = [
         (event["trial"], event["record"]["epoch"]) for event in before if event["event"] == "epoch"
     ]
-    assert 1 <= len(epochs) < 6
+    assert 1 <= len(epochs) < 4
+    assert len((tmp_path / "model" / "trials.jsonl").read_text().splitlines()) >= 1
     result = run(job)
-    expected = tuned[1]
-    assert result["best_trial"] == expected["best_trial"]
-    for row, other in zip(result["trials"], expected["trials"], strict=True):
+    for row, other in zip(result["trials"], tuned[1]["trials"][:2], strict=True):
         assert row["values"] == other["values"]
         assert row["metrics"] == pytest.approx(other["metrics"], abs=1e-3)
-    ours, theirs = open_model(str(tmp_path / "model")), open_model(tuned[0].train.output)
-    assert ours.info.training["fingerprint"] == theirs.info.training["fingerprint"]
+        assert row["epochs"] == 2
+    best = max(result["trials"], key=lambda row: row["metrics"]["f1_micro"])
+    assert (
+        open_model(str(tmp_path / "model")).info.training["settings"]["learning_rate"]
+        == (best["values"]["training.learning_rate"])
+    )
 
 
 def test_a_trial_that_fails_is_named_and_others_go_on(
@@ -188,6 +193,12 @@ def test_a_trial_that_fails_is_named_and_others_go_on(
     assert states[1e30]["state"] == "failed"
     assert states[1e30]["error"]
     assert result["values"]["training.learning_rate"] == 1e-3
+
+
+@pytest.mark.slow
+def test_where_all_trials_fail_the_first_reason_is_said_and_nothing_is_in_the_way(
+    ray_local: Any, make_job: Callable[..., TuneJob], tmp_path: Path
+) -> None:
     with pytest.raises(RayMlcError, match="all 1 trials failed, the first one: ") as caught:
         run(make_job(tmp_path / "none", "search.training.learning_rate=[1e30]"))
     assert "\n" not in str(caught.value)

@@ -256,3 +256,47 @@ def test_rows_are_json_without_a_search(tmp_path: Path) -> None:
     [row] = write_table(tmp_path, ledger.trials)
     assert row["metrics"] is None
     assert json.loads((tmp_path / "trials.jsonl").read_text(encoding="utf-8")) == row
+
+
+def test_optuna_is_prepared_for_whatever_it_may_put_together() -> None:
+    from ray_mlc.runtime.ray_tune import Search, preparation_key
+
+    job = tune(
+        "algorithm=optuna",
+        "trials=3",
+        "search.training.learning_rate={low: 1e-5, high: 1e-3}",
+        "search.encoder=[a, b]",
+        "search.training.max_tokens={low: 64, high: 256, step: 64}",
+        "search.training.pooling=[cls, mean]",
+        "search.training.layer_decay={low: 0.5, high: 1}",
+    )
+    trainings = Search.of(job).trainings()
+    assert len({preparation_key(training) for training in trainings}) == 2 * 4
+    assert {training.training.pooling for training in trainings} == {"cls", "mean"}
+    assert {training.training.layer_decay for training in trainings} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("search.training.max_tokens={low: 64, high: 512, log: true}", "give a list of values"),
+        ("search.training.max_tokens={low: 64, high: 512}", "asks for 449 ways to tokenize"),
+        ("search.training.windows.overlap=[8, 300]", "overlap"),
+    ],
+)
+def test_endless_preparation_is_refused(override: str, said: str) -> None:
+    from ray_mlc.errors import ConfigError
+    from ray_mlc.runtime.ray_tune import Search
+
+    job = tune("algorithm=optuna", "search.training.learning_rate={low: 1, high: 2}", override)
+    with pytest.raises(ConfigError, match=said):
+        Search.of(job).trainings()
+
+
+def test_trials_that_tokenize_alike_share_what_is_prepared() -> None:
+    from ray_mlc.runtime.ray_tune import Search, preparation_key
+
+    job = tune("search.training.pooling=[cls, mean]", "search.training.loss=[bce, focal]")
+    search = Search.of(job)
+    assert search.trials == 8
+    assert len({preparation_key(training) for training in search.trainings()}) == 1
