@@ -281,7 +281,6 @@ def test_optuna_is_prepared_for_whatever_it_may_put_together() -> None:
     [
         ("search.training.max_tokens={low: 64, high: 512, log: true}", "give a list of values"),
         ("search.training.max_tokens={low: 64, high: 512}", "asks for 449 ways to tokenize"),
-        ("search.training.windows.overlap=[8, 300]", "overlap"),
     ],
 )
 def test_endless_preparation_is_refused(override: str, said: str) -> None:
