@@ -198,10 +198,10 @@ class Search:
         """
         axes = axes_of(job)
         points = points_in(axes)
-        trials = job.trials if points is None else min(job.trials, points)
-        if job.algorithm == "optuna" and trials == job.trials:
-            return cls(job, axes, None, trials)
-        drawn = draw_trials(axes, trials=trials, seed=job.seed)
+        # a space that is tried whole leaves nothing to propose
+        if job.algorithm == "optuna" and (points is None or points > job.trials):
+            return cls(job, axes, None, job.trials)
+        drawn = draw_trials(axes, trials=job.trials, seed=job.seed)
         return cls(job, axes, drawn, len(drawn))
 
     def proposals(self) -> Proposals:

@@ -299,3 +299,12 @@ def test_trials_that_tokenize_alike_share_what_is_prepared() -> None:
     search = Search.of(job)
     assert search.trials == 8
     assert len({preparation_key(training) for training in search.trainings()}) == 1
+
+
+@pytest.mark.parametrize(("trials", "drawn"), [(1, False), (2, True), (5, True)])
+def test_a_space_that_is_tried_whole_is_drawn_also_with_optuna(trials: int, drawn: bool) -> None:
+    from ray_mlc.runtime.ray_tune import Search
+
+    search = Search.of(tune("algorithm=optuna", f"trials={trials}"))
+    assert (search.drawn is not None) == drawn
+    assert search.trials == min(trials, 2)
