@@ -399,6 +399,35 @@ def train(
 
 
 @app.command()
+def tune(
+    job: JobFile = None,
+    set_: Set = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for settings on Ray Tune; the best trial becomes a model folder.
+
+    Run the same command again to continue.
+    """
+    from ray_mlc.cli.tables import print_trials
+    from ray_mlc.config import TuneJob, load_job
+
+    spec = load_job(TuneJob, job, options={"train.ray.address": address}, overrides=set_ or ())
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.session import set_environment
+
+    set_environment()  # Ray Tune reads some of it when it is imported
+    from ray_mlc.runtime.ray_tune import tune as run_tune
+
+    summary = run_tune(spec, Display(quiet=quiet))
+    if json:
+        _print_json(summary)
+        return
+    print_trials(summary)
+
+
+@app.command()
 def baseline(
     train_data: Annotated[
         str, typer.Option("--train", help="Examples to learn from.", show_default=False)
@@ -833,7 +862,7 @@ def doctor(
 
 @config_app.command("schema")
 def config_schema(
-    kind: Annotated[str, typer.Argument(help="score or train.")],
+    kind: Annotated[str, typer.Argument(help="score, train or tune.")],
 ) -> None:
     """JSON schema of a job file, for editors."""
     _print_json(_kind(kind).model_json_schema())
@@ -851,11 +880,11 @@ def config_render(
 
 
 def _kind(kind: str) -> Any:
-    from ray_mlc.config import ScoreJob, TrainJob
+    from ray_mlc.config import ScoreJob, TrainJob, TuneJob
 
-    kinds = {"score": ScoreJob, "train": TrainJob}
+    kinds = {"score": ScoreJob, "train": TrainJob, "tune": TuneJob}
     if kind not in kinds:
-        raise ConfigError(f"kind is {kind!r}, expected score or train")
+        raise ConfigError(f"kind is {kind!r}, expected score, train or tune")
     return kinds[kind]
 
 

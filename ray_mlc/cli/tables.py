@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from ray_mlc.evaluation.metrics import METRIC_NAMES
+from ray_mlc.evaluation.metrics import LOWER_IS_BETTER, METRIC_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 LABELS_SHOWN = 30
 FILES_SHOWN = 20
+TRIALS_SHOWN = 10
 WORDS_SHOWN = 8
 """Words of an explanation that are named with their shares."""
 FAINTEST = 0.1
@@ -83,6 +86,49 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, float | None]])
     for name in METRIC_NAMES:
         table.add_row(name, *(_figure(metrics.get(name)) for metrics in columns.values()))
     _console().print(table)
+
+
+def print_trials(summary: Mapping[str, Any]) -> None:
+    """The best trials of a search, and what became of the best one."""
+    metric = summary["metric"]
+    lower = metric in LOWER_IS_BETTER
+    rows = summary["trials"]
+    measured = [row for row in rows if row["metrics"] and row["metrics"][metric] is not None]
+    measured = [row for row in measured if row["state"] != "failed"]
+    measured.sort(key=lambda row: row["metrics"][metric] * (1 if lower else -1))
+    shown = measured[:TRIALS_SHOWN]
+    keys = list(summary["values"])
+    last = [key.rpartition(".")[2] for key in keys]
+    short = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
+    of_all = f"the best {len(shown)} of {len(rows)} trials" if len(rows) > 1 else "the trial"
+    table = _table(f"{of_all}, on validation", "trial", metric, "epoch", "state", "values")
+    table.columns[0].min_width = 5
+    table.columns[3].min_width = 8
+    table.columns[4].justify = "left"
+    table.columns[4].no_wrap = False
+    for row in shown:
+        values = zip(short, (row["values"][key] for key in keys), strict=True)
+        table.add_row(
+            str(row["trial"]),
+            _figure(row["metrics"][metric]),
+            f"{row['best_epoch']} of {row['epochs']}",
+            row["state"],
+            Text(", ".join(f"{name} {_value(value)}" for name, value in values)),
+        )
+    _console().print(table)
+    counts = {state: sum(row["state"] == state for row in rows) for state in ("stopped", "failed")}
+    if counts["stopped"]:
+        _say(f"{counts['stopped']} trials were stopped early: not among the best")
+    if counts["failed"]:
+        first = next(row for row in rows if row["state"] == "failed")
+        _say(f"{counts['failed']} trials failed, the first, {first['trial']}: {first['error']}")
+    _say(
+        f"model: {summary['model']} (trial {summary['best_trial']}, epoch {summary['best_epoch']})"
+    )
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def print_baseline(result: Mapping[str, Any]) -> None:
@@ -195,8 +241,6 @@ def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None
 
 def _print_explanation(result: Mapping[str, Any], explanation: Mapping[str, Any]) -> None:
     """The words that did most for and against a label; on a terminal the text, colored."""
-    from rich.text import Text
-
     where = ""
     if result["n_windows"] > 1:
         where = f" in window {explanation['window'] + 1} of {result['n_windows']}"

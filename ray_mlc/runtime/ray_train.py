@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,7 @@ from ray_mlc.errors import (
     RayMlcError,
     ResourceError,
 )
-from ray_mlc.evaluation.evaluate import evaluate_scores_at
-from ray_mlc.evaluation.metrics import METRIC_NAMES, is_better
-from ray_mlc.labels import LabelSet
-from ray_mlc.model.encoder import new_classifier_model
+from ray_mlc.evaluation.metrics import METRIC_NAMES
 from ray_mlc.runtime.progress import Display, StageHandle
 from ray_mlc.runtime.ray_private import check_version
 from ray_mlc.runtime.session import (
@@ -59,22 +56,20 @@ from ray_mlc.runtime.session import (
 )
 from ray_mlc.runtime.tracking import StepPoint, Tracking, check_tracking, tracking
 from ray_mlc.runtime.train import (
-    VALIDATION_SCORES,
+    Material,
     Prepared,
+    State,
     finished_summary,
+    first_state,
+    keep_score,
+    new_fitter,
     prepare,
-    validate,
+    run_epochs,
+    save_checkpoint,
     write_trained,
 )
 from ray_mlc.storage import join, local_path, scheme_of
-from ray_mlc.training.loop import (
-    Fitter,
-    TokenizedExamples,
-    freeze_unused,
-    head_bias,
-    read_progress,
-    training_dtype,
-)
+from ray_mlc.training.loop import Fitter, read_progress
 
 WITHIN_EPOCH = -1e9
 """Score of a checkpoint within an epoch: never the best one."""
@@ -101,18 +96,7 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
         ResourceError: If the cluster is too small.
         RayMlcError: If a worker fails more often than `workers.max_failures`.
     """
-    check_version()
-    if job.training.best_metric not in METRIC_NAMES:
-        raise ConfigError(
-            f"training.best_metric is {job.training.best_metric!r}, expected one of "
-            f"{', '.join(METRIC_NAMES)}"
-        )
-    check_tracking(job.tracking)
-    output = local_path(job.output)
-    if output is None:
-        raise ConfigError(f"output {job.output}: train writes to a local or mounted folder")
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output {job.output}: is a file, expected a folder to write")
+    output = check_job(job)
     prepared = prepare(job, display)
     finished = finished_summary(output, prepared.fingerprint)
     if finished is not None:
@@ -126,6 +110,28 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
     if job.checkpoints.path is None:
         shutil.rmtree(output / "_checkpoints", ignore_errors=True)
     return summary
+
+
+def check_job(job: TrainJob) -> Path:
+    """Refuse what costs nothing to see; the folder to write.
+
+    Raises:
+        ConfigError: If the job contradicts itself.
+        ResourceError: If Ray is a version that this was not written for.
+    """
+    check_version()
+    if job.training.best_metric not in METRIC_NAMES:
+        raise ConfigError(
+            f"training.best_metric is {job.training.best_metric!r}, expected one of "
+            f"{', '.join(METRIC_NAMES)}"
+        )
+    check_tracking(job.tracking)
+    output = local_path(job.output)
+    if output is None:
+        raise ConfigError(f"output {job.output}: a model is written to a local or mounted folder")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {job.output}: is a file, expected a folder to write")
+    return output
 
 
 @dataclass(frozen=True)
@@ -143,9 +149,19 @@ class WorkerPlan:
 
 
 def plan_workers(
-    config: WorkersConfig, nodes: Sequence[NodeResources], free: NodeResources
+    config: WorkersConfig,
+    nodes: Sequence[NodeResources],
+    free: NodeResources,
+    *,
+    remedy: str = "lower workers.count or workers.cpus",
 ) -> WorkerPlan:
     """Size the worker group.
+
+    Args:
+        config: What is asked for.
+        nodes: What the cluster has.
+        free: What of it is not taken.
+        remedy: What to do where that is less.
 
     Raises:
         ResourceError: If it does not fit into what is free: Ray would wait for ever.
@@ -164,8 +180,7 @@ def plan_workers(
         asked = f"{low} worker(s) of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         has = f"{free.cpus:g} CPUs" + (f" and {free.gpus:g} GPUs" if gpus else "")
         raise ResourceError(
-            f"{asked} are more than the {has} that are free on {len(nodes)} node(s): "
-            "lower workers.count or workers.cpus"
+            f"{asked} are more than the {has} that are free on {len(nodes)} node(s): {remedy}"
         )
     count = (low, config.count.max) if isinstance(config.count, Range) else low
     return WorkerPlan(count, cpus, gpus)
@@ -180,15 +195,8 @@ def _fit(
     monitor = ray.remote(num_cpus=0)(Monitor).remote()
     loop_config = {
         "job": job,
-        "encoder": str(prepared.encoder),
-        "labels": prepared.label_set.names,
-        "rates_L": prepared.rates_L,
-        "pad_id": prepared.tokenizer.pad_id,
-        "vocabulary_size": prepared.vocabulary_size,
+        "material": shared(prepared.material),
         "threads": workers.threads,
-        "train": ray.put(prepared.train),
-        "validation": ray.put(prepared.validation),
-        "targets": ray.put(prepared.validation_targets),
         "monitor": monitor,
     }
     resources = {"CPU": workers.cpus}
@@ -232,12 +240,30 @@ def _fit(
             "interrupted; the last checkpoint stays, run the same command to continue"
         ) from None
     except Exception as error:
-        raise _training_error(error) from error
+        raise training_error(error) from error
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
 
 
-def _training_error(error: BaseException) -> RayMlcError:
+def shared(material: Material) -> Material:
+    """The same with its arrays in Ray's object store, and references to them in their place."""
+    return replace(
+        material,
+        train=ray.put(material.train),
+        validation=ray.put(material.validation),
+        targets_NL=ray.put(material.targets_NL),
+    )
+
+
+def fetched(material: Material) -> Material:
+    """What `shared` put away, with the arrays themselves again."""
+    train_set, validation, targets_NL = ray.get(
+        [material.train, material.validation, material.targets_NL]
+    )
+    return replace(material, train=train_set, validation=validation, targets_NL=targets_NL)
+
+
+def training_error(error: BaseException) -> RayMlcError:
     """An error of ours inside what Ray Train raised, or the innermost cause in one line."""
     seen, innermost = error, error
     while seen is not None:
@@ -337,112 +363,43 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
 
     job: TrainJob = config["job"]
-    settings = job.training
+    material = fetched(config["material"])
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    train_set, validation, targets = ray.get(
-        [config["train"], config["validation"], config["targets"]]
-    )
-    label_set = LabelSet(tuple(config["labels"]))
-    model = new_classifier_model(
-        Path(config["encoder"]),
-        label_set,
-        head_bias=head_bias(settings.head_bias, config["rates_L"], len(train_set)),
-        seed=settings.seed,
-        pooling=settings.pooling,
-        vocabulary_size=config["vocabulary_size"],
-    )
-    freeze_unused(model)
-    device = ray.train.torch.get_device()
-    wrapped = ray.train.torch.prepare_model(model)
-    fitter = Fitter(
-        model=model,
-        wrapped=wrapped,
-        train=train_set,
-        config=settings,
-        pad_id=config["pad_id"],
-        device=device,
-        amp_dtype=training_dtype(settings.dtype, device),
+    rank = context.get_world_rank()
+    fitter = new_fitter(
+        job.training,
+        material,
+        device=ray.train.torch.get_device(),
+        wrap=ray.train.torch.prepare_model,
         rank=rank,
-        world_size=world_size,
+        world_size=context.get_world_size(),
     )
-    state: dict[str, Any] = {"epoch": 0, "step": 0, "history": [], "best_epoch": None}
+    state = first_state()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             state = fitter.load(Path(folder))
-    _epochs(fitter, state, validation, targets, config, rank)
 
-
-def _epochs(
-    fitter: Fitter,
-    state: dict[str, Any],
-    validation: TokenizedExamples,
-    targets: NDArray[np.float32],
-    config: dict[str, Any],
-    rank: int,
-) -> None:
-    """Train from `state` to the last epoch, or until patience ends."""
-    job: TrainJob = config["job"]
-    settings = job.training
-    for epoch in range(state["epoch"], settings.epochs):
-        if _out_of_patience(state, settings.patience):
-            return
-        started = time.monotonic()
-
-        def save_within(step: int, epoch: int = epoch, state: Mapping[str, Any] = state) -> None:
-            every = job.checkpoints.every_steps
-            if every and (step + 1) % every == 0 and step + 1 < fitter.steps_per_epoch:
-                partial = {**state, "epoch": epoch, "step": step + 1}
-                _report(fitter, partial, {"score": WITHIN_EPOCH}, rank)
-
-        on_step = _step_reporter(fitter, config["monitor"], epoch, rank, save_within)
-        loss = fitter.run_epoch(epoch, first_step=state["step"], on_step=on_step)
-        validated = validate(fitter, validation, targets, settings)
-        scores, metrics = validated.scores_NL, validated.metrics
-        record = {
-            "epoch": epoch + 1,
-            "train_loss": loss,
-            "threshold": validated.threshold,
-            **({"aggregate": validated.aggregate} if settings.windows else {}),
-            "learning_rate": fitter.learning_rate,
-            "seconds": round(time.monotonic() - started, 3),
-            "at_half": evaluate_scores_at(targets, scores, np.float32(0.5)),
-            "decision": metrics,
-        }
-        best = next(
-            (item for item in state["history"] if item["epoch"] == state["best_epoch"]), None
-        )
-        name = settings.best_metric
-        improved = best is None or is_better(name, metrics[name], best["decision"][name])
-        state = {
-            "epoch": epoch + 1,
-            "step": 0,
-            "history": [*state["history"], record],
-            "best_epoch": epoch + 1 if improved else state["best_epoch"],
-        }
+    def on_epoch(state: State, scores_NL: NDArray[np.float32]) -> None:
         if rank == 0:
-            config["monitor"].epoch.remote(record, (epoch + 1) * fitter.steps_per_epoch)
-        # not the metric itself: of equal ones Ray would keep the later, and we name the earlier
-        score = float(epoch + 1 if improved else -epoch - 1)
-        _report(fitter, state, {"score": score}, rank, scores=scores)
+            record, steps = state["history"][-1], state["epoch"] * fitter.steps_per_epoch
+            config["monitor"].epoch.remote(record, steps)
+        _report(fitter, state, {"score": keep_score(state)}, rank, scores_NL=scores_NL)
 
-
-def _out_of_patience(state: Mapping[str, Any], patience: int | None) -> bool:
-    if patience is None or state["best_epoch"] is None:
-        return False
-    return bool(state["epoch"] - state["best_epoch"] >= patience)
+    on_step = _step_reporter(fitter, config["monitor"], job.checkpoints.every_steps, rank)
+    run_epochs(fitter, state, material, on_step=on_step, on_epoch=on_epoch)
 
 
 def _step_reporter(
-    fitter: Fitter, monitor: Any, epoch: int, rank: int, then: Callable[[int], None]
-) -> Callable[[int, float], None]:
+    fitter: Fitter, monitor: Any, save_every: int | None, rank: int
+) -> Callable[[State, int, float], None]:
     last = 0.0
     points: list[StepPoint] = []
 
-    def on_step(step: int, loss: float) -> None:
+    def on_step(state: State, step: int, loss: float) -> None:
         nonlocal last
+        epoch = state["epoch"]
         done = epoch * fitter.steps_per_epoch + step + 1
         if rank == 0:
             points.append(StepPoint(done, loss, fitter.learning_rate))
@@ -453,18 +410,19 @@ def _step_reporter(
             seen = epoch * len(fitter.train) + within
             monitor.steps.remote(seen, f"epoch {epoch + 1} loss {loss:.4f}", points.copy())
             points.clear()
-        then(step)
+        if save_every and (step + 1) % save_every == 0 and not final:
+            _report(fitter, {**state, "step": step + 1}, {"score": WITHIN_EPOCH}, rank)
 
     return on_step
 
 
 def _report(
     fitter: Fitter,
-    state: dict[str, Any],
+    state: State,
     metrics: dict[str, Any],
     rank: int,
     *,
-    scores: NDArray[np.float32] | None = None,
+    scores_NL: NDArray[np.float32] | None = None,
 ) -> None:
     """Report to Ray Train on every rank; rank 0 brings the checkpoint."""
     metrics = {**metrics, "epoch": state["epoch"]}
@@ -472,9 +430,7 @@ def _report(
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        fitter.save(Path(folder), state)
-        if scores is not None:
-            np.save(Path(folder) / VALIDATION_SCORES, scores, allow_pickle=False)
+        save_checkpoint(fitter, Path(folder), state, scores_NL)
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 

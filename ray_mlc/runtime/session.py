@@ -41,6 +41,11 @@ def set_environment(*, quiet: bool = True) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Ctrl-C is ours, and a search has progress, a table and curves of its own; the new output of
+    # Ray Tune prints to stdout whatever its verbosity
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # Ray ends workers that are idle for a second as soon as there are more than cores. Actors hold
     # all cores here, so that every short read and write would pay for a new Python process.
     os.environ.setdefault("RAY_num_workers_soft_limit", str((os.cpu_count() or 1) + IDLE_WORKERS))

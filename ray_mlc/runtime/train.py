@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.config import LongConfig, TrainingConfig, TrainJob, WindowsConfig
+from ray_mlc.config import DataConfig, LongConfig, TrainingConfig, TrainJob, WindowsConfig
 from ray_mlc.errors import ModelError
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.metrics import evaluate_scores, is_better
@@ -40,8 +42,11 @@ from ray_mlc.training.loop import (
     MODEL_STATE,
     Fitter,
     TokenizedExamples,
+    freeze_unused,
+    head_bias,
     load_weights,
     parameter_groups,
+    training_dtype,
 )
 
 VALIDATION_SCORES = "validation.npy"
@@ -67,10 +72,71 @@ class Prepared:
     vocabulary_size: int | None = None
     """Embeddings that special tokens of the job ask for; None: those of the encoder."""
 
+    @property
+    def material(self) -> Material:
+        """What a worker needs of it."""
+        return Material(
+            encoder=str(self.encoder),
+            labels=self.label_set.names,
+            rates_L=self.rates_L,
+            pad_id=self.tokenizer.pad_id,
+            vocabulary_size=self.vocabulary_size,
+            train=self.train,
+            validation=self.validation,
+            targets_NL=self.validation_targets,
+        )
+
+    def check(self, job: TrainJob) -> None:
+        """Refuse settings that the encoder cannot do.
+
+        Raises:
+            ModelError: If it cannot be pooled, or its learning rates not be decayed, as asked.
+        """
+        _check_encoder(job, self.encoder, self.label_set, self.train)
+
+    def for_settings(self, job: TrainJob) -> Prepared:
+        """The same, with the fingerprint of a job that reads and tokenizes the examples alike."""
+        data = (self.train, self.validation)
+        fingerprint = _fingerprint(job, self.encoder, self.label_set, data, self.hierarchy)
+        return replace(self, fingerprint=fingerprint)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a worker trains from; in the hands of Ray, arrays may be references to them."""
+
+    encoder: str
+    labels: Sequence[str]
+    rates_L: NDArray[np.float64]
+    pad_id: int
+    vocabulary_size: int | None
+    train: Any
+    """`TokenizedExamples`."""
+    validation: Any
+    """`TokenizedExamples`."""
+    targets_NL: Any
+    """Targets of the validation examples, as floats."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples of a job, read and checked."""
+
+    train: Examples
+    validation: Examples
+    label_set: LabelSet
+    counts_L: NDArray[np.int64]
+    """Training examples that have each label."""
+    hierarchy: dict[str, list[str]]
+
 
 def prepare(job: TrainJob, display: Display) -> Prepared:
     """Read and tokenize the examples; find the encoder."""
-    data = job.data
+    return tokenize(job, read_splits(job.data, display), display)
+
+
+def read_splits(data: DataConfig, display: Display) -> Splits:
+    """Read the examples of a job."""
     with display.stage("read", None, "examples") as stage:
         train_set = read_examples(data.train, text=data.text, labels=data.labels)
         stage.advance(len(train_set))
@@ -87,6 +153,12 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
     counts[: len(train_set.label_set)] = train_set.label_counts()
     if never := [name for name, count in zip(label_set.names, counts, strict=True) if not count]:
         display.say(f"note: {len(never)} label(s) are in no training row, such as {never[0]!r}")
+    return Splits(train_set, validation_set, label_set, counts, hierarchy)
+
+
+def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
+    """Find the encoder, and tokenize the examples for it."""
+    train_set, validation_set, label_set = splits.train, splits.validation, splits.label_set
     encoder = fetch(job.encoder)
     special_tokens, windows = job.training.special_tokens, job.training.windows
     tokenizer = Tokenizer.load(
@@ -110,9 +182,9 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
             f"tokens and are cut ({keys})"
         )
     annotated = len(train_set) - _unannotated_counts(tokenized[0])
-    rates_L = counts / np.maximum(annotated, 1)
+    rates_L = splits.counts_L / np.maximum(annotated, 1)
     _check_encoder(job, encoder, label_set, tokenized[0])
-    fingerprint = _fingerprint(job, encoder, label_set, tokenized, hierarchy)
+    fingerprint = _fingerprint(job, encoder, label_set, tokenized, splits.hierarchy)
     targets = _targets(validation_set, label_set)
     return Prepared(
         encoder=encoder,
@@ -122,7 +194,7 @@ def prepare(job: TrainJob, display: Display) -> Prepared:
         validation=tokenized[1],
         validation_targets=targets,
         rates_L=rates_L,
-        hierarchy=hierarchy,
+        hierarchy=splits.hierarchy,
         fingerprint=fingerprint,
         vocabulary_size=tokenizer.vocabulary_size if special_tokens else None,
     )
@@ -251,6 +323,135 @@ def validate(
             found = Validated(how, scores_NL, threshold, metrics)
     assert found is not None
     return found
+
+
+def new_fitter(
+    settings: TrainingConfig,
+    material: Material,
+    *,
+    device: Any,
+    wrap: Callable[[Any], Any],
+    rank: int = 0,
+    world_size: int = 1,
+) -> Fitter:
+    """One rank's model, as it is before its first step.
+
+    Args:
+        settings: How it is fine-tuned.
+        material: What from; the arrays themselves, no references.
+        device: Of this rank.
+        wrap: Puts a model on the device, and around it what gradients of several ranks need.
+        rank: Of this worker.
+        world_size: Workers.
+    """
+    model = new_classifier_model(
+        Path(material.encoder),
+        LabelSet(tuple(material.labels)),
+        head_bias=head_bias(settings.head_bias, material.rates_L, len(material.train)),
+        seed=settings.seed,
+        pooling=settings.pooling,
+        vocabulary_size=material.vocabulary_size,
+    )
+    freeze_unused(model)
+    return Fitter(
+        model=model,
+        wrapped=wrap(model),
+        train=material.train,
+        config=settings,
+        pad_id=material.pad_id,
+        device=device,
+        amp_dtype=training_dtype(settings.dtype, device),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+State = dict[str, Any]
+"""Where a training stands: `epoch` and `step` to go on with, `history`, `best_epoch`."""
+
+
+def first_state() -> State:
+    """Where a training stands before its first step."""
+    return {"epoch": 0, "step": 0, "history": [], "best_epoch": None}
+
+
+def run_epochs(
+    fitter: Fitter,
+    state: State,
+    material: Material,
+    *,
+    on_step: Callable[[State, int, float], None],
+    on_epoch: Callable[[State, NDArray[np.float32]], None],
+) -> None:
+    """Train from `state` to the last epoch, or until patience ends.
+
+    Args:
+        fitter: This rank's.
+        state: Where training stands; not changed.
+        material: The arrays themselves, no references.
+        on_step: Called after each step with the state at the beginning of the epoch, the number
+            of the step in it and its loss.
+        on_epoch: Called after each epoch with the new state and the validation scores.
+    """
+    settings = fitter.config
+    name = settings.best_metric
+    while not is_over(state, settings):
+        started = time.monotonic()
+        epoch = state["epoch"]
+        loss = fitter.run_epoch(epoch, first_step=state["step"], on_step=partial(on_step, state))
+        validated = validate(fitter, material.validation, material.targets_NL, settings)
+        scores_NL, metrics = validated.scores_NL, validated.metrics
+        record = {
+            "epoch": epoch + 1,
+            "train_loss": loss,
+            "threshold": validated.threshold,
+            **({"aggregate": validated.aggregate} if settings.windows else {}),
+            "learning_rate": fitter.learning_rate,
+            "seconds": round(time.monotonic() - started, 3),
+            "at_half": evaluate_scores_at(material.targets_NL, scores_NL, np.float32(0.5)),
+            "decision": metrics,
+        }
+        best = best_record(state)
+        improved = best is None or is_better(name, metrics[name], best["decision"][name])
+        state = {
+            "epoch": epoch + 1,
+            "step": 0,
+            "history": [*state["history"], record],
+            "best_epoch": epoch + 1 if improved else state["best_epoch"],
+        }
+        on_epoch(state, scores_NL)
+
+
+def best_record(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the history says of the best epoch; None before the end of the first."""
+    return next((item for item in state["history"] if item["epoch"] == state["best_epoch"]), None)
+
+
+def is_over(state: Mapping[str, Any], settings: TrainingConfig) -> bool:
+    """Whether the last epoch is done, or patience has ended."""
+    if state["epoch"] >= settings.epochs:
+        return True
+    if settings.patience is None or state["best_epoch"] is None:
+        return False
+    return bool(state["epoch"] - state["best_epoch"] >= settings.patience)
+
+
+def keep_score(state: Mapping[str, Any]) -> float:
+    """What Ray ranks the checkpoint of an epoch by, so that it keeps the best one.
+
+    Not the metric itself: of equal ones Ray would keep the later, and we name the earlier.
+    """
+    epoch = state["epoch"]
+    return float(epoch if state["best_epoch"] == epoch else -epoch)
+
+
+def save_checkpoint(
+    fitter: Fitter, folder: Path, state: State, scores_NL: NDArray[np.float32] | None = None
+) -> None:
+    """Write what training resumes from; after an epoch also what its threshold is fitted on."""
+    fitter.save(folder, state)
+    if scores_NL is not None:
+        np.save(folder / VALIDATION_SCORES, scores_NL, allow_pickle=False)
 
 
 def finished_summary(output: Path, fingerprint: str) -> dict[str, Any] | None:

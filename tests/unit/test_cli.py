@@ -17,7 +17,9 @@ from support.cli import run
 HEAVY = ("torch", "ray", "transformers", "pyarrow", "sklearn", "numpy", "datasets")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["score", "--help"], ["tune", "--help"], ["data", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\n"
@@ -47,11 +49,13 @@ def test_the_module_runs_as_the_script_does() -> None:
         (["score", "--model", "m", "--input", "i"], "output is missing"),
         (["score", "--model", "m", "--set", "batching.max_batch_token=1"], "max_batch_tokens?"),
         (["train", "--train", "a", "--validation", "b", "--output", "o", "--set", "x"], "--set x"),
+        (["tune", "missing.yaml"], "missing.yaml: there is no such job file"),
+        (["tune", "--set", "search.training.epochs=[1]"], "train is missing"),
         (["evaluate", "./no-model", "x.parquet"], "there is no such folder"),
         (["predict", "./no-model", "a text"], "there is no such folder"),
         (["status", "./no-run"], "there is no run here"),
         (["verify", "./no-run"], "there is no run here"),
-        (["config", "schema", "sing"], "expected score or train"),
+        (["config", "schema", "sing"], "expected score, train or tune"),
         (["data", "convert", "./none.csv", "out.parquet"], "none.csv"),
     ],
 )
