@@ -225,6 +225,27 @@ def test_a_line_is_the_one_that_logistic_regression_finds() -> None:
     assert ours.intercept == pytest.approx(float(theirs.intercept_[0]), abs=2e-3)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(cells(), st.sampled_from(["temperature", "platt"]))
+def test_no_other_line_is_likelier(given_cells: Cells_, method: str) -> None:
+    """Whatever the scores: all on one side, all but the same, or at both ends of float32."""
+    found = Cells.of(*given_cells)
+    if len(found.z_K) == 0 or not found.rarer:
+        return
+    line = _fit_curve(found, method)
+    share = found.count_K / found.count_K.sum()
+
+    def loss(slope: float, intercept: float) -> float:
+        z = slope * found.z_K + intercept
+        return float((share * (np.logaddexp(0, z) - found.smoothed_K * z)).sum())
+
+    best = loss(line.slope, line.intercept)
+    for factor in (0.5, 0.9, 0.999, 1.0, 1.001, 1.1, 2.0):
+        slope = min(max(line.slope * factor, 0.02), STEEPEST)
+        for shift in (-1.0, -0.01, 0.0, 0.01, 1.0) if method == "platt" else (0.0,):
+            assert best <= loss(slope, line.intercept + shift) + 1e-5
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_probabilities_of_new_documents_are_nearer_to_the_truth(method: str) -> None:
     rates = [0.3, 0.1, 0.05, 0.02]
