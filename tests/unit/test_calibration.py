@@ -87,7 +87,7 @@ def drawn(rates: list[float], count: int, *, slope: float, intercept: float, see
     return targets_NL, sigmoid((true_NL - intercept) / slope).astype(np.float32)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(calibrations(), st.lists(SCORES, max_size=20))
 @example(
     Calibration(
@@ -107,7 +107,7 @@ def test_no_two_float32_scores_are_joined_or_change_places(
     assert 0 <= probabilities_N[0] <= probabilities_N[-1] <= 1
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(calibrations(), st.lists(SCORES, min_size=1, max_size=20), st.integers(0, 19))
 def test_labels_are_the_same_by_scores_and_by_what_the_calibration_makes_of_them(
     calibration: Calibration, scores: list[float], at: int
