@@ -87,7 +87,7 @@ def drawn(rates: list[float], count: int, *, slope: float, intercept: float, see
     return targets_NL, sigmoid((true_NL - intercept) / slope).astype(np.float32)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(calibrations(), st.lists(SCORES, max_size=20))
 @example(
     Calibration(
@@ -107,7 +107,7 @@ def test_no_two_float32_scores_are_joined_or_change_places(
     assert 0 <= probabilities_N[0] <= probabilities_N[-1] <= 1
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(calibrations(), st.lists(SCORES, min_size=1, max_size=20), st.integers(0, 19))
 def test_labels_are_the_same_by_scores_and_by_what_the_calibration_makes_of_them(
     calibration: Calibration, scores: list[float], at: int
@@ -223,6 +223,27 @@ def test_a_line_is_the_one_that_logistic_regression_finds() -> None:
     # Platt's targets are not quite 0 and 1
     assert ours.slope == pytest.approx(float(theirs.coef_[0, 0]), abs=2e-3)
     assert ours.intercept == pytest.approx(float(theirs.intercept_[0]), abs=2e-3)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(cells(), st.sampled_from(["temperature", "platt"]))
+def test_no_other_line_is_likelier(given_cells: Cells_, method: str) -> None:
+    """Whatever the scores: all on one side, all but the same, or at both ends of float32."""
+    found = Cells.of(*given_cells)
+    if len(found.z_K) == 0 or not found.rarer:
+        return
+    line = _fit_curve(found, method)
+    share = found.count_K / found.count_K.sum()
+
+    def loss(slope: float, intercept: float) -> float:
+        z = slope * found.z_K + intercept
+        return float((share * (np.logaddexp(0, z) - found.smoothed_K * z)).sum())
+
+    best = loss(line.slope, line.intercept)
+    for factor in (0.5, 0.9, 0.999, 1.0, 1.001, 1.1, 2.0):
+        slope = min(max(line.slope * factor, 0.02), STEEPEST)
+        for shift in (-1.0, -0.01, 0.0, 0.01, 1.0) if method == "platt" else (0.0,):
+            assert best <= loss(slope, line.intercept + shift) + 1e-5
 
 
 @pytest.mark.parametrize("method", METHODS)
