@@ -363,6 +363,9 @@ def print_split(result: Mapping[str, Any]) -> None:
         )
     if leakage["jaccard"] is not None:
         _say(f"nearly the same: a Jaccard similarity of {leakage['jaccard']:g} or more")
+    could_be_near = result["by"] != "given" and result["group_duplicates"] != "near"
+    if could_be_near and any(shared["near"] for shared in leaks):
+        _say("--group-duplicates near keeps them together")
     if not leaks:
         _say("no text is in two parts")
     _say(

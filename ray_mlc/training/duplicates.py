@@ -244,7 +244,8 @@ def _shingles(texts: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     A text of fewer words than a shingle is one shingle; a text without a word has none.
     """
     plain = pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\p{L}\p{M}\p{N}]+", " ")
-    if pc.any(pc.match_substring_regex(plain, _SPACELESS)).as_py():
+    beyond_ascii = plain.filter(pc.invert(pc.string_is_ascii(plain)))
+    if pc.any(pc.match_substring_regex(beyond_ascii, _SPACELESS)).as_py():
         plain = pc.replace_substring_regex(plain, _SPACELESS, r" \1 ")
     lists = pc.utf8_split_whitespace(plain)
     lengths_n = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)

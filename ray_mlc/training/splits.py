@@ -4,8 +4,9 @@ What must stay together (the same text, the rows of one group) is a unit and mov
 ways to place units, and one that only reads what a column says:
 
 - `stratified`: iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011), which places the
-  rarest label first, each unit where the label is missed most, on sparse labels: the cost grows
-  with the labels that are set.
+  rarest label first, each unit where the label is missed most; then rows are swapped between parts
+  as long as labels, and pairs of labels (as in Szymański & Kajdanowicz 2017), come closer to what
+  is asked. All on sparse labels: the cost grows with the labels that are set.
 - `random`: by chance.
 - `time`: the oldest into the first part, the newest into the last; equal times stay together.
 
@@ -15,7 +16,6 @@ fits, and only where it fits nowhere into the part with the most room left.
 
 from __future__ import annotations
 
-import heapq
 import math
 import re
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from ray_mlc.errors import ConfigError, DataError
 from ray_mlc.training.examples import Examples
 from ray_mlc.training.pieces import is_text
+from ray_mlc.training.stratification import Cells, fitting_parts, place_units, swap_rows
 
 WAYS = ("stratified", "time", "random", "given")
 """How rows are placed."""
@@ -174,7 +175,7 @@ class Units:
 
 
 def split_stratified(
-    examples: Examples, units: Units, shares: Sequence[float], *, seed: int, order: int = 1
+    examples: Examples, units: Units, shares: Sequence[float], *, seed: int
 ) -> NDArray[np.int64]:
     """Place units so that each label is as frequent in each part as in all.
 
@@ -183,8 +184,6 @@ def split_stratified(
         units: What stays together.
         shares: Of P parts, adding up to 1.
         seed: Of the order of units, and of ties.
-        order: 1: by labels. 2: by pairs of labels too (Szymański & Kajdanowicz 2017), but for
-            pairs so rare that no part but the largest would have one.
 
     Returns:
         Part of each row, shape [N].
@@ -193,16 +192,10 @@ def split_stratified(
         DataError: If a part would be empty.
     """
     sizes_P = sizes_of(shares, len(examples))
-    row_of_cell, code_of_cell = _stratified_cells(examples, shares, order)
-    codes = int(code_of_cell.max()) + 1 if len(code_of_cell) else 0
-    keys, rows_of_key = np.unique(
-        units.unit_N[row_of_cell] * max(codes, 1) + code_of_cell, return_counts=True
-    )
-    unit_of_key, code_of_key = np.divmod(keys, max(codes, 1))
-    part_U = _place(
-        unit_of_key, code_of_key, rows_of_key, codes, units.size_U, sizes_P, shares, seed
-    )
-    return part_U[units.unit_N]
+    part_U = place_units(Cells.of(examples, units.unit_N), units.size_U, sizes_P, shares, seed)
+    # a pair so rare that no part but the largest would have two says nothing
+    cells = Cells.of(examples, units.unit_N, pairs_from=2 / min(shares))
+    return swap_rows(cells, units.size_U, part_U, shares)[units.unit_N]
 
 
 def split_random(units: Units, shares: Sequence[float], *, seed: int) -> NDArray[np.int64]:
@@ -216,10 +209,10 @@ def split_random(units: Units, shares: Sequence[float], *, seed: int) -> NDArray
     order = generator.permutation(len(units.size_U))
     room_P = sizes_P.tolist()
     part_U = np.empty(len(units.size_U), np.int64)
+    sizes = units.size_U[order].tolist()
     draws = generator.random(len(order)).tolist()
-    for unit, draw in zip(order.tolist(), draws, strict=True):
-        size = int(units.size_U[unit])
-        parts = _fitting(room_P, size)
+    for unit, size, draw in zip(order.tolist(), sizes, draws, strict=True):
+        parts = fitting_parts(room_P, size)
         reach = draw * sum(room_P[part] for part in parts)
         for part in parts:
             reach -= room_P[part]
@@ -261,117 +254,6 @@ def split_by_time(
         part_B[cut:] = part + 1
         start = cut
     return part_B[block_U][units.unit_N]
-
-
-def _stratified_cells(
-    examples: Examples, shares: Sequence[float], order: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and code of all that is to be spread: labels, `not annotated`, pairs of labels."""
-    lists = examples.positives
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    label_of_cell = lists.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64)
-    count_N = np.diff(offsets)
-    row_of_cell = np.repeat(np.arange(len(examples)), count_N)
-    labels = len(examples.label_set)
-    bare = np.flatnonzero(~examples.annotated)
-    rows = [row_of_cell, bare]
-    codes = [label_of_cell, np.full(len(bare), labels, np.int64)]
-    if order == 2:
-        pair_rows, pair_keys = _pairs(label_of_cell, count_N, labels)
-        pairs, number, found = np.unique(pair_keys, return_inverse=True, return_counts=True)
-        frequent = found >= 2 / min(shares)
-        kept = frequent[number] if len(pairs) else np.zeros(0, np.bool_)
-        rows.append(pair_rows[kept])
-        codes.append(labels + 1 + number[kept])
-    return np.concatenate(rows), np.concatenate(codes)
-
-
-def _pairs(
-    label_of_cell: NDArray[np.int64], count_N: NDArray[np.int64], labels: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and key of each pair of labels that a row has."""
-    before_N = np.cumsum(count_N) - count_N
-    rows, keys = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for distance in range(1, int(count_N.max(initial=0))):
-        some = np.flatnonzero(count_N > distance)
-        length = count_N[some] - distance
-        first = np.repeat(before_N[some], length)
-        first = first + np.arange(len(first)) - np.repeat(np.cumsum(length) - length, length)
-        rows.append(np.repeat(some, length))
-        keys.append(label_of_cell[first] * labels + label_of_cell[first + distance])
-    return np.concatenate(rows), np.concatenate(keys)
-
-
-def _place(
-    unit_of_key: NDArray[np.int64],
-    code_of_key: NDArray[np.int64],
-    rows_of_key: NDArray[np.int64],
-    codes: int,
-    size_U: NDArray[np.int64],
-    sizes_P: NDArray[np.int64],
-    shares: Sequence[float],
-    seed: int,
-) -> NDArray[np.int64]:
-    """Iterative stratification; the arguments say how many rows of which unit have which code."""
-    generator = np.random.default_rng(seed)
-    count = len(size_U)
-    # the largest first: a small unit makes up for what a large one upset
-    rank_U = np.empty(count, np.int64)
-    queue = np.lexsort((generator.random(count), -size_U))
-    rank_U[queue] = np.arange(count)
-    tie_UP = generator.random((count, len(sizes_P))).tolist()
-    by_code = np.lexsort((rank_U[unit_of_key], code_of_key))
-    code_ends = np.searchsorted(code_of_key[by_code], np.arange(codes + 1))
-    unit_ends = np.searchsorted(unit_of_key, np.arange(count + 1)).tolist()
-    units_in_code_order = unit_of_key[by_code].tolist()
-    code_list, rows_list = code_of_key.tolist(), rows_of_key.tolist()
-    rows_of_code = np.bincount(code_of_key, weights=rows_of_key, minlength=codes)
-    missed = [[float(rows * share) for share in shares] for rows in rows_of_code]
-    waiting = np.diff(code_ends).tolist()  # units of each code that have no part yet
-    room_P = sizes_P.tolist()
-    sizes = size_U.tolist()
-    part_U = [-1] * count
-
-    def put(unit: int, wanted: list[float] | None) -> None:
-        parts = _fitting(room_P, sizes[unit])
-        if len(parts) == 1:
-            part = parts[0]
-        elif wanted is None:
-            part = max(parts, key=lambda p: (room_P[p], tie_UP[unit][p]))
-        else:
-            part = max(parts, key=lambda p: (wanted[p], room_P[p], tie_UP[unit][p]))
-        part_U[unit] = part
-        room_P[part] -= sizes[unit]
-        for key in range(unit_ends[unit], unit_ends[unit + 1]):
-            code = code_list[key]
-            missed[code][part] -= rows_list[key]
-            waiting[code] -= 1
-            touched.add(code)
-
-    touched: set[int] = set()
-    heap = [(left, code) for code, left in enumerate(waiting) if left]
-    heapq.heapify(heap)
-    while heap:
-        left, code = heapq.heappop(heap)
-        if left != waiting[code] or not left:
-            continue  # an entry from before units of the code were placed
-        touched.clear()
-        for unit in units_in_code_order[code_ends[code] : code_ends[code + 1]]:
-            if part_U[unit] < 0:
-                put(unit, missed[code])
-        for other in touched:
-            if waiting[other]:
-                heapq.heappush(heap, (waiting[other], other))
-    for unit in queue.tolist():
-        if part_U[unit] < 0:
-            put(unit, None)
-    return np.array(part_U, dtype=np.int64)
-
-
-def _fitting(room_P: Sequence[int], size: int) -> list[int]:
-    """Parts with room for a unit; if there is none, the one with the most room."""
-    parts = [part for part, room in enumerate(room_P) if room >= size]
-    return parts or [max(range(len(room_P)), key=room_P.__getitem__)]
 
 
 # --- columns that say how
