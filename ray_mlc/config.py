@@ -170,18 +170,19 @@ class WindowsConfig(Section):
 class LongConfig(Section):
     """What happens to documents longer than the model takes."""
 
-    policy: Literal["truncate", "windows", "skip"] = "truncate"
+    policy: Literal["truncate", "windows", "skip"] | None = None
     """`truncate`: score the beginning; `windows`: score all of it, window by window; `skip`: status
-    `too_long`."""
+    `too_long`; null: what the model folder says."""
     max_tokens: int | None = Field(default=None, ge=3)
     """Tokens kept per document or window, special tokens included; null: what the model folder
     says."""
     windows: WindowsConfig | None = None
-    """How windows are cut and put together; null: what the model folder says, else the defaults."""
+    """How windows are cut and put together; what is not said, the model folder says, else the
+    defaults."""
 
     @model_validator(mode="after")
     def _windows_belong(self) -> LongConfig:
-        if self.windows is not None and self.policy != "windows":
+        if self.windows is not None and self.policy not in ("windows", None):
             raise ValueError(f"windows has no meaning with policy: {self.policy}")
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,8 @@ from ray_mlc.model.windows import aggregate_logits
 
 log = logging.getLogger(__name__)
 
+WINDOW_CELLS = 2**25
+"""Logits of windows held at once, in cells of W × L: 128 MiB."""
 HARMLESS = "Yes"
 """A document that every engine can score: it is among the canaries."""
 
@@ -81,8 +83,30 @@ class Classifier:
         Raises:
             RayMlcError: If the engine fails over every document, or one alone exceeds the memory.
         """
-        logits_WL = self.window_logits(ragged, progress=progress, fault=fault)
-        return sigmoid(self.join(logits_WL, ragged.firsts))
+        if len(ragged.lengths) == len(ragged):
+            return sigmoid(self.window_logits(ragged, progress=progress, fault=fault))
+        scores_NL = np.empty((len(ragged), len(self.label_set)), np.float32)
+        for rows in self.parts(ragged):
+            part = ragged.take(rows)
+
+            def of_part(position: int, message: str, rows: NDArray[np.intp] = rows) -> None:
+                assert fault is not None
+                fault(int(rows[position]), message)
+
+            told = of_part if fault is not None else None
+            logits_WL = self.window_logits(part, progress=progress, fault=told)
+            scores_NL[rows] = sigmoid(self.join(logits_WL, part.firsts))
+        return scores_NL
+
+    def parts(self, ragged: Ragged) -> Iterator[NDArray[np.intp]]:
+        """Consecutive documents whose windows' logits fit into `WINDOW_CELLS`, or one of them."""
+        most = max(1, WINDOW_CELLS // len(self.label_set))
+        ends = ragged.firsts[1:]
+        low = before = 0
+        while low < len(ends):
+            high = max(low + 1, int(np.searchsorted(ends, before + most, side="right")))
+            yield np.arange(low, high)
+            low, before = high, int(ends[high - 1])
 
     def join(
         self, logits_WL: NDArray[np.float32], firsts: NDArray[np.int64]

@@ -9,7 +9,7 @@ be read as "so much of the logit"; `error` says how well the steps kept to that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class Explanation:
     words: list[WordShare]
     """In the order of the text; white space lies between them."""
     error: float
-    """What is missing from the sum of all shares to `logit - empty_logit`."""
+    """How far the sum of all shares is from `logit - empty_logit`."""
 
 
 def require_captum() -> Any:
@@ -109,16 +109,14 @@ def explain_text(
         window, ids_1T = windows[number], own[number]
         special_T = torch.tensor([word is None for word in window.words], device=device)
         empty_1T = torch.where(special_T, ids_1T, tokenizer.pad_id)
-        shares_1TH, error = gradients.attribute(
+        shares_1TH = gradients.attribute(
             ids_1T,
             baselines=empty_1T,
             target=column,
             n_steps=STEPS,
             internal_batch_size=max(1, BATCH_TOKENS // len(window.ids)),
-            return_convergence_delta=True,
         )
-        with torch.no_grad():
-            empty = float(logits(empty_1T)[0, column])
+        empty = _without_words(model, logits, ids_1T, empty_1T, column)
         shares_T = shares_1TH[0].sum(dim=-1).detach().cpu().numpy()
         explanations.append(
             Explanation(
@@ -127,11 +125,34 @@ def explain_text(
                 empty_logit=empty,
                 window=number,
                 words=_words(text, window, shares_T),
-                error=float(error),
+                error=float(shares_T.sum()) - (float(found_WL[number, column]) - empty),
             )
         )
     model.train(was_training)
     return explanations
+
+
+def _without_words(
+    model: Any,
+    logits: Callable[[torch.Tensor], torch.Tensor],
+    ids_1T: torch.Tensor,
+    empty_1T: torch.Tensor,
+    column: int,
+) -> float:
+    """The logit at the beginning of the way: embeddings of `empty_1T` at the places of `ids_1T`.
+
+    Only the embeddings are exchanged: encoders like RoBERTa take a token's position from its id.
+    """
+    import torch
+
+    layer = model.get_input_embeddings()
+    with torch.no_grad():
+        embedded_1TH = layer(empty_1T)
+        hook = layer.register_forward_hook(lambda *_: embedded_1TH)
+        try:
+            return float(logits(ids_1T)[0, column])
+        finally:
+            hook.remove()
 
 
 def _words(text: str, window: WindowWords, shares_T: Any) -> list[WordShare]:

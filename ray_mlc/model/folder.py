@@ -125,15 +125,20 @@ class ModelFolder:
         Args:
             asked: What a job says; None: what the folder says.
         """
-        own = self.info.long
-        chosen = asked or own
-        if chosen.policy != "windows":
-            return chosen
-        windows = chosen.windows or own.windows or WindowsConfig()
-        if windows.aggregate == "auto":
-            how = own.windows.aggregate if own.windows is not None else "auto"
-            windows = windows.model_copy(update={"aggregate": "max" if how == "auto" else how})
-        return chosen.model_copy(update={"windows": windows})
+        own, asked = self.info.long, asked or LongConfig()
+        implied = "windows" if asked.windows is not None else own.policy
+        policy = asked.policy or implied or "truncate"
+        windows = None
+        if policy == "windows":
+            windows = own.windows or WindowsConfig()
+            said = asked.windows.model_dump(exclude_unset=True) if asked.windows else {}
+            if said.get("aggregate") == "auto":
+                del said["aggregate"]
+            windows = windows.model_copy(update=said)
+            if windows.aggregate == "auto":
+                windows = windows.model_copy(update={"aggregate": "max"})
+        max_tokens = asked.max_tokens or own.max_tokens
+        return LongConfig(policy=policy, max_tokens=max_tokens, windows=windows)
 
     def canaries(self) -> Canaries | None:
         """Recorded canaries; None for a folder that another program made.
@@ -266,6 +271,9 @@ def write_tfidf_folder(
 
 def _finish(output: Path, info: ModelInfo, canaries: Canaries, more: Mapping[str, bytes]) -> None:
     """Write what makes a checkpoint a model folder; `ray_mlc.json` comes last."""
+    for weights in output.glob("*.safetensors"):
+        # safetensors writes for its user alone; a folder is read by others
+        weights.chmod((output / "config.json").stat().st_mode)
     storage = open_storage(str(output), scratch="_tmp")
     storage.put(CANARIES_FILE, canaries.model_dump_json().encode())
     for name, content in more.items():
@@ -311,7 +319,8 @@ def _pooling(info: ModelInfo, folder: Path) -> str | None:
 def _dump(info: ModelInfo) -> bytes:
     """`ray_mlc.json` with the lowest schema version that will do, for readers of an older one."""
     windows = info.long.windows
-    needed = max(info.decision.needs_schema, 1 if windows is None else 2)
+    plain = windows is None and info.kind == "encoder"
+    needed = max(info.decision.needs_schema, 1 if plain else 2)
     stated = info.model_copy(update={"schema_version": needed})
     silent = {"long": {"windows"}} if windows is None else None
     return stated.model_dump_json(indent=2, exclude=silent).encode()

@@ -145,6 +145,10 @@ class PooledClassifier(nn.Module):
         """
         content = _own_content(folder)
         assert content is not None, "the caller has looked at the model_type"
+        if content.get("pooling") not in ("cls", "mean"):
+            raise ModelError(
+                f"{folder}: config.json has pooling {content.get('pooling')!r}, expected cls, mean"
+            )
         config = load_config(folder)
         kind = _encoder_class(folder, config)
         weights = load_file(folder / WEIGHTS)

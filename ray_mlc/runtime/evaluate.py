@@ -34,8 +34,6 @@ from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import Storage, open_storage
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 
-WINDOW_CELLS = 2**25
-"""Logits of windows held at once, in cells of W × L: 128 MiB."""
 _SCRATCH = ".tmp"
 DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
 
@@ -110,10 +108,8 @@ def score_documents(
     if classifier.tokenizer.windows is None:
         return Scored(classifier.scores(ragged, progress=progress), None)
     scores, first = [], []
-    longest = int(ragged.n_windows.max(initial=1))
-    most = max(1, WINDOW_CELLS // (len(classifier.label_set) * longest))
-    for low in range(0, len(ragged), most):
-        part = ragged.take(np.arange(low, min(low + most, len(ragged))))
+    for rows in classifier.parts(ragged):
+        part = ragged.take(rows)
         logits_WL = classifier.window_logits(part, progress=progress)
         scores.append(sigmoid(classifier.join(logits_WL, part.firsts)))
         first.append(sigmoid(logits_WL[part.firsts[:-1]]))

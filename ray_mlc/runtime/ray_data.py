@@ -309,10 +309,13 @@ class RayBackend:
     @staticmethod
     def _plan(job: ScoreJob) -> ActorPlan:
         deadline = time.monotonic() + SETTLE_S
+        actors = job.actors
+        if actors.gpus == "auto" and open_model(job.model).info.kind == "tfidf":
+            actors = actors.model_copy(update={"gpus": 0.0})  # it runs on CPUs alone
         while True:
             try:
                 return plan_actors(
-                    job.actors,
+                    actors,
                     cluster_nodes(),
                     free_resources(),
                     tokenizer_cpus=job.tokenizers.cpus,
@@ -326,10 +329,11 @@ class RayBackend:
     def resolve(self, folder: ModelFolder, plan: CorpusPlan, job: ScoreJob) -> ResolvedEngine:
         """See `Backend.resolve`: a task with an actor's resources does it."""
         actors, spec, location = self.plan, plan.spec, folder.location
+        decision = folder.info.decision  # the job may have another than the model
 
         def work(units: list[Unit]) -> ResolvedEngine:
             cuda = actors.gpus > 0
-            model = open_model(location)
+            model = open_model(location).with_decision(decision)
             return resolve_engine(job, model, units, spec, cuda=cuda, threads=actors.threads)
 
         options: dict[str, Any] = {"num_cpus": actors.cpus, "num_gpus": actors.gpus}

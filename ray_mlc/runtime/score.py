@@ -164,7 +164,9 @@ class ScoreStep:
                 f"with ({folder.digest[:12]}, recorded {work.digest[:12]})"
             )
         self._work = work
-        self.classifier: Classifier = load_classifier(folder, work.resolved, threads=threads)
+        self.classifier: Classifier = load_classifier(
+            folder, work.resolved, rules=work.rules, threads=threads
+        )
 
     def __call__(self, block: pa.Table, progress: Callable[[int], None] | None = None) -> pa.Table:
         """Score a tokenized block; `progress` is told the rows of each forward pass."""

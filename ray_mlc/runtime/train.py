@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc.config import DataConfig, LongConfig, TrainingConfig, TrainJob, WindowsConfig
-from ray_mlc.errors import ModelError
+from ray_mlc.errors import DataError, ModelError
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.metrics import evaluate_scores, is_better
 from ray_mlc.evaluation.thresholds import fit_global_threshold
@@ -151,6 +151,12 @@ def read_splits(data: DataConfig, display: Display) -> Splits:
     validation_set = annotated_rows(validation_set, "data.validation")
     counts = np.zeros(len(label_set), np.int64)
     counts[: len(train_set.label_set)] = train_set.label_counts()
+    held_out = validation_set.label_counts()
+    if held_out.any() and not held_out[counts > 0].any():
+        raise DataError(
+            f"data.validation: none of its labels, such as {label_set.names[held_out.argmax()]!r}, "
+            f"is in a training row; labels there are such as {label_set.names[counts.argmax()]!r}"
+        )
     if never := [name for name, count in zip(label_set.names, counts, strict=True) if not count]:
         display.say(f"note: {len(never)} label(s) are in no training row, such as {never[0]!r}")
     return Splits(train_set, validation_set, label_set, counts, hierarchy)
@@ -320,7 +326,8 @@ def validate(
         threshold = fit_global_threshold(targets_NL, scores_NL)
         metrics = evaluate_scores_at(targets_NL, scores_NL, np.float32(threshold))
         if found is None or is_better(name, metrics[name], found.metrics[name]):
-            found = Validated(how, scores_NL, threshold, metrics)
+            # a copy: a slice would keep the scores of all ways alive
+            found = Validated(how, scores_NL.copy(), threshold, metrics)
     assert found is not None
     return found
 
@@ -517,7 +524,7 @@ def write_trained(
         "at_half": evaluate_scores_at(targets, scores, np.float32(0.5)),
         "decision": evaluate_scores(targets, scores, given),
     }
-    long = LongConfig(max_tokens=prepared.tokenizer.max_tokens)
+    long = LongConfig(policy="truncate", max_tokens=prepared.tokenizer.max_tokens)
     if settings.windows is not None:
         best = next(item for item in latest["history"] if item["epoch"] == latest["best_epoch"])
         windows = settings.windows.model_copy(update={"aggregate": best["aggregate"]})

@@ -134,7 +134,7 @@ class Run:
             "engine": self.resolved.model_dump(),
             "versions": versions(),
         }
-        return CommitSpec(self.storage, self.output, footer, self.resolved.max_tokens, holder)
+        return CommitSpec(self.storage, self.output, footer, holder)
 
     @property
     def part_paths(self) -> list[str]:

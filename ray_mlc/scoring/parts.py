@@ -43,13 +43,22 @@ PARTS_QUEUED = 1024
 """Parts that wait for that."""
 WIDE_UP_TO = 64
 """Labels up to which `format: auto` gives one column per label."""
+BLOCK_REAL = "__ray_mlc_real"
+"""int64: tokens of the row that were computed, in all its windows."""
 BLOCK_PADDED = "__ray_mlc_padded"
 """int64: padded tokens that a block cost, in its first row; 0 elsewhere."""
 BLOCK_K_CUT = "__ray_mlc_k_cut"
 """int32: scores above the floor that `k` cut from the row; in the sparse form only."""
 BLOCK_ERROR = "__ray_mlc_error"
 """string: what the tokenizer or engine raised over the row; null otherwise."""
-SCORED_BLOCK_COLUMNS = (BLOCK_UNIT_FIRST, BLOCK_UNIT_ROWS, BLOCK_FAULT, BLOCK_PADDED, BLOCK_ERROR)
+SCORED_BLOCK_COLUMNS = (
+    BLOCK_UNIT_FIRST,
+    BLOCK_UNIT_ROWS,
+    BLOCK_FAULT,
+    BLOCK_REAL,
+    BLOCK_PADDED,
+    BLOCK_ERROR,
+)
 TOP_TYPE = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 
 
@@ -199,8 +208,6 @@ class CommitSpec:
     """What parts look like."""
     footer: dict[str, Any]
     """Content of the footer key that all parts share."""
-    max_tokens: int
-    """Tokens kept per document."""
     holder: str | None = None
     """Token of the lease that this is done under; None: without a lease."""
 
@@ -274,7 +281,6 @@ def _summarize(
     counts = unit["status"].combine_chunks().cast(pa.string()).value_counts().to_pylist()
     tokens = unit["n_tokens"].to_numpy(zero_copy_only=False)
     tokens = np.nan_to_num(tokens.astype(np.float64)).astype(np.int64)
-    scored = np.asarray(unit["n_windows"].to_numpy()) > 0
     errors = unit[BLOCK_ERROR].drop_null().value_counts().to_pylist()
     cut = 0
     if spec.output.format == "sparse":
@@ -289,7 +295,7 @@ def _summarize(
         labels=int(pc.sum(pc.list_value_length(unit["labels"])).as_py() or 0),
         tokens=int(tokens.sum()),
         truncated=int(pc.sum(unit["truncated"]).as_py() or 0),
-        real_tokens=int(np.minimum(tokens, spec.max_tokens)[scored].sum()),
+        real_tokens=int(unit[BLOCK_REAL].to_numpy().sum()),
         padded_tokens=int(unit[BLOCK_PADDED].to_numpy().sum()),
         k_cut=cut,
     )

@@ -94,14 +94,15 @@ def _load(run: Run, model: str | None) -> Classifier:
             f"{folder.name}: is not the model of the run ({folder.digest[:12]}, recorded "
             f"{run.identity['model'][:12]}): name the right one with --model"
         )
+    rules = run.decision.rules(run.label_set)
     try:
-        return load_classifier(folder, run.resolved)
+        return load_classifier(folder, run.resolved, rules=rules)
     except ModelError:
         if run.resolved.device == "cpu":
             raise
         # a laptop may check what GPUs have written
         here = run.resolved.model_copy(update={"device": "cpu", "dtype": "float32"})
-        return load_classifier(folder, here)
+        return load_classifier(folder, here, rules=rules)
 
 
 def _compare(
@@ -125,7 +126,7 @@ def _compare(
         return f"it has a label that the model does not have: {min(strange)!r}"
     rules = run.decision.rules(run.label_set)
     scored = score_block(tokens, classifier, rules, run.output)
-    for name in (*run.output.kept.names, "status", "n_tokens", "truncated"):
+    for name in (*run.output.kept.names, "status", "n_tokens", "truncated", "n_windows"):
         if not _same(written[name], scored[name]):
             return f"its column {name!r} is not what the input gives"
     names = run.label_set.names

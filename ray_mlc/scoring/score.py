@@ -33,6 +33,7 @@ from ray_mlc.scoring.parts import (
     BLOCK_ERROR,
     BLOCK_K_CUT,
     BLOCK_PADDED,
+    BLOCK_REAL,
     SCORED_BLOCK_COLUMNS,
     OutputSpec,
     label_lists,
@@ -204,6 +205,8 @@ def score_block(
     padded = np.zeros(block.num_rows, np.int64)
     padded[:1] = classifier.stats.padded_tokens - before
     columns = columns.append_column(BLOCK_PADDED, pa.array(padded))
+    real_N = np.where(scored_N, documents.sizes, 0)
+    columns = columns.append_column(BLOCK_REAL, pa.array(real_N))
     extra = [BLOCK_K_CUT] if output.format == "sparse" else []
     return columns.select([*output.schema.names, *SCORED_BLOCK_COLUMNS, *extra])
 
@@ -214,6 +217,7 @@ def scored_schema(output: OutputSpec) -> pa.Schema:
         (BLOCK_UNIT_FIRST, pa.int64()),
         (BLOCK_UNIT_ROWS, pa.int32()),
         (BLOCK_FAULT, pa.string()),
+        (BLOCK_REAL, pa.int64()),
         (BLOCK_PADDED, pa.int64()),
         (BLOCK_ERROR, pa.string()),
     ]

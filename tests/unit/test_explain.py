@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.cli import run
+from support.models import write_tiny_encoder, write_tiny_model
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from ray_mlc import synthetic
 from ray_mlc.config import WindowsConfig
@@ -27,13 +30,36 @@ HOSTILE = "Ünïcödé, a\u200bzero-width;  two  spaces\n\t<b>tag</b> 図書館 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Any:
     """With logits of the size that training makes: shares would drown in rounding else."""
-    import torch
-
     model = load_classifier_model(tiny_model)
     with torch.no_grad():
         layer = output_layer(model, len(synthetic.LABELS))
         layer.weight.mul_(1 / layer.weight.std())
     return model
+
+
+def test_positions_that_come_from_ids_are_those_of_the_text(tmp_path: Path) -> None:
+    """RoBERTa gives padding no position of its own."""
+    write_tiny_encoder(tmp_path / "encoder", seed=0)
+    write_tiny_model(tmp_path / "encoder", tmp_path / "model", max_tokens=64)
+    tokenizer = Tokenizer.load(tmp_path / "model")
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer.vocabulary) + 10,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=80,
+        pad_token_id=tokenizer.pad_id,
+        num_labels=3,
+        initializer_range=0.5,
+    )
+    [found] = explain_text(
+        RobertaForSequenceClassification(config), tokenizer, TEXT[:100], [(1, "b")]
+    )
+    total = sum(word.share for word in found.words)
+    assert abs(found.logit - found.empty_logit) > 0.05
+    assert total == pytest.approx(found.logit - found.empty_logit, abs=0.05)
 
 
 @pytest.mark.parametrize("text", [TEXT[:150], HOSTILE, "a"])
@@ -71,8 +97,6 @@ def test_of_a_long_text_the_window_is_explained_in_which_the_label_is_strongest(
     tokenizer = Tokenizer.load(tiny_model, max_tokens=16, windows=WindowsConfig(overlap=2))
     windows = tokenizer.words(TEXT)
     assert len(windows) > 2
-    import torch
-
     with torch.no_grad():
         logits_W = [
             float(model(input_ids=torch.from_numpy(item.ids.astype(np.int64))[None]).logits[0, 2])

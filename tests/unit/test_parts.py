@@ -23,6 +23,7 @@ from ray_mlc.scoring.lease import hold_lease
 from ray_mlc.scoring.parts import (
     BLOCK_ERROR,
     BLOCK_PADDED,
+    BLOCK_REAL,
     CommitSpec,
     OutputSpec,
     Receipt,
@@ -124,6 +125,7 @@ def scored_block(*units: tuple[str, int, int], fault_at: int | None = None) -> p
                     BLOCK_UNIT_FIRST: pa.array([first] * count, pa.int64()),
                     BLOCK_UNIT_ROWS: pa.array([rows] * count, pa.int32()),
                     BLOCK_FAULT: pa.array([fault] * count, pa.string()),
+                    BLOCK_REAL: pa.array([5] * count, pa.int64()),
                     BLOCK_PADDED: pa.array([0] * count, pa.int64()),
                     BLOCK_ERROR: pa.array(errors, pa.string()),
                 }
@@ -136,7 +138,7 @@ def scored_block(*units: tuple[str, int, int], fault_at: int | None = None) -> p
 def spec(tmp_path: Path) -> CommitSpec:
     output = OutputSpec(pa.schema([("id", pa.int64())]), LABELS, "wide", 1, 0.0)
     storage = LocalStorage(tmp_path / "out", scratch="_ray_mlc/tmp")
-    return CommitSpec(storage, output, {"run": "r1", "labels": list(NAMES)}, max_tokens=5)
+    return CommitSpec(storage, output, {"run": "r1", "labels": list(NAMES)})
 
 
 def written(spec: CommitSpec) -> set[str]:
@@ -180,7 +182,7 @@ def test_a_writer_without_its_lease_commits_nothing(spec: CommitSpec) -> None:
 def test_a_receipt_counts_what_the_part_holds(spec: CommitSpec) -> None:
     (receipt,) = commit_parts(scored_block(("z.parquet", 0, 3)), spec)
     assert (receipt.rows, receipt.labels, receipt.truncated) == (3, 3, 3)
-    assert (receipt.tokens, receipt.real_tokens) == (21, 15)  # cut to 5 tokens each
+    assert (receipt.tokens, receipt.real_tokens) == (21, 15)  # 5 tokens of each were computed
     assert receipt.statuses == {"ok": 3}
     assert receipt.errors == {"it broke": 1}
     assert Receipt.from_json(receipt.to_json()) == receipt

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from ray_mlc import synthetic
 from ray_mlc.config import BatchingConfig, EngineConfig, TrainJob, load_job
-from ray_mlc.errors import ModelError
+from ray_mlc.errors import DataError, ModelError
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.model.encoder import new_classifier_model, pooling_of
@@ -160,3 +161,20 @@ def test_what_an_encoder_cannot_do_is_refused_before_ray_is_started(
     with pytest.raises(ModelError, match="puts no token before the text") as caught:
         prepare(other, Display(quiet=True))
     assert "\n" not in str(caught.value)
+
+
+def test_validation_without_a_label_of_the_training_rows_is_refused(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    for name, label in (("train", "a"), ("validation", "b")):
+        rows = {"id": ["1", "2"], "text": ["one text", "another"], "labels": [[label], []]}
+        pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+    options = {
+        "data.train": str(tmp_path / "train.parquet"),
+        "data.validation": str(tmp_path / "validation.parquet"),
+        "encoder": str(tiny_encoder),
+        "output": str(tmp_path / "model"),
+    }
+    job = load_job(TrainJob, options=options)
+    with pytest.raises(DataError, match=r"none of its labels, such as 'b', is in a training row"):
+        prepare(job, Display(quiet=True))

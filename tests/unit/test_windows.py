@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,14 @@ def test_a_document_is_named_over_whose_third_window_the_engine_fails(
     assert np.isnan(scores_NL).all(axis=1).tolist() == [False, True, False]
 
 
+def test_scores_do_not_depend_on_how_many_windows_are_held_at_once(
+    windowed: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_NL = windowed.predict_proba(LONG)
+    monkeypatch.setattr("ray_mlc.model.classifier.WINDOW_CELLS", 1)
+    np.testing.assert_allclose(windowed.predict_proba(LONG), whole_NL, rtol=0, atol=1e-6)
+
+
 # Runs
 
 
@@ -296,6 +305,9 @@ def test_a_run_writes_windows_and_the_scores_that_one_text_alone_gets(
         written = [found[f"score_{name}"][row].as_py() for name in names.column_names]
         np.testing.assert_allclose(written, expected, rtol=0, atol=1e-6)
     assert found["truncated"].to_pylist().count(True) > 0
+    summary = json.loads((tmp_path / "out" / "_ray_mlc" / "summary.json").read_text())
+    computed = [tokenizer.encode([text]).sizes[0] for text in texts if text]
+    assert summary["this_process"]["real_tokens"] == sum(computed)
     footer = pq.read_metadata(next((tmp_path / "out" / "a").glob("*.parquet"))).metadata[b"ray_mlc"]
     assert b'"aggregate": "mean"' in footer or b'"aggregate":"mean"' in footer
 
@@ -322,7 +334,10 @@ def test_a_run_goes_on_with_no_other_windows(
         ("mean", LongConfig(policy="windows"), "mean"),
         ("mean", LongConfig(policy="windows", windows=WindowsConfig(overlap=3)), "mean"),
         ("mean", LongConfig(policy="windows", windows=windows(aggregate="max")), "max"),
+        ("mean", LongConfig(max_tokens=20), "mean"),
+        ("mean", LongConfig(windows=WindowsConfig(max_windows=3)), "mean"),
         ("mean", LongConfig(policy="truncate"), None),
+        (None, LongConfig(windows=WindowsConfig(max_windows=3)), "max"),
         (None, LongConfig(policy="windows"), "max"),
         (None, None, None),
     ],
@@ -336,9 +351,17 @@ def test_a_job_says_what_it_wants_and_the_model_folder_the_rest(
     assert (found.windows.aggregate if found.windows else None) == expected
 
 
-def test_windows_without_their_policy_are_a_mistake() -> None:
+def test_what_a_job_does_not_say_of_windows_is_the_models() -> None:
+    own = WindowsConfig(overlap=32, aggregate="top_mean", top=5, max_windows=9)
+    info = ModelInfo(labels=["a"], long=LongConfig(policy="windows", max_tokens=99, windows=own))
+    folder = ModelFolder("m", Path(), info)
+    found = folder.long(LongConfig(windows=WindowsConfig(max_windows=4)))
+    assert found.windows == own.model_copy(update={"max_windows": 4})
+    assert found.max_tokens == 99
+    assert folder.long(LongConfig(max_tokens=50)).windows == own
+
+
+def test_windows_with_another_policy_are_a_mistake() -> None:
+    options = {"model": "m", "input": "i", "output": "o", "long.policy": "truncate"}
     with pytest.raises(ConfigError, match=r"windows has no meaning with policy: truncate"):
-        load_job(
-            ScoreJob,
-            options={"model": "m", "input": "i", "output": "o", "long.windows.overlap": 3},
-        )
+        load_job(ScoreJob, options={**options, "long.windows.overlap": 3})

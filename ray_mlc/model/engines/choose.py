@@ -20,6 +20,7 @@ from ray_mlc.config import BatchingConfig, EngineConfig, LongConfig, Section, Wi
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.canaries import check_canaries, record_canaries
 from ray_mlc.model.classifier import Classifier
+from ray_mlc.model.decisions import Rules
 from ray_mlc.model.encoder import load_config, max_positions
 from ray_mlc.model.engines.int8 import FOLDER as INT8_FOLDER
 from ray_mlc.model.engines.int8 import Int8Info, read_int8
@@ -318,9 +319,19 @@ def describe_trials(resolved: ResolvedEngine) -> str | None:
 
 
 def load_classifier(
-    folder: ModelFolder, resolved: ResolvedEngine, *, threads: int | None = None
+    folder: ModelFolder,
+    resolved: ResolvedEngine,
+    *,
+    rules: Rules | None = None,
+    threads: int | None = None,
 ) -> Classifier:
     """Load what a run recorded, and prove it on the canaries.
+
+    Args:
+        folder: The model.
+        resolved: How it is run.
+        rules: Decision by which labels of the canaries are compared; None: the folder's.
+        threads: CPU threads; None: PyTorch's default.
 
     Raises:
         ModelError: If this process cannot run it, or the canaries do not hold.
@@ -335,7 +346,7 @@ def load_classifier(
     else:
         canaries, own = folder.canaries(), folder.max_tokens
     if canaries is not None:
-        rules = folder.info.decision.rules(folder.label_set)
+        rules = rules or folder.info.decision.rules(folder.label_set)
         report = check_canaries(_with_limit(classifier, folder, own), canaries, rules)
         if not report.holds:
             raise ModelError(
