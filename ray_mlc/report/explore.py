@@ -89,14 +89,14 @@ def _length_findings(figures: Figures) -> list[tuple[str, str]]:
             f"{_percent(usual['kept'])} of all {unit}."
         )
         remedy = (
-            f"training.max_tokens={usual['at']}; half of it costs about half as much per document "
-            "that is cut: see the table of cut-offs."
+            f"training.max_tokens={usual['at']}, if the encoder takes so many; what less would "
+            "cut is in the table of cut-offs."
             if unit == "tokens"
             else "Give --tokenizer with the encoder's name to see it in its tokens."
         )
         found.append((text, remedy))
     at_512 = next((cut for cut in lengths["cut_offs"] if cut["at"] == 512), None)
-    if unit == "tokens" and at_512 is not None and at_512["whole"] < 0.8:
+    if unit == "tokens" and at_512 is not None and at_512["whole"] < WHOLE:
         text = f"At 512 tokens, the limit of many encoders, {_percent(1 - at_512['whole'])} of the "
         text += f"documents are cut and {_percent(1 - at_512['kept'])} of all tokens lost."
         found.append(

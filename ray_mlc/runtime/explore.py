@@ -23,6 +23,7 @@ from ray_mlc.storage import open_storage
 from ray_mlc.training.duplicates import find_duplicates
 from ray_mlc.training.examples import Examples, read_examples
 from ray_mlc.training.exploration import count_words, explore, lengths_of
+from ray_mlc.training.splits import usual_place
 
 _EXTENSION = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson|json)(\.gz)?$", re.IGNORECASE)
 _KEPT_TOKENS = 64  # only lengths are asked for: the ids of a long text need not be kept
@@ -42,7 +43,7 @@ def explore_examples(
     """Explore examples, and write the page.
 
     Args:
-        paths: A split each, named by its file.
+        paths: A split each, named by its file; training splits come first, tests last.
         text: Text column.
         labels: Label column, or 0/1 columns.
         tokenizer: Folder or hub id of what counts tokens; None: words only.
@@ -60,7 +61,10 @@ def explore_examples(
         StorageError: If the page cannot be written.
     """
     started = time.monotonic()
-    names = split_names(paths)
+    # a glob comes in the order of the alphabet: test before train
+    named = dict(zip(split_names(paths), paths, strict=True))
+    names = sorted(named, key=lambda name: usual_place(name.rsplit("/", 1)[-1]))
+    named = {name: named[name] for name in names}
     if output is not None:
         _write(output.with_name(".writable"), b"")  # what cannot be written should say so now
         output.with_name(".writable").unlink()
@@ -68,7 +72,7 @@ def explore_examples(
 
     splits: dict[str, Examples] = {}
     label_set = None
-    for name, path in zip(names, paths, strict=True):
+    for name, path in named.items():
         display.say(f"{name}: reading {path}")
         splits[name] = read_examples(path, text=text, labels=labels, label_set=label_set)
         label_set = splits[name].label_set
@@ -95,7 +99,7 @@ def explore_examples(
         every = pa.concat_arrays([examples.texts for examples in splits.values()])
         duplicates = find_duplicates(every, jaccard=near or None, progress=stage.advance)
     figures = asdict(explore(splits, lengths, duplicates, texts=texts))
-    figures["sources"] = dict(zip(names, paths, strict=True))
+    figures["sources"] = named
     figures["seconds"] = round(time.monotonic() - started, 3)
     if output is not None:
         made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

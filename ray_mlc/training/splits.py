@@ -282,7 +282,7 @@ def parts_given(column: pa.Array, name: str) -> tuple[tuple[str, ...], NDArray[n
         other = folded.setdefault(part_name(value, f"column {name!r}").casefold(), value)
         if other != value:
             raise DataError(f"column {name!r} has {other!r} and {value!r}: write one of them")
-    names = sorted(found, key=lambda part: (_usual_place(part), part))
+    names = sorted(found, key=lambda part: (usual_place(part), part))
     place = np.array([names.index(value) for value in found], dtype=np.int64)
     return tuple(names), place[encoded.indices.to_numpy()]
 
@@ -357,9 +357,11 @@ def _refuse_nulls(missing: pa.Array, name: str, what: str) -> None:
         )
 
 
-def _usual_place(name: str) -> int:
+def usual_place(name: str) -> int:
+    """Where a part of that name usually stands: training, validation, test, others."""
     folded = name.casefold()
-    return _USUAL.index(folded) if folded in _USUAL else len(_USUAL)
+    found = (place for place, usual in enumerate(_USUAL) if folded.startswith(usual))
+    return next(found, len(_USUAL))
 
 
 # --- how it came out

@@ -114,6 +114,19 @@ def test_the_page_and_the_json_say_the_same(
             assert f">{100 * label['rate'][name]:.3f}<" in html
 
 
+def test_a_glob_does_not_make_the_test_split_the_one_to_learn_from(tmp_path: Path) -> None:
+    for name in ("test", "train", "other", "validation"):
+        write(tmp_path / f"{name}.parquet", 30, ["a", "b"])
+    figures = figures_of(*map(str, sorted(tmp_path.glob("*.parquet"))), near=0)
+    assert [split["name"] for split in figures["splits"]] == [
+        "train",
+        "validation",
+        "test",
+        "other",
+    ]
+    assert list(figures["sources"]) == ["train", "validation", "test", "other"]
+
+
 def test_without_an_output_json_writes_no_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
