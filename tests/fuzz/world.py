@@ -19,6 +19,7 @@ from ray_mlc.config import LongConfig, ScoreJob
 from ray_mlc.errors import ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.classifier import HARMLESS, Classifier
+from ray_mlc.model.decisions import Rules
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.engines.protocol import OneByOne
 from ray_mlc.model.folder import ModelFolder
@@ -107,8 +108,11 @@ def tokenizer_of(model: str, max_tokens: int) -> Tokenizer:
     return Tokenizer.load(model, max_tokens=max_tokens)
 
 
-def classifier_of(folder: ModelFolder, resolved: ResolvedEngine) -> Classifier:
-    """Stands in for `load_classifier`."""
+def classifier_of(
+    folder: ModelFolder, resolved: ResolvedEngine, *, rules: Rules | None = None
+) -> Classifier:
+    """Stands in for `load_classifier`; the double proves nothing, and needs no decision."""
+    del rules
     tokenizer = tokenizer_of(str(folder.path), resolved.max_tokens)
     return Classifier(LABELS, tokenizer, HashEngine(), resolved.max_batch_tokens)
 
