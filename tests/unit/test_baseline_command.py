@@ -333,6 +333,8 @@ def test_ctrl_c_while_it_fits_leaves_nothing_and_says_how_to_continue(tmp_path: 
         [sys.executable, "-m", "ray_mlc", *arguments, "--output", str(tmp_path / "model")],
         stderr=subprocess.PIPE,
         text=True,
+        # what a script starts in the background ignores Ctrl-C, and so would this
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     said = ""
