@@ -24,6 +24,7 @@ from ray_mlc.errors import (
     InterruptedRunError,
     LeaseError,
     LimitError,
+    ModelError,
     RayMlcError,
     RunMismatchError,
     StorageError,
@@ -407,6 +408,29 @@ def test_a_decision_from_a_file_decides_the_run_is_in_its_footers_and_must_be_na
     with pytest.raises(UsageError, match="label 'no such label' is not among the 12 of the model"):
         score_locally(tiny_corpus, tmp_path / "third", f"decision={file}")
     assert not (tmp_path / "third").exists()
+
+
+def test_actors_are_proven_by_the_decision_of_the_run_and_not_by_that_of_the_model(
+    tiny_corpus: Path, tiny_model: Path, tmp_path: Path, score_locally: ScoreLocally
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    # every label's threshold lies between a canary's score and what another processor makes of it
+    canaries = json.loads((model / "canaries.json").read_text())
+    info = json.loads((model / "ray_mlc.json").read_text())
+    info["decision"]["per_label"] = {
+        name: score - 2e-6
+        for name, score in zip(info["labels"], canaries["scores"][0], strict=True)
+    }
+    canaries["scores"] = [[score - 5e-6 for score in row] for row in canaries["scores"]]
+    (model / "canaries.json").write_text(json.dumps(canaries))
+    (model / "ray_mlc.json").write_text(json.dumps(info))
+    with pytest.raises(ModelError, match="does not reproduce the canaries"):
+        score_locally(tiny_corpus, tmp_path / "own", model=model)
+    decision = tmp_path / "decision.json"
+    decision.write_text('{"threshold": 0.99}')
+    out = tmp_path / "out"
+    score_locally(tiny_corpus, out, f"decision={decision}", model=model)
+    assert verify(str(out), deep=True).holds
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,24 @@ def test_more_than_ten_labels_keep_their_numerical_order(
     assert open_model(str(make_model(LabelSet(names)))).label_set.names == names
 
 
+def test_weights_may_be_read_by_whom_the_rest_may_be_read_by(
+    tiny_model: Path, tiny_tfidf: Path
+) -> None:
+    for folder in (tiny_model, tiny_tfidf):
+        modes = {file.stat().st_mode & 0o777 for file in folder.iterdir() if file.is_file()}
+        assert len(modes) == 1
+
+
+def test_an_older_ray_mlc_is_told_of_a_kind_that_it_does_not_know(
+    tiny_model: Path, tiny_tfidf: Path
+) -> None:
+    versions = [
+        json.loads((folder / "ray_mlc.json").read_text())["schema_version"]
+        for folder in (tiny_model, tiny_tfidf)
+    ]
+    assert versions == [1, 2]
+
+
 def test_a_newer_schema_is_refused_even_with_unknown_keys(folder: Path) -> None:
     newer = SCHEMA_VERSION + 1
     edit(folder / INFO_FILE, schema_version=newer, invention=1)

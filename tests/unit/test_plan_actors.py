@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from ray_mlc.config import ActorsConfig, Range, WorkersConfig
 from ray_mlc.errors import ModelError, RayMlcError, ResourceError
-from ray_mlc.runtime.ray_data import IO_CPUS, own_errors, plan_actors
+from ray_mlc.runtime.ray_data import IO_CPUS, RayBackend, own_errors, plan_actors
 from ray_mlc.runtime.ray_train import plan_workers
 from ray_mlc.runtime.session import NodeResources, places
 
@@ -50,6 +51,19 @@ def test_auto_leaves_room_to_read_and_write_and_fits_on_the_nodes(
     # each node keeps room of its own: reading and writing happen wherever they are put
     beside = [NodeResources(node.cpus - 2 * IO_CPUS, 0) for node in nodes]
     assert plan.max_count == places(beside, plan.cpus, 0)
+
+
+def test_a_model_that_runs_on_cpus_alone_leaves_gpus_to_others(
+    tiny_tfidf: Path, tiny_model: Path, score_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, free = machine(8, gpus=2)
+    monkeypatch.setattr("ray_mlc.runtime.ray_data.cluster_nodes", lambda: nodes)
+    monkeypatch.setattr("ray_mlc.runtime.ray_data.free_resources", lambda: free)
+    gpus = [
+        RayBackend._plan(score_job("in", "out", model=model)).gpus
+        for model in (tiny_tfidf, tiny_model)
+    ]
+    assert gpus == [0, 1]
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

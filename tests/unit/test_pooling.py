@@ -229,6 +229,16 @@ def test_what_is_written_is_what_is_read(
     np.testing.assert_array_equal(logits(found, ids), logits(model, ids))
 
 
+def test_a_pooling_of_another_program_is_refused(
+    encoder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    build(encoder_of("bert"), "mean").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pooling": "max"}))
+    with pytest.raises(ModelError, match=r"config\.json has pooling 'max', expected cls, mean"):
+        load_classifier_model(tmp_path)
+
+
 def test_training_goes_on_from_a_pooled_folder(
     encoder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:

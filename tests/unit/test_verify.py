@@ -178,6 +178,7 @@ def change_column(name: str, change: Callable[[list[Any]], list[Any]]) -> Any:
         ("labels", lambda v: [x and [] for x in v], "labels are not those that its scores give"),
         ("id", lambda v: v[::-1], "its column 'id' is not what the input gives"),
         ("n_tokens", lambda v: [x and x + 1 for x in v], "its column 'n_tokens' is not what"),
+        ("n_windows", lambda v: [9] * len(v), "its column 'n_windows' is not what the input"),
         ("status", lambda v: ["empty"] * len(v), "its column 'status' is not what the input gives"),
     ],
 )
