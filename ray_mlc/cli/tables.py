@@ -197,6 +197,36 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     _print_calibration_errors("calibration", columns)
 
 
+def print_decision(result: Mapping[str, Any], objective: str) -> None:
+    """What thresholds, and what goes with them, give before and after."""
+    titles = {
+        "at_half": "at 0.5",
+        "before": "before",
+        "fitted": "fitted here",
+        "held_out": "held out",
+    }
+    metrics = {titles[name]: values for name, values in result["metrics"].items()}
+    print_metrics(f"thresholds for {objective}", metrics)
+    if result["calibration"] is not None:
+        print_calibration(result["calibration"])
+    for name, found in result["reached"].items():
+        _say(
+            f"{titles[name]}: precision {found['precision']:.4f} and recall {found['recall']:.4f} "
+            f"over all labels; no label for more than {found['largest_rate']:.2%} of documents"
+        )
+    own = result["decision"]["per_label"]
+    every = f"from {result['decision']['threshold']:.4f}"
+    if own:
+        others = result["labels"] - len(own)
+        _say(
+            f"{len(own)} labels from {min(own.values()):.4f} to {max(own.values()):.4f}"
+            f"{f', the other {others} {every}' if others else ''}"
+        )
+    else:
+        _say(f"all labels {every}")
+    _say(f"written: {result['written']}")
+
+
 def print_calibration(result: Mapping[str, Any]) -> None:
     """How far scores are from probabilities, before and after."""
     titles = {"before": "scores", "fitted": "fitted here", "held_out": "held out"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,12 @@ def fit_decision(
         fallback_floor: Smallest score with which one is given so.
 
     Returns:
-        `decision`, `shrinkage` (null where all labels share one threshold, or it was no question),
-        `reached` (see there, for `fitted` and `held_out`), `metrics`: by name `at_half`, `before`
-        (the folder's decision until now), `fitted` (on the examples that it was fitted on:
-        flattering) and `held_out` (decisions of cross-validation: what to expect of other
-        documents), and `calibration` (`evaluation.calibration.describe_fit`; null: there is none).
+        `labels` (how many), `decision`, `shrinkage` (null where all labels share one threshold, or
+        it was no question), `reached` (see there, for `fitted` and `held_out`), `metrics`: by name
+        `at_half`, `before` (the folder's decision until now), `fitted` (on the examples that it was
+        fitted on: flattering) and `held_out` (decisions of cross-validation: what to expect of
+        other documents), and `calibration` (`evaluation.calibration.describe_fit`; null: there is
+        none).
 
     Raises:
         ConfigError: If the objective or calibration is unknown, or the hierarchy is not one.
@@ -120,6 +121,11 @@ def fit_decision(
         "at_half": evaluate_scores_at(targets_NL, scores_NL, np.float32(0.5)),
         **{name: evaluate_scores(targets_NL, scores_NL, labels) for name, labels in given.items()},
     }
+    found_reached: dict[str, dict[str, float]] = {
+        name: reached(targets_NL, given[name]) for name in ("fitted", "held_out") if name in given
+    }
+    if (missed := _missed(Objective.parse(objective), found_reached)) is not None:
+        display.say(f"note: {missed}")
     calibration = None
     if calibrated is not None:
         calibration = describe_fit(targets_NL, scores_NL, calibrated, folder.label_set)
@@ -132,15 +138,24 @@ def fit_decision(
         "examples": list(examples),
         "decision": decision.model_dump(mode="json"),
         "shrinkage": found.shrinkage if found.shrinkage != np.inf else None,
-        "reached": {
-            name: reached(targets_NL, given[name])
-            for name in ("fitted", "held_out")
-            if name in given
-        },
+        "labels": len(folder.label_set),
+        "reached": found_reached,
         "metrics": metrics,
         "calibration": calibration,
         "written": str(output or folder.path / INFO_FILE),
     }
+
+
+def _missed(objective: Objective, found: Mapping[str, Mapping[str, float]]) -> str | None:
+    """What an objective with a limit is not, on the documents that say most of others."""
+    where = "held_out" if "held_out" in found else "fitted"
+    on = "documents held out of the fit" if where == "held_out" else "these documents"
+    precision, rate = found[where]["precision"], found[where]["largest_rate"]
+    if objective.kind == "precision" and precision < objective.value:
+        return f"{objective.name} does not hold on {on}: the precision there is {precision:.4f}"
+    if objective.kind == "rate" and rate > objective.value:
+        return f"{objective.name} does not hold on {on}: a label is given to {rate:.2%} of them"
+    return None
 
 
 def _say_what_goes(

@@ -203,6 +203,29 @@ def test_a_hierarchy_is_in_all_figures_and_stays_until_another_one_is_given(
     assert "hierarchy" not in fit(model, examples, hierarchy=file)["decision"]
 
 
+@pytest.mark.parametrize(
+    ("objective", "fallback", "said"),
+    [("rate<=0.05", None, False), ("rate<=0.05", 1, True), ("precision>=1", 1, True)],
+)
+def test_an_objective_that_does_not_hold_is_told_of(
+    model: Path,
+    examples: Path,
+    capsys: pytest.CaptureFixture[str],
+    objective: str,
+    fallback: int | None,
+    said: bool,
+) -> None:
+    # one threshold's decisions on held-out parts may be a document over: judged as they are
+    found = fit(
+        model, examples, objective=objective, fallback=fallback, display=Display(quiet=False)
+    )
+    held = found["reached"]["held_out"]
+    holds = held["largest_rate"] <= 0.05 if "rate" in objective else held["precision"] >= 1
+    assert (f"{objective} does not hold on" in capsys.readouterr().err) == (not holds)
+    if said:
+        assert not holds
+
+
 def test_a_fall_back_leaves_no_text_without_a_label(model: Path, examples: Path) -> None:
     result = fit(model, examples, objective="precision>=0.99", fallback=1)
     folder = open_model(str(model))

@@ -1,0 +1,345 @@
+"""Commands that make, measure and change models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_mlc.cli.options import (
+    Address,
+    DecisionFile,
+    Device,
+    Dtype,
+    Hierarchy,
+    JobFile,
+    Json,
+    Labels,
+    LabelsOrNone,
+    Quiet,
+    Set,
+    Text,
+    TextOrNone,
+    label_columns,
+    print_json,
+)
+
+
+def train(
+    job: JobFile = None,
+    train_data: Annotated[
+        str | None, typer.Option("--train", help="Examples to learn from.", show_default=False)
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Examples held out.", show_default=False)
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder; default distilbert/distilbert-base-uncased."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Model folder to write.", show_default=False)
+    ] = None,
+    text: TextOrNone = None,
+    labels: LabelsOrNone = None,
+    hierarchy: Hierarchy = None,
+    set_: Set = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune an encoder on Ray Train; the result is a model folder."""
+    from ray_mlc.cli.tables import print_metrics
+    from ray_mlc.config import TrainJob, load_job
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.ray_train import train as run_train
+
+    options = {
+        "data.train": train_data,
+        "data.validation": validation,
+        "data.text": text,
+        "data.labels": None if labels is None else label_columns(labels),
+        "data.hierarchy": None if hierarchy is None else str(hierarchy),
+        "encoder": encoder,
+        "output": output,
+        "ray.address": address,
+    }
+    spec = load_job(TrainJob, job, options=options, overrides=set_ or ())
+    summary = run_train(spec, Display(quiet=quiet))
+    if json:
+        print_json(summary)
+        return
+    columns = {"at 0.5": summary["metrics"]["at_half"]}
+    columns[f"at {summary['threshold']:.3f}"] = summary["metrics"]["decision"]
+    print_metrics("validation", columns)
+    typer.echo(f"model: {summary['model']} (epoch {summary['best_epoch']})")
+
+
+def tune(
+    job: JobFile = None,
+    set_: Set = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for settings on Ray Tune; the best trial becomes a model folder.
+
+    Run the same command again to continue.
+    """
+    from ray_mlc.cli.tables import print_trials
+    from ray_mlc.config import TuneJob, load_job
+
+    spec = load_job(TuneJob, job, options={"train.ray.address": address}, overrides=set_ or ())
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.session import set_environment
+
+    set_environment()  # Ray Tune reads some of it when it is imported
+    from ray_mlc.runtime.ray_tune import tune as run_tune
+
+    summary = run_tune(spec, Display(quiet=quiet))
+    if json:
+        print_json(summary)
+        return
+    print_trials(summary)
+
+
+def baseline(
+    train_data: Annotated[
+        str, typer.Option("--train", help="Examples to learn from.", show_default=False)
+    ],
+    validation: Annotated[
+        str, typer.Option(help="Examples that thresholds are fitted on.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option(help="Model folder to write.", show_default=False)],
+    test: Annotated[
+        list[str] | None,
+        typer.Option(help="Examples to measure on; default: validation, held out part by part."),
+    ] = None,
+    text: Text = "text",
+    labels: Labels = "labels",
+    max_features: Annotated[
+        int | None,
+        typer.Option(min=1, help="Words and pairs to keep; default: as memory allows by labels."),
+    ] = None,
+    min_df: Annotated[
+        int, typer.Option(min=1, help="Examples that must hold a word or pair for it to count.")
+    ] = 2,
+    C: Annotated[
+        float, typer.Option("--C", help="Inverse of the L2 penalty: larger fits closer.")
+    ] = 15.0,
+    seed: Annotated[int, typer.Option(help="Of the folds of the cross-validation.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What an encoder has to beat: the dummy, and TF-IDF with logistic regression.
+
+    Its model folder serves `evaluate`, `thresholds`, `predict` and `score`, on any CPU.
+    """
+    from ray_mlc.cli.tables import print_baseline
+    from ray_mlc.runtime.baseline import BaselineSettings, fit_baseline
+    from ray_mlc.runtime.progress import Display
+
+    result = fit_baseline(
+        train_data,
+        validation,
+        test or [],
+        output,
+        text=text,
+        labels=label_columns(labels),
+        settings=BaselineSettings(C=C, min_df=min_df, max_features=max_features, seed=seed),
+        display=Display(quiet=quiet),
+    )
+    if json:
+        print_json(result)
+        return
+    print_baseline(result)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    examples: Annotated[list[str], typer.Argument(help="Examples: Parquet, CSV or JSONL.")],
+    text: Text = "text",
+    labels: Labels = "labels",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="JSON to write; default: MODEL/evaluation/<examples>.json."),
+    ] = None,
+    texts: Annotated[
+        bool, typer.Option("--texts", help="Show the texts of mistakes in the report.")
+    ] = False,
+    decision: DecisionFile = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on labelled examples, beside the dummy that knows only label rates.
+
+    Beside the JSON lies a report of the same name that ends in .html: figures with intervals,
+    curves, confusions, mistakes. It opens without a network.
+    """
+    from ray_mlc.cli.tables import print_evaluation
+    from ray_mlc.runtime.evaluate import evaluate_model
+    from ray_mlc.runtime.progress import Display
+
+    result, written = evaluate_model(
+        model,
+        examples,
+        text=text,
+        labels=label_columns(labels),
+        dtype=dtype,
+        device=device,
+        output=output,
+        texts=texts,
+        decision=decision,
+        display=Display(quiet=quiet),
+    )
+    if json:
+        print_json(result)
+        return
+    print_evaluation(result)
+    typer.echo(f"written: {written}\nreport: {result['report']}")
+
+
+def thresholds(
+    model: Annotated[str, typer.Argument(help="Model folder.")],
+    examples: Annotated[
+        list[str], typer.Argument(help="Validation examples: Parquet, CSV or JSONL.")
+    ],
+    objective: Annotated[
+        str, typer.Option(help="f1, fbeta=2, precision>=0.9 or rate<=0.01.")
+    ] = "f1",
+    per_label: Annotated[
+        bool, typer.Option("--per-label/--one", help="One for each label, or one for all.")
+    ] = True,
+    calibrate: Annotated[
+        str,
+        typer.Option(help="Also scores to probabilities: none, temperature, platt or isotonic."),
+    ] = "none",
+    hierarchy: Hierarchy = None,
+    fallback: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Give a text without a label its so many best.", show_default=False
+        ),
+    ] = None,
+    fallback_floor: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest score with which --fallback does.")
+    ] = 0.0,
+    text: Text = "text",
+    labels: Labels = "labels",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the folds of the cross-validation.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="JSON for the decision; default: the model folder takes it."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit the thresholds that turn scores into labels, on validation examples.
+
+    A precision is that of all labels together; a rate holds for each. Thresholds are fitted as if
+    there were no hierarchy and no fall-back, figures are of the whole decision. A calibration
+    changes no label. Runs that were begun keep to the decision they were begun with, and cannot go
+    on with another: finish them first.
+    """
+    from ray_mlc.cli.tables import print_decision
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.thresholds import fit_decision
+
+    result = fit_decision(
+        model,
+        examples,
+        objective=objective,
+        per_label=per_label,
+        calibrate=calibrate,
+        hierarchy=hierarchy,
+        fallback=fallback,
+        fallback_floor=fallback_floor,
+        text=text,
+        labels=label_columns(labels),
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        output=output,
+        display=Display(quiet=quiet),
+    )
+    if json:
+        print_json(result)
+        return
+    print_decision(result, objective)
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="Model folder.")],
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(help="Examples to calibrate with; default: what it was trained on."),
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(help="Examples to compare on; default: what it was validated on."),
+    ] = None,
+    text: Text = "text",
+    labels: Labels = "labels",
+    documents: Annotated[int, typer.Option(min=8, help="Documents to calibrate with.")] = 300,
+    max_flips: Annotated[
+        float,
+        typer.Option(min=0, help="Labels that may change, as a share of those that float32 gives."),
+    ] = 0.05,
+    max_loss: Annotated[float, typer.Option(min=0, help="Micro-F1 that it may cost.")] = 0.005,
+    seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add an int8 form for CPUs to a model folder, if it agrees with float32."""
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.quantize import quantize_model
+
+    info = quantize_model(
+        model,
+        calibration=calibration or [],
+        validation=validation or [],
+        text=text,
+        labels=label_columns(labels),
+        documents=documents,
+        max_flips=max_flips,
+        max_loss=max_loss,
+        seed=seed,
+        display=Display(quiet=quiet),
+    )
+    if json:
+        print_json(info)
+        return
+    from ray_mlc.model.engines.int8 import Agreement
+
+    typer.echo(f"{model}: {Agreement.model_validate(info['agreement'])}")
+    typer.echo("use it with --dtype int8, or --set engine.dtype=int8")
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    texts: Annotated[list[str], typer.Argument(help="Texts; - reads one per line from stdin.")],
+    top: Annotated[int, typer.Option(min=1, help="Scores shown per text.")] = 10,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which words carried each label.")
+    ] = False,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Labels, scores and latency of single texts."""
+    from ray_mlc.cli.tables import print_predictions
+    from ray_mlc.runtime.evaluate import predict_texts
+
+    if texts == ["-"]:
+        texts = [line.rstrip("\n") for line in sys.stdin]
+    results = predict_texts(model, texts, dtype=dtype, device=device, explain=explain)
+    if json:
+        print_json(results)
+        return
+    print_predictions(results, top=top)

@@ -1,0 +1,207 @@
+"""Commands that tag a corpus and prove it, and what comes before and beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ray_mlc.cli.options import (
+    Address,
+    DecisionFile,
+    JobFile,
+    Json,
+    Quiet,
+    Set,
+    TextOrNone,
+    print_json,
+)
+from ray_mlc.errors import GateError, LimitError, ResourceError
+
+if TYPE_CHECKING:
+    from ray_mlc.config import ScoreJob
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write everything.")] = Path(
+        "ray-mlc-demo"
+    ),
+    rows: Annotated[int, typer.Option(min=100, help="Documents to tag.")] = 24_000,
+    examples: Annotated[int, typer.Option(min=500, help="Training examples.")] = 8_000,
+    seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Show the whole story on a synthetic corpus: train, compare, tag, verify. No downloads."""
+    from ray_mlc.cli.tables import print_demo, print_metrics, print_score_summary
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.session import ray_session
+
+    display = Display(quiet=quiet)
+    with ray_session():
+        from ray_mlc.runtime import demo as story
+
+        story.make_data(folder, rows=rows, examples=examples, seed=seed, display=display)
+        columns = story.train_and_compare(folder, seed=seed, display=display)
+        print_metrics("test examples, thresholds fitted on validation", columns)
+        summary, verdict = story.tag_and_verify(folder, display)
+    print_score_summary(str(folder / "tags"), summary)
+    print_demo(folder, verdict, story.tagged_documents(folder))
+
+
+def score(
+    job: JobFile = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, URI or hub id.", show_default=False)
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", help="Parquet folder, glob, file or URI.", show_default=False),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Output folder or URI.", show_default=False)
+    ] = None,
+    text: TextOrNone = None,
+    decision: DecisionFile = None,
+    local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
+    add_new: Annotated[
+        bool, typer.Option("--add-new", help="Score new input files too, as the run's next night.")
+    ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Replace another command that writes there.")
+    ] = False,
+    no_lease: Annotated[
+        bool,
+        typer.Option("--no-lease", help="For stores without conditional writes: one writer only!"),
+    ] = False,
+    set_: Set = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tag a corpus; run the same command again to continue."""
+    from ray_mlc.cli.tables import print_score_summary
+    from ray_mlc.config import ScoreJob, load_job
+
+    options = {
+        "model": model,
+        "input": input,
+        "output": output,
+        "input.text": text,
+        "decision": decision,
+        "ray.address": address,
+    }
+    spec = load_job(ScoreJob, job, options=options, overrides=set_ or ())
+    try:
+        summary = _score(
+            spec,
+            local=local,
+            quiet=quiet,
+            add_new=add_new,
+            take_over=take_over,
+            use_lease=not no_lease,
+        )
+    except LimitError:
+        if json:
+            from ray_mlc.scoring.ledger import read_run
+            from ray_mlc.storage import open_storage
+
+            print_json(read_run(open_storage(spec.output.path)).summary)
+        raise
+    if json:
+        print_json(summary)
+        return
+    print_score_summary(spec.output.path, summary)
+
+
+def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.score import Backend, find_inputs
+    from ray_mlc.runtime.score import score as run_score
+
+    inputs = find_inputs(spec)  # a typo should not cost an import of Ray
+    backend: Backend
+    if local:
+        from ray_mlc.runtime.local import LocalBackend
+
+        backend = LocalBackend()
+    else:
+        from ray_mlc.runtime.session import set_environment
+
+        set_environment()
+        from ray_mlc.runtime.ray_data import RayBackend
+
+        backend = RayBackend(spec)
+    return run_score(spec, backend, Display(quiet=quiet), inputs=inputs, **options)
+
+
+def status(
+    output: Annotated[str, typer.Argument(help="Output folder of score.")], json: Json = False
+) -> None:
+    """Progress of a run, from one listing of its output."""
+    from ray_mlc.scoring.verify import progress_of
+
+    state = progress_of(output)
+    if json:
+        print_json(state)
+        return
+    rows, units = state["rows"], state["units"]
+    share = rows["written"] / rows["planned"] if rows["planned"] else 1.0
+    typer.echo(
+        f"{state['state']}: {rows['written']:,} of {rows['planned']:,} rows ({share:.1%}), "
+        f"{units['written']:,} of {units['planned']:,} units, {state['set_aside']} set aside, "
+        f"{state['bytes'] / 2**20:,.1f} MiB; model {state['model']}, started {state['created']}"
+    )
+
+
+def verify(
+    output: Annotated[str, typer.Argument(help="Output folder of score.")],
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Also read the key of every row, and score a sample again."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the model is now, for --deep.", show_default=False),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Rows that --deep scores again.")] = 200,
+    json: Json = False,
+) -> None:
+    """Prove that each planned row is in the output once, or set aside by name."""
+    from ray_mlc.cli.tables import print_verdict
+    from ray_mlc.scoring.verify import verify as run_verify
+
+    verdict = run_verify(output, deep=deep, model=model, sample=sample)
+    if json:
+        print_json(verdict.to_dict())
+    else:
+        print_verdict(verdict)
+    if not verdict.holds:
+        first = verdict.problems[0] if verdict.problems else "rows are missing"
+        raise GateError(f"{output}: does not hold: {first}")
+
+
+def doctor(
+    output: Annotated[
+        str | None, typer.Option(help="Also try to write there.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Also load it and check its canaries.", show_default=False)
+    ] = None,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Check what would fail tonight: versions, cores, memory, Ray, storage, model."""
+    from dataclasses import asdict
+
+    from ray_mlc.cli.tables import print_checks
+    from ray_mlc.runtime.doctor import run_checks
+
+    checks = list(run_checks(output=output, model=model, address=address))
+    if json:
+        print_json([asdict(check) for check in checks])
+    else:
+        print_checks(checks)
+    failed = [check for check in checks if check.state == "fails"]
+    if failed:
+        raise ResourceError(f"{failed[0].name}: {failed[0].finding}")
