@@ -61,8 +61,8 @@ class Setup:
         import torch
 
         from ray_mlc.model.encoder import new_classifier_model
+        from ray_mlc.runtime.prepare import prepare
         from ray_mlc.runtime.progress import Display
-        from ray_mlc.runtime.train import prepare
         from ray_mlc.training.loop import freeze_unused, head_bias
 
         self.job = job_of(asked, seed)

@@ -45,6 +45,7 @@ from ray_mlc.errors import (
     ResourceError,
 )
 from ray_mlc.evaluation.metrics import METRIC_NAMES
+from ray_mlc.runtime.prepare import Material, Prepared, prepare
 from ray_mlc.runtime.progress import Display, StageHandle
 from ray_mlc.runtime.ray_private import check_version
 from ray_mlc.runtime.session import (
@@ -56,14 +57,11 @@ from ray_mlc.runtime.session import (
 )
 from ray_mlc.runtime.tracking import StepPoint, Tracking, check_tracking, tracking
 from ray_mlc.runtime.train import (
-    Material,
-    Prepared,
     State,
     finished_summary,
     first_state,
     keep_score,
     new_fitter,
-    prepare,
     run_epochs,
     save_checkpoint,
     write_trained,

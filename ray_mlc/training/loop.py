@@ -329,9 +329,9 @@ class Fitter:
             Mean loss over the steps done here; the same on every rank.
         """
         self.wrapped.train()
-        lengths_N = self.train.ids.costs
+        costs_N = self.train.ids.costs
         plan = plan_epoch(
-            lengths_N, batch_size=self.config.batch_size, seed=self.config.seed, epoch=epoch
+            costs_N, batch_size=self.config.batch_size, seed=self.config.seed, epoch=epoch
         )
         losses = []
         for step in range(first_step, len(plan)):
@@ -340,19 +340,19 @@ class Fitter:
                 (self.config.seed * 1_000_003 + epoch * self.steps_per_epoch + step) * 1009
                 + self.rank
             )
-            losses.append(self._step(plan[step], lengths_N, epoch * self.steps_per_epoch + step))
+            losses.append(self._step(plan[step], costs_N, epoch * self.steps_per_epoch + step))
             on_step(step, losses[-1])
         return float(np.mean(losses)) if losses else math.nan
 
-    def _step(self, batch: NDArray[np.intp], lengths_N: NDArray[np.int64], step: int) -> float:
+    def _step(self, batch: NDArray[np.intp], costs_N: NDArray[np.int64], step: int) -> float:
         head_alone = self._set_learning_rates(step)
         cells = self._annotated_cells(batch)
         passes = share_of_rank(
             batch,
-            lengths_N,
+            costs_N,
             rank=self.rank,
             world_size=self.world_size,
-            max_batch_tokens=max(self.config.max_batch_tokens, int(lengths_N.max())),
+            max_batch_tokens=max(self.config.max_batch_tokens, int(costs_N.max())),
         )
         total = torch.zeros((), device=self.device)
         for index, rows in enumerate(passes):

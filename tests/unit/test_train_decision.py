@@ -17,8 +17,9 @@ from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.encoder import new_classifier_model
 from ray_mlc.model.folder import open_model
+from ray_mlc.runtime.prepare import prepare
 from ray_mlc.runtime.progress import Display
-from ray_mlc.runtime.train import VALIDATION_SCORES, prepare, write_trained
+from ray_mlc.runtime.train import VALIDATION_SCORES, write_trained
 from ray_mlc.training.loop import MODEL_STATE
 
 QUIET = Display(quiet=True)

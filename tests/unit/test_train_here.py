@@ -22,8 +22,9 @@ from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.model.encoder import new_classifier_model, pooling_of
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime.prepare import Prepared, prepare
 from ray_mlc.runtime.progress import Display
-from ray_mlc.runtime.train import VALIDATION_SCORES, Prepared, prepare, write_trained
+from ray_mlc.runtime.train import VALIDATION_SCORES, write_trained
 from ray_mlc.training.loop import Fitter, freeze_unused, head_bias
 
 MARKED = "<url>"
