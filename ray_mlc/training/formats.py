@@ -65,10 +65,9 @@ def columns_of(file: SourceFile) -> list[str] | None:
     """
     if file.format == TAR:
         return None
+    if file.format == "Parquet":
+        return column_paths(parquet_schema(file))
     with _explained(file):
-        if file.format == "Parquet":
-            with pq.ParquetFile(file.filesystem.open_input_file(file.path)) as reader:
-                return column_paths(reader.schema_arrow)
         if file.format == "CSV":
             return _csv_header(file, _head(file))[0]
         _, _, rows = next(_json_rows(file), ("", [], []))
@@ -78,20 +77,30 @@ def columns_of(file: SourceFile) -> list[str] | None:
 def every_column(file: SourceFile) -> list[str]:
     """Columns of a file, those of its last row included, structs as they are.
 
+    Args:
+        file: No archive whose members come one by one.
+
     Raises:
-        DataError: If the file cannot be read, or is an archive whose members come one by one.
+        DataError: If the file cannot be read.
     """
-    if file.format == TAR:
-        raise DataError(f"{file.name}: is an archive: unpack it, or convert it to Parquet first")
+    if file.format == "Parquet":
+        return list(parquet_schema(file).names)
     with _explained(file):
-        if file.format == "Parquet":
-            with pq.ParquetFile(file.filesystem.open_input_file(file.path)) as reader:
-                return list(reader.schema_arrow.names)
         if file.format == "CSV":
             return _csv_header(file, _head(file))[0]
         # a key may first come in the last row
         keys = (key for _, _, rows in _json_rows(file) for row in rows for key in row)
         return list(dict.fromkeys(keys))
+
+
+def parquet_schema(file: SourceFile) -> pa.Schema:
+    """Schema of a Parquet file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    with _explained(file), pq.ParquetFile(file.filesystem.open_input_file(file.path)) as reader:
+        return reader.schema_arrow
 
 
 def _unpacked(file: SourceFile) -> Iterator[SourceFile]:

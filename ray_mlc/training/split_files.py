@@ -11,29 +11,27 @@ columns, which become int8 with nulls where nobody decided.
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ray_mlc.errors import DataError, StorageError, first_line
+from ray_mlc.errors import DataError, first_line
 from ray_mlc.storage import local_path
-from ray_mlc.training.formats import every_column, read_pieces
+from ray_mlc.training.formats import every_column, parquet_schema, read_pieces
 from ray_mlc.training.labelling import label_states
 from ray_mlc.training.pieces import Columns, Piece, has_bytes, is_text
-from ray_mlc.training.sources import SourceFile
+from ray_mlc.training.sources import TAR, SourceFile
+from ray_mlc.training.writing import HiddenParquet, make_folders, not_written, remove_empty
 
 RECORD = "_split.json"
 """How a split was made; hidden, so that readers of the folder pass it by."""
-_ROW_GROUP = 4_096
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,11 @@ def split_folder(
         raise DataError(f"{output}: expected a folder, not a file's name")
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{output}: this is a file: name a folder")
+    for file in files:
+        if file.format == TAR:
+            raise DataError(
+                f"{file.name}: is an archive: unpack it, or convert it to Parquet first"
+            )
     sources = {path.resolve() for file in files if (path := local_path(file.name)) is not None}
     for path in [_part(folder, name) for name in names] + _earlier_parts(folder):
         if path.resolve() in sources:
@@ -144,9 +147,9 @@ def write_parts(
     every = AsIs.named(names_of_columns)
     schema = _schema(files, every, zero_one)
     with ExitStack() as stack:
-        made = _make_folders(folder)
-        stack.callback(_remove_empty, made)
-        parts = [stack.enter_context(_PartFile(target, schema)) for target in targets]
+        made = make_folders(folder)
+        stack.callback(remove_empty, made)
+        parts = [stack.enter_context(HiddenParquet(target, schema)) for target in targets]
         start = 0
         for table in _tables(files, every, schema, zero_one):
             part_n = part_N[start : start + len(table)]
@@ -166,68 +169,13 @@ def write_parts(
         try:
             _publish(folder, parts, targets, record)
         except OSError as error:
-            raise _refused(folder, error) from None
+            raise not_written(folder, error) from None
         made.clear()
     return targets
 
 
-class _PartFile:
-    """A Parquet file under a hidden name, until it is published."""
-
-    def __init__(self, target: Path, schema: pa.Schema) -> None:
-        # hidden, and not .parquet: readers of the folder pass it by
-        self.temporary = target.parent / f".{target.stem}-{uuid.uuid4().hex[:12]}.tmp"
-        self._target, self._schema = target, schema
-        self._pending: list[pa.Table] = []
-        self._writer: Any = None
-
-    def __enter__(self) -> _PartFile:
-        try:
-            self._writer = pq.ParquetWriter(self.temporary, self._schema, compression="zstd")
-        except OSError as error:
-            self.temporary.unlink(missing_ok=True)
-            raise _refused(self._target, error) from None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError, pa.ArrowException):  # what was to be written is given up anyway
-            self._close()
-        with suppress(OSError):
-            self.temporary.unlink(missing_ok=True)
-
-    def add(self, table: pa.Table) -> None:
-        """Write whole row groups; keep the rest for the next call."""
-        self._pending.append(table)
-        if sum(map(len, self._pending)) >= _ROW_GROUP:
-            self._write()
-
-    def finish(self) -> None:
-        """Write what is left, and see it on the disk."""
-        self._write()
-        try:
-            self._close()
-            with self.temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _refused(self._target, error) from None
-
-    def _write(self) -> None:
-        if self._pending:
-            rows = pa.concat_tables(self._pending)
-            self._pending = []
-            try:
-                self._writer.write_table(rows, row_group_size=_ROW_GROUP)
-            except OSError as error:
-                raise _refused(self._target, error) from None
-
-    def _close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-
-
 def _publish(
-    folder: Path, parts: Sequence[_PartFile], targets: Sequence[Path], record: Mapping[str, Any]
+    folder: Path, parts: Sequence[HiddenParquet], targets: Sequence[Path], record: Mapping[str, Any]
 ) -> None:
     """Put the parts in place of those of an earlier split; the record goes first, comes last."""
     earlier = _earlier_parts(folder)
@@ -266,20 +214,12 @@ def _part(folder: Path, name: str) -> Path:
     return folder / f"{name}.parquet"
 
 
-def _parquet_schema(file: SourceFile) -> pa.Schema:
-    try:
-        with pq.ParquetFile(file.filesystem.open_input_file(file.path)) as reader:
-            return reader.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.name}: cannot be read as Parquet ({first_line(error)})") from None
-
-
 def _schema(files: Sequence[SourceFile], every: AsIs, zero_one: Sequence[str]) -> pa.Schema:
     """One schema for all rows; of text formats as their rows say."""
     schemas = []
     for file in files:
         if file.format == "Parquet":
-            schemas.append(_parquet_schema(file))
+            schemas.append(parquet_schema(file))
             continue
         for piece in read_pieces([file], every):
             columns = _columns(piece, zero_one)
@@ -322,32 +262,8 @@ def _columns(piece: Piece, zero_one: Sequence[str]) -> dict[str, pa.Array]:
     return decoded
 
 
-def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and its parents; those that were not there, deepest first."""
-    absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    made: list[Path] = []
-    try:
-        for path in reversed(absent):
-            path.mkdir(exist_ok=True)
-            made.insert(0, path)
-    except OSError as error:
-        _remove_empty(made)
-        raise _refused(folder, error) from None
-    return made
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    with suppress(OSError):  # refused where something else was put meanwhile
-        for folder in folders:
-            folder.rmdir()
-
-
 def _changed(files: Sequence[SourceFile], rows: int) -> DataError:
     return DataError(
         f"{files[0].name}: the examples changed while they were read: there were {rows} rows at "
         "first; run the command again"
     )
-
-
-def _refused(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path}: cannot be written ({error.strerror or error})")
