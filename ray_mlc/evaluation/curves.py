@@ -110,11 +110,17 @@ class Sweep:
         ]
 
 
-def sweep_thresholds() -> NDArray[np.float32]:
-    """Even steps, and finer ones near 0, where scores of rare labels lie."""
-    return np.concatenate(
+def sweep_thresholds(own_L: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Even steps, and finer ones near 0, where scores of rare labels lie.
+
+    Args:
+        own_L: Thresholds of a decision: one that all labels share is among those returned.
+    """
+    steps = np.concatenate(
         [[0.0005, 0.001, 0.002, 0.005], np.arange(1, 100) / 100, [0.995, 0.999]]
     ).astype(np.float32)
+    shared = np.unique(own_L)
+    return np.union1d(steps, shared) if len(shared) == 1 else steps
 
 
 def sweep(

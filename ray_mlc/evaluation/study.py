@@ -230,7 +230,7 @@ def study(
         curves=list(label_curves(targets_NL, scores_NL, points=points)),
         reliability=reliability(targets_NL, scores_NL),
         calibrated=None if calibrated_NL is None else reliability(targets_NL, calibrated_NL),
-        sweep=sweep(targets_NL, scores_NL, sweep_thresholds()),
+        sweep=sweep(targets_NL, scores_NL, sweep_thresholds(thresholds_L)),
         confusions=confusions(targets_NL, given_NL, pairs=PAIRS, shown=SHOWN_LABELS),
         costliest=costliest(targets_NL, scores_NL, given_NL, count=COSTLY),
         lengths=lengths,

@@ -100,7 +100,7 @@ def _length_findings(figures: Figures) -> list[tuple[str, str]]:
         text = f"At 512 tokens, the limit of many encoders, {_percent(1 - at_512['whole'])} of the "
         text += f"documents are cut and {_percent(1 - at_512['kept'])} of all tokens lost."
         found.append(
-            (text, "Choose an encoder for longer documents, or check how much the end matters.")
+            (text, "Read them whole with training.windows, or check how much the end matters.")
         )
     return found
 

@@ -6,11 +6,12 @@ heights follow the number of names, so that each can be read.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
+
+from ray_mlc.report.page import plot_text
 
 DRIFT = 4.5
 """Standard deviations from which a split's rate differs by more than chance, also among thousands
@@ -384,9 +385,7 @@ def _colors(names: Sequence[str]) -> list[str]:
 
 def _name(name: str, length: int = _NAME_LENGTH) -> str:
     """A label's name in a plot: cut, and free of what plotly would take for markup."""
-    flat = " ".join(name.split())
-    short = flat if len(flat) <= length else flat[: length - 1] + "…"
-    return html.escape(short, quote=False)
+    return plot_text(" ".join(name.split()), width=length)
 
 
 def _log_ticks(most: float) -> dict[str, Any]:

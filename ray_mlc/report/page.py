@@ -16,6 +16,8 @@ from typing import Any
 
 PLOT_HEIGHT = 420
 """Pixels of a plot, unless its figure says otherwise."""
+PROSE = 80
+"""Characters from which a cell is text to be read, and gets the width for it."""
 LONG_TABLE = 30
 """Rows above which a table has a box that filters it."""
 
@@ -144,6 +146,7 @@ def _table(table: Table) -> dict[str, Any]:
             {
                 "text": shown(cell, table.digits),
                 "number": isinstance(cell, int | float) or cell is None,
+                "prose": isinstance(cell, str) and len(cell) > PROSE,
                 # what sorting compares: a number as it is, not as it is shown
                 "key": f"{cell:.9g}" if isinstance(cell, int | float) and cell == cell else "",
             }

@@ -88,7 +88,7 @@ def test_a_sweep_says_what_the_metrics_say_at_each_threshold(masked: float) -> N
 
 
 def test_the_sweep_passes_one_half_exactly() -> None:
-    thresholds_T = sweep_thresholds()
+    thresholds_T = sweep_thresholds(np.zeros(0, np.float32))
     assert np.float32(0.5) in thresholds_T
     assert (np.diff(thresholds_T) > 0).all()
 
@@ -97,7 +97,7 @@ def test_without_a_positive_there_is_no_curve_and_a_sweep_of_zeros() -> None:
     targets_NL, scores_NL = np.zeros((4, 2), np.float32), np.full((4, 2), 0.5, np.float32)
     assert micro_curve(targets_NL, scores_NL, points=10) is None
     assert list(label_curves(targets_NL, scores_NL, points=10)) == [None, None]
-    rows = sweep(targets_NL, scores_NL, sweep_thresholds()).rows()
+    rows = sweep(targets_NL, scores_NL, sweep_thresholds(np.zeros(0, np.float32))).rows()
     assert {value for row in rows for name, value in row.items() if name != "threshold"} == {0.0}
 
 
@@ -106,5 +106,12 @@ def test_scores_are_left_as_they_were() -> None:
     before = scores_NL.copy()
     list(label_curves(targets_NL, scores_NL, points=10))
     micro_curve(targets_NL, scores_NL, points=10)
-    sweep(targets_NL, scores_NL, sweep_thresholds())
+    sweep(targets_NL, scores_NL, sweep_thresholds(np.zeros(0, np.float32)))
     np.testing.assert_array_equal(scores_NL, before)
+
+
+def test_a_threshold_that_all_labels_share_is_in_the_sweep_and_others_are_not() -> None:
+    shared, several = np.full(3, 0.27471, np.float32), np.array([0.1234, 0.4321], np.float32)
+    assert shared[0] in sweep_thresholds(shared)
+    assert (np.diff(sweep_thresholds(shared)) > 0).all()
+    assert not set(several) & set(sweep_thresholds(several))
