@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,25 +73,6 @@ def unique_when_folded(names: Iterable[str], taken: Iterable[str] = ()) -> list[
         used.add(candidate.casefold())
         result.append(candidate)
     return result
-
-
-def sorted_label_set(seen: Iterable[str]) -> LabelSet:
-    """The label set of the names seen, in alphabetical order: the same for any row order."""
-    return LabelSet(tuple(sorted(set(seen))))
-
-
-def check_known(labels: Sequence[str], label_set: LabelSet, *, where: str) -> None:
-    """Refuse labels that `label_set` lacks.
-
-    Raises:
-        DataError: Naming the first unknown label.
-    """
-    unknown = sorted(set(labels) - set(label_set.names))
-    if unknown:
-        raise DataError(
-            f"{where}: {len(unknown)} label(s) are not in the label set, for example "
-            f"{unknown[0]!r}; expected among {len(label_set)} labels such as {label_set.names[0]!r}"
-        )
 
 
 def unknown_label(name: str, label_set: LabelSet) -> str:

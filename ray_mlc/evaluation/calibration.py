@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc.errors import ConfigError, DataError
+from ray_mlc.evaluation.blocks import BLOCK_LABELS, row_blocks, slices
 from ray_mlc.evaluation.metrics import annotated_cells
 from ray_mlc.evaluation.reliability import reliability
 from ray_mlc.evaluation.thresholds import SHRINKAGES, folds_of
@@ -48,8 +49,6 @@ _STEPS = 100
 _RIDGE = 1e-12
 _ENOUGH = 1e-12  # nats per cell that another step may still gain
 _IDENTITY = Curve(slope=1.0)
-_BLOCK_CELLS = 1 << 20
-_BLOCK_LABELS = 64
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Cells:
     @classmethod
     def of(cls, targets: NDArray[np.float32], scores: NDArray[np.float32]) -> Cells:
         """Bin the annotated cells of valid targets and scores of any one shape, by rows."""
-        blocks = list(_row_blocks(targets.shape))
+        blocks = list(row_blocks(targets.shape))
         bounds = [
             (float(seen.min()), float(seen.max()))
             for rows in blocks
@@ -177,7 +176,7 @@ def calibration_error(
     ]
     known = [error for error in own if error is not None]
     cells, loss = 0, 0.0
-    for rows in _row_blocks(targets_NL.shape):
+    for rows in row_blocks(targets_NL.shape):
         seen = ~np.isnan(targets_NL[rows])
         z, target = log_odds(scores_NL[rows][seen]), targets_NL[rows][seen]
         loss += float(_nats(z, target).sum())
@@ -224,8 +223,7 @@ class _Fit:
         self, scores_NL: NDArray[np.float32]
     ) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64]]]:
         """Some columns at a time: log-odds by their own curves, and by the one for all."""
-        for low in range(0, len(self.own), _BLOCK_LABELS):
-            columns = slice(low, low + _BLOCK_LABELS)
+        for columns in slices(len(self.own), BLOCK_LABELS):
             z_NB = log_odds(scores_NL[:, columns])
             pooled_NB = self.pooled(z_NB)
             own_NB = pooled_NB.copy()
@@ -353,12 +351,6 @@ def _fit_knots(cells: Cells) -> Curve:
     calibrated = np.maximum.accumulate(np.round(np.log(share) - np.log1p(-share), _DIGITS))
     logits, first = np.unique(logits, return_index=True)
     return Curve(slope=TILT, logits=logits.tolist(), calibrated=calibrated[first].tolist())
-
-
-def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    step = max(1, _BLOCK_CELLS // max(1, shape[1]))
-    for low in range(0, shape[0], step):
-        yield slice(low, low + step)
 
 
 def describe_fit(

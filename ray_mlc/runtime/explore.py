@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from ray_mlc.errors import DataError
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.report.explore import exploration_page
 from ray_mlc.runtime.progress import Display
-from ray_mlc.storage import open_storage
+from ray_mlc.storage import write_file
 from ray_mlc.training.duplicates import find_duplicates
 from ray_mlc.training.examples import Examples, read_examples
 from ray_mlc.training.exploration import count_words, explore, lengths_of
@@ -66,7 +65,7 @@ def explore_examples(
     names = sorted(named, key=lambda name: usual_place(name.rsplit("/", 1)[-1]))
     named = {name: named[name] for name in names}
     if output is not None:
-        _write(output.with_name(".writable"), b"")  # what cannot be written should say so now
+        write_file(output.with_name(".writable"), b"")  # what cannot be written should say so now
         output.with_name(".writable").unlink()
     counter = None if tokenizer is None else Tokenizer.load(tokenizer, max_tokens=_KEPT_TOKENS)
 
@@ -103,15 +102,8 @@ def explore_examples(
     figures["seconds"] = round(time.monotonic() - started, 3)
     if output is not None:
         made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        _write(output, exploration_page(figures, made=made).encode())
+        write_file(output, exploration_page(figures, made=made).encode())
     return figures
-
-
-def _write(path: Path, data: bytes) -> None:
-    storage = open_storage(str(path.parent), scratch=".tmp")
-    storage.put(path.name, data)
-    with suppress(OSError):
-        (path.parent / ".tmp").rmdir()
 
 
 def split_names(paths: Sequence[str]) -> list[str]:

@@ -9,9 +9,8 @@ probability of at least `RECALL`. Where very many texts are alike, each is compa
 `NEIGHBOURS` of its bucket per band and not with all: chains connect them, and the memory stays
 bounded.
 
-Written here on arrays and not taken from a library: signatures of all documents at once take a
-fraction of the time of an object per document, and bands that are sorted need no dictionaries of
-sets, which for a million documents take more memory than the texts.
+Written here on arrays and not taken from a library: those make an object of each document, and
+dictionaries of sets of the bands, where sorting the bands needs no more than the signatures.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_mlc.errors import DataError
-from ray_mlc.labels import LabelSet, check_known, sorted_label_set, unique_when_folded
+from ray_mlc.labels import LabelSet, unique_when_folded
 
 # letters of several cases, the German ß that folds to ss, and what our own endings are made of
 NAMES = st.lists(st.text("aAbBßsS_23", min_size=1, max_size=4), max_size=8)
@@ -62,14 +62,3 @@ def test_folded_names_are_unique_and_unaffected_ones_keep_theirs(
         assert new == old or new.startswith(f"{old}_")
         if before.count(old.casefold()) == 1 and old.casefold() not in used:
             assert new == old
-
-
-def test_a_label_set_does_not_depend_on_the_order_of_rows() -> None:
-    assert sorted_label_set(["b", "a", "b"]) == sorted_label_set(["a", "b"])
-    assert sorted_label_set(["b", "a"]).names == ("a", "b")
-
-
-def test_an_unknown_label_is_named() -> None:
-    check_known(["a"], LabelSet(("a", "b")), where="train.parquet")
-    with pytest.raises(DataError, match=r"train\.parquet: 1 label\(s\).*'c'"):
-        check_known(["a", "c"], LabelSet(("a", "b")), where="train.parquet")

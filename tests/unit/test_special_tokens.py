@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from support.models import classifier_of
+from support.tokenizers import TEXTS, byte_bpe
+from support.tokenizers import wordpiece as plain_wordpiece
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
-from tokenizers import models as algorithms
+from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
-from ray_mlc import synthetic
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.canaries import MARKERS, canary_texts
 from ray_mlc.model.encoder import load_classifier_model, new_classifier_model
@@ -24,43 +24,20 @@ from ray_mlc.model.tokenization import (
     load_pretrained_tokenizer,
 )
 
-TEXTS = synthetic.documents(60, seed=3)["text"].to_pylist()
 ASKED = ["[unused1]", "<url>", "@USER", "😂"]
 LABELS = LabelSet(("a", "b", "c"))
 
 
 def wordpiece() -> Backend:
-    """Like BERT's: lowercases, and has room for tokens of one's own."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend = Backend(algorithms.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(TEXTS, trainer)
-    pieces = sorted(backend.get_vocab(), key=backend.get_vocab().__getitem__)
+    """Like BERT's: with room for tokens of one's own."""
+    trained = plain_wordpiece()
+    pieces = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
     vocabulary = {piece: place for place, piece in enumerate([*pieces, "[unused0]", "[unused1]"])}
-    fresh = Backend(algorithms.WordPiece(vocabulary, unk_token="[UNK]"))
-    fresh.normalizer, fresh.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    fresh.add_special_tokens(special)
-    fresh.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return fresh
-
-
-def byte_bpe() -> Backend:
-    backend = Backend(algorithms.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(TEXTS, trainer)
-    backend.post_processor = processors.RobertaProcessing(
-        ("</s>", 2), ("<s>", 0), add_prefix_space=False
-    )
-    return backend
+    roomy = Backend(WordPiece(vocabulary, unk_token="[UNK]"))
+    roomy.normalizer, roomy.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
+    roomy.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    roomy.post_processor = trained.post_processor
+    return roomy
 
 
 @pytest.fixture(params=[wordpiece, byte_bpe])
