@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,8 @@ PIECE_ROWS = 4_096
 """Most rows of a piece."""
 # a CSV row must fit into one block, and Arrow reads up to 32 blocks ahead
 _BLOCK_BYTES = 4 * 2**20
+# what Arrow says of a row with too few or too many fields; its rows count the header
+_FIELDS = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 
 
 def read_pieces(files: Iterable[SourceFile], columns: Columns) -> Iterator[Piece]:
@@ -151,14 +154,6 @@ def _parquet_pieces(file: SourceFile, columns: Columns) -> Iterator[Piece]:
 def _csv_pieces(file: SourceFile, columns: Columns) -> Iterator[Piece]:
     header, delimiter = _csv_header(file, _head(file))
     names = wanted_columns(file.name, header, columns)
-    bad: list[Any] = []
-
-    def note(row: Any) -> str:
-        # "error" would leave Arrow's read-ahead thread with this function in hand, and the
-        # interpreter aborts now and then when it ends
-        bad.append(row)
-        return "skip"
-
     with file.open() as stream:
         start = 0
         try:
@@ -166,9 +161,9 @@ def _csv_pieces(file: SourceFile, columns: Columns) -> Iterator[Piece]:
                 stream,
                 # one thread: only then does Arrow know the number of a bad row
                 read_options=pa_csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note
-                ),
+                # no `invalid_row_handler`: Arrow's threads let go of it when they like, and where
+                # that is while the interpreter ends, the process aborts
+                parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 # bytes: types guessed from the first rows would not hold for the others
                 convert_options=pa_csv.ConvertOptions(
                     include_columns=names, column_types=dict.fromkeys(names, pa.binary())
@@ -176,26 +171,24 @@ def _csv_pieces(file: SourceFile, columns: Columns) -> Iterator[Piece]:
             )
             with reader:
                 for block in reader:
-                    if bad:
-                        continue  # to the end: see `note`
                     for first in range(0, block.num_rows, PIECE_ROWS):
                         batch = block.slice(first, PIECE_ROWS)
                         arrays = {name: batch.column(name) for name in names}
                         yield Piece(file.name, file.format, start, arrays)
                         start += batch.num_rows
         except pa.ArrowInvalid as error:
+            if bad := _FIELDS.search(str(error)):
+                row, expected, actual = bad.groups()
+                raise DataError(
+                    f"{file.name}: row {int(row) - 1} has {actual} fields, expected {expected}: "
+                    f"quote fields that hold {delimiter!r}, quotes or line breaks"
+                ) from None
             if "straddling" in str(error) or "block" in str(error):
                 raise DataError(
                     f"{file.name}: a row after row {start} is longer than {_BLOCK_BYTES >> 20} "
                     "MiB: look for a quote that is never closed, or write such texts as JSONL"
                 ) from None
             raise
-    if bad:
-        raise DataError(
-            f"{file.name}: row {bad[0].number - 1} has {bad[0].actual_columns} fields, "
-            f"expected {bad[0].expected_columns}: quote fields that hold {delimiter!r}, "
-            "quotes or line breaks"
-        )
 
 
 def _head(file: SourceFile) -> bytes:
