@@ -4,9 +4,9 @@
         --work WORK [--set training.epochs=3 …] [--baseline] [--output FILE]
 
 `DATA/goemotions/` holds train, validation and test as Parquet; the settings are those of
-`jobs/public/goemotions.yaml` and `--set`. Everything is done by commands that users have;
-thresholds are fitted on validation, figures are of the test split. A model that is in WORK already
-is measured only.
+`jobs/public/goemotions.yaml` (`--job`: of another one) and `--set`. Everything is done by commands
+that users have; thresholds are fitted on validation, figures are of the test split. A model that is
+in WORK already is measured only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +44,30 @@ def figures(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-def measure(folder: Path, data: Path, test: str, model: Path) -> Iterator[dict[str, Any]]:
+def measure(
+    folder: Path, data: Path, test: str, model: Path, columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """A trained model at 0.5, at one threshold, and at one for each label."""
-    result = ray_mlc("evaluate", str(model), str(data / test))
-    yield {"decision": "0.5", **figures(result["at_half"])}
+    result = ray_mlc("evaluate", str(model), str(data / test), *columns)
+    ranking = result.get("ranking") or {}
+    ranked = {"ndcg_at_5": round(100 * ranking["ndcg@5"]["value"], 2)} if ranking else {}
+    yield {"decision": "0.5", **figures(result["at_half"]), **ranked}
     yield {"decision": "one threshold", **figures(result["decision"])}
     if "first_window" in result:
         yield {"decision": "one threshold, first window", **figures(result["first_window"])}
     own = folder / f"{model.name}-own.json"
-    ray_mlc("thresholds", str(model), str(data / "validation.parquet"), "--output", str(own))
+    validation = str(data / "validation.parquet")
+    ray_mlc("thresholds", str(model), validation, *columns, "--output", str(own))
     words = ["--decision", str(own), "--output", str(folder / f"{model.name}-own-evaluation.json")]
-    result = ray_mlc("evaluate", str(model), str(data / test), *words)
+    result = ray_mlc("evaluate", str(model), str(data / test), *columns, *words)
     yield {"decision": "one per label", **figures(result["decision"])}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("set", help="folder of the data, and name of the job")
+    parser.add_argument("--job", help="of jobs/public; default: the set's")
+    parser.add_argument("--labels", default="labels", help="label column")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--encoder", help="default: the job's")
     parser.add_argument("--work", type=Path, required=True, help="models and evaluations")
@@ -72,6 +79,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     data, name = asked.data / asked.set, asked.name or asked.set
+    columns = ["--labels", asked.labels]
     split = {part: str(data / f"{part}.parquet") for part in ("train", "validation")}
     lines: list[dict[str, Any]] = []
 
@@ -85,6 +93,7 @@ def main() -> None:
     if asked.baseline:
         words = ["--train", split["train"], "--validation", split["validation"]]
         words += ["--test", str(data / asked.test), "--output", str(asked.work / f"{name}-tfidf")]
+        words += columns
         started = time.monotonic()
         result = ray_mlc("baseline", *words)
         seconds = round(time.monotonic() - started)
@@ -94,14 +103,21 @@ def main() -> None:
             tell(line | figures(result[key]) | {"seconds": seconds})
     for seed in asked.seeds.split(","):
         model = asked.work / f"{name}-{seed}"
-        words = [str(JOBS / f"{asked.set}.yaml"), "--output", str(model)]
+        words = [str(JOBS / f"{asked.job or asked.set}.yaml"), "--output", str(model)]
         words += [word for part, path in split.items() for word in (f"--{part}", path)]
         words += ["--encoder", asked.encoder] if asked.encoder else []
         words += [word for item in asked.settings for word in ("--set", item)]
         started = time.monotonic()
-        ray_mlc("train", *words, "--set", f"training.seed={seed}")
+        ray_mlc(
+            "train",
+            *words,
+            "--set",
+            f"training.seed={seed}",
+            "--set",
+            f"data.labels={asked.labels}",
+        )
         seconds = round(time.monotonic() - started)
-        for found in measure(asked.work, data, asked.test, model):
+        for found in measure(asked.work, data, asked.test, model, columns):
             line = {"set": asked.set, "name": name, "seed": int(seed), "settings": asked.settings}
             tell(line | found | {"seconds": seconds})
     for title in dict.fromkeys(line["decision"] for line in lines if "seed" in line):
