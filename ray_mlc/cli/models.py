@@ -171,6 +171,13 @@ def evaluate(
     texts: Annotated[
         bool, typer.Option("--texts", help="Show the texts of mistakes in the report.")
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="With --texts: shade the words that carried mistakes."),
+    ] = False,
+    explain_seconds: Annotated[
+        float, typer.Option(min=1, help="Time for --explain; the most costly mistakes come first.")
+    ] = 60,
     decision: DecisionFile = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -193,6 +200,8 @@ def evaluate(
         device=device,
         output=output,
         texts=texts,
+        explain=explain,
+        explain_seconds=explain_seconds,
         decision=decision,
         display=Display(quiet=quiet),
     )
@@ -331,14 +340,18 @@ def predict(
     dtype: Dtype = "float32",
     device: Device = "auto",
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Labels, scores and latency of single texts."""
     from ray_mlc.cli.tables import print_predictions
     from ray_mlc.runtime.evaluate import predict_texts
+    from ray_mlc.runtime.progress import Display
 
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin]
-    results = predict_texts(model, texts, dtype=dtype, device=device, explain=explain)
+    results = predict_texts(
+        model, texts, dtype=dtype, device=device, explain=explain, display=Display(quiet=quiet)
+    )
     if json:
         print_json(results)
         return

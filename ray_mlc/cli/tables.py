@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_mlc.evaluation.metrics import LOWER_IS_BETTER, METRIC_NAMES
+from ray_mlc.labels import listed, quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -258,7 +259,7 @@ def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None
         cut = ", cut" if result["truncated"] else ""
         text = result["text"] if len(result["text"]) <= 70 else result["text"][:69] + "…"
         _say(f"{text!r}  {result['latency_ms']:.1f} ms, {result['n_tokens']} tokens{cut}")
-        _say(f"  labels: {', '.join(result['labels']) or '(none)'}")
+        _say(f"  labels: {listed(result['labels']) or '(none)'}")
         ranked = sorted(result["scores"].items(), key=lambda item: -item[1])
         for label, score in ranked[:top]:
             mark = "●" if label in result["labels"] else " "
@@ -279,8 +280,9 @@ def _print_explanation(result: Mapping[str, Any], explanation: Mapping[str, Any]
         f"words, {explanation['logit']:+.2f} with these:"
     )
     words = explanation["words"]
-    ranked = sorted(words, key=lambda word: -abs(word["share"]))[:WORDS_SHOWN]
-    shown = ", ".join(f"{word['text']} {word['share']:+.2f}" for word in ranked)
+    # of a TF-IDF model what it has weights for: words and pairs
+    ranked = sorted(explanation["terms"] or words, key=lambda term: -abs(term["share"]))
+    shown = ", ".join(f"{term['text']} {term['share']:+.2f}" for term in ranked[:WORDS_SHOWN])
     _say(f"    {shown or '(none)'}")
     console = _console()
     if not console.is_terminal or not words:
@@ -422,9 +424,9 @@ def print_demo(folder: Path, verdict: Verdict, documents: Sequence[Mapping[str, 
         _say(f"  {folder / name}  {what}")
     for document in documents:
         text = document["text"]
-        best = ", ".join(f"{label} {score:.3f}" for label, score in document["best"].items())
+        best = ", ".join(f"{quoted(name)} {score:.3f}" for name, score in document["best"].items())
         _say(f"\n{document['source']} row {document['row']}: {text[:100]}…")
-        _say(f"  labels: {', '.join(document['labels'])}   (best: {best})")
+        _say(f"  labels: {listed(document['labels'])}   (best: {best})")
 
 
 def print_checks(checks: Iterable[Check]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ray_mlc.labels import listed
 from ray_mlc.report.explore_plots import (
     DRIFT,
     FEW,
@@ -20,7 +21,7 @@ from ray_mlc.report.explore_plots import (
     labels_per_document,
     length_histogram,
 )
-from ray_mlc.report.page import Plot, Section, Table, render_page
+from ray_mlc.report.page import Part, Plot, Section, Table, render_page
 
 BARS = 40
 """Labels drawn one by one; all of them stand in the table."""
@@ -292,7 +293,7 @@ def _lengths(lengths: Mapping[str, Any]) -> Section:
 def _labels(figures: Figures) -> Section:
     labels = figures["labels"]
     names = [split["name"] for split in figures["splits"]]
-    parts: list[Plot | Table] = [Plot(label_rates(labels[:BARS], names))]
+    parts: list[Part] = [Plot(label_rates(labels[:BARS], names))]
     if len(labels) > BARS:
         parts.append(
             Plot(
@@ -364,7 +365,7 @@ def _together(figures: Figures) -> list[Section]:
     if len(names) < 2:
         return []
     which = "All labels" if len(names) == len(figures["labels"]) else "The most frequent labels"
-    parts: list[Plot | Table] = [
+    parts: list[Part] = [
         Plot(
             label_square(together["phi"], together, "phi", symmetric=True),
             note="Correlation (phi). Red: given together more often than by chance; blue: less.",
@@ -420,7 +421,7 @@ def _duplicates(figures: Figures) -> list[Section]:
         ]
         for one in facts["within"]
     ]
-    parts: list[Plot | Table] = [
+    parts: list[Part] = [
         Table(
             ["split", "rows", "repeat an earlier row", "%", "nearly like another row", "% nearly"],
             within,
@@ -477,7 +478,7 @@ def _contradictions(facts: Mapping[str, Any]) -> Section:
     has_texts = facts["contradictions"][0]["text"] is not None
     rows = []
     for one in facts["contradictions"]:
-        sets = " | ".join(", ".join(labels) or "(none)" for labels in one["labels"])
+        sets = " | ".join(listed(labels) or "(none)" for labels in one["labels"])
         ids = ", ".join(one["ids"]) + (", …" if one["rows"] > len(one["ids"]) else "")
         rows.append([one["rows"], sets, ids, *([one["text"]] if has_texts else [])])
     heads = ["rows", "labels", "ids", *(["text"] if has_texts else [])]

@@ -18,6 +18,8 @@ PLOT_HEIGHT = 420
 """Pixels of a plot, unless its figure says otherwise."""
 PROSE = 80
 """Characters from which a cell is text to be read, and gets the width for it."""
+MARKS = 4
+"""Strengths of a mark."""
 LONG_TABLE = 30
 """Rows above which a table has a box that filters it."""
 
@@ -59,6 +61,32 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A piece of a text."""
+
+    text: str
+    """As it stands in the text."""
+    mark: int = 0
+    """How much it speaks for something, 1 to `MARKS`, or, negative, against it; 0: it is plain."""
+    hint: str = ""
+    """What a pointer on it is told."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text of which some pieces are marked: by shade, by kind of underline, and in words."""
+
+    title: str
+    """What the text is."""
+    facts: str
+    """A line of figures under it."""
+    pieces: Sequence[Piece]
+    """The text."""
+    said: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    """What the marks say, in words: a name and what belongs to it."""
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands under it."""
 
@@ -66,8 +94,12 @@ class Section:
     """Heading; also its place in the page's list of contents."""
     words: str = ""
     """A paragraph."""
-    parts: Sequence[Plot | Table] = field(default_factory=tuple)
+    parts: Sequence[Part] = field(default_factory=tuple)
     """In this order."""
+
+
+Part = Plot | Table | Passage
+"""What stands under a heading."""
 
 
 def render_page(
@@ -119,10 +151,16 @@ def _filled(section: Section) -> dict[str, Any]:
     return {
         "title": section.title,
         "words": section.words,
-        "parts": [
-            _plot(part) if isinstance(part, Plot) else _table(part) for part in section.parts
-        ],
+        "parts": [_part(part) for part in section.parts],
     }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, Plot):
+        return _plot(part)
+    if isinstance(part, Passage):
+        return {"kind": "passage", "passage": part, "note": ""}
+    return _table(part)
 
 
 def _plot(plot: Plot) -> dict[str, Any]:
