@@ -178,6 +178,8 @@ def evaluate_model(
         )
     if explain and not texts:
         raise ConfigError("--explain shows words of the texts in the report: give --texts as well")
+    if not explain_seconds > 0:
+        raise ConfigError(f"--explain-seconds is {explain_seconds:g}, expected a number above 0")
     folder = open_model(model)
     if explain:  # not after the scoring
         check_explainable(folder)

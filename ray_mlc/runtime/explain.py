@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ray_mlc.errors import ConfigError
 from ray_mlc.evaluation.mistakes import Mistake
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.encoder import load_classifier_model
@@ -138,8 +137,6 @@ def explain_mistakes(
         seconds: When to stop, in the middle of an explanation if need be.
         display: Told about progress.
     """
-    if not seconds > 0:
-        raise ConfigError(f"--explain-seconds is {seconds:g}, expected a number above 0")
     known = len(folder.label_set)
     asked = [
         mistake
