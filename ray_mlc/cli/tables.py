@@ -89,6 +89,24 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, float | None]])
     _console().print(table)
 
 
+def print_training(summary: Mapping[str, Any]) -> None:
+    """Validation metrics of the model that was kept, and how it reads long documents."""
+    columns = {"at 0.5": summary["metrics"]["at_half"]}
+    columns[f"at {summary['threshold']:.3f}"] = summary["metrics"]["decision"]
+    print_metrics("validation", columns)
+    if (windows := summary["windows"]) is not None:
+        others = [
+            f"{_figure(value)} by {how}"
+            for how, value in sorted(windows["values"].items(), key=lambda item: -(item[1] or 0))
+            if how != windows["chosen"]
+        ]
+        said = f"windows are joined by {windows['chosen']}"
+        if windows["chosen"] in windows["values"]:
+            said += f": {windows['metric']} {_figure(windows['values'][windows['chosen']])}"
+        _say(said + (f", against {', '.join(others)}" if others else ""))
+    _say(f"model: {summary['model']} (epoch {summary['best_epoch']})")
+
+
 def print_trials(summary: Mapping[str, Any]) -> None:
     """The best trials of a search, and what became of the best one."""
     metric = summary["metric"]
@@ -198,7 +216,7 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     _print_calibration_errors("calibration", columns)
 
 
-def print_decision(result: Mapping[str, Any], objective: str) -> None:
+def print_decision(result: Mapping[str, Any]) -> None:
     """What thresholds, and what goes with them, give before and after."""
     titles = {
         "at_half": "at 0.5",
@@ -207,7 +225,7 @@ def print_decision(result: Mapping[str, Any], objective: str) -> None:
         "held_out": "held out",
     }
     metrics = {titles[name]: values for name, values in result["metrics"].items()}
-    print_metrics(f"thresholds for {objective}", metrics)
+    print_metrics(f"thresholds for {result['objective']}", metrics)
     if result["calibration"] is not None:
         print_calibration(result["calibration"])
     for name, found in result["reached"].items():

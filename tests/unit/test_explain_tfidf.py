@@ -88,9 +88,7 @@ def test_the_command_explains_a_tfidf_model_without_captum(
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     text = synthetic.documents(1, seed=5)["text"][0].as_py()
-    [found] = predict_texts(
-        str(tiny_tfidf), [text], dtype="float32", device="cpu", explain=True
-    )
+    [found] = predict_texts(str(tiny_tfidf), [text], dtype="float32", device="cpu", explain=True)
     assert found["explanations"]
     assert run(monkeypatch, "predict", str(tiny_tfidf), text, "--explain") == 0
     shown = capsys.readouterr()
