@@ -20,6 +20,8 @@ PROSE = 80
 """Characters from which a cell is text to be read, and gets the width for it."""
 MARKS = 4
 """Strengths of a mark."""
+DEEPEST = 12
+"""Depth from which on lines of a tree are no longer moved to the right."""
 LONG_TABLE = 30
 """Rows above which a table has a box that filters it."""
 
@@ -61,6 +63,31 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Twig:
+    """A line of a tree."""
+
+    name: str
+    depth: int
+    """0 for what has nothing above it."""
+    figures: Sequence[int | float | None]
+    """In the tree's columns."""
+    note: str = ""
+    """Stands beside the name."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Names below names, with figures; readers open and close what is below one, or search."""
+
+    columns: Sequence[str]
+    """Heads: of the names, and of the figures."""
+    twigs: Sequence[Twig]
+    """Each followed by those below it."""
+    note: str = ""
+    """What the reader should see in it, in words."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """A piece of a text."""
 
@@ -98,7 +125,7 @@ class Section:
     """In this order."""
 
 
-Part = Plot | Table | Passage
+Part = Plot | Table | Tree | Passage
 """What stands under a heading."""
 
 
@@ -160,6 +187,8 @@ def _part(part: Part) -> dict[str, Any]:
         return _plot(part)
     if isinstance(part, Passage):
         return {"kind": "passage", "passage": part, "note": ""}
+    if isinstance(part, Tree):
+        return _tree(part)
     return _table(part)
 
 
@@ -203,6 +232,21 @@ def _table(table: Table) -> dict[str, Any]:
         "note": table.note,
         "long": len(rows) > LONG_TABLE,
     }
+
+
+def _tree(tree: Tree) -> dict[str, Any]:
+    twigs = [
+        {
+            "name": twig.name,
+            "depth": twig.depth,
+            "indent": min(twig.depth, DEEPEST),
+            "note": twig.note,
+            "parent": index + 1 < len(tree.twigs) and tree.twigs[index + 1].depth > twig.depth,
+            "figures": [shown(figure, 2) for figure in twig.figures],
+        }
+        for index, twig in enumerate(tree.twigs)
+    ]
+    return {"kind": "tree", "columns": tree.columns, "twigs": twigs, "note": tree.note}
 
 
 @cache

@@ -14,17 +14,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ray_mlc.errors import DataError
+from ray_mlc.errors import ConfigError, DataError
+from ray_mlc.model.hierarchy import read_parents
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.report.explore import exploration_page
 from ray_mlc.runtime.progress import Display
-from ray_mlc.storage import write_file
+from ray_mlc.storage import local_path, write_file
+from ray_mlc.training.closure import hierarchy_facts
 from ray_mlc.training.duplicates import find_duplicates
 from ray_mlc.training.examples import Examples, read_examples
 from ray_mlc.training.exploration import count_words, explore, lengths_of
 from ray_mlc.training.splits import usual_place
 
 _EXTENSION = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson|json)(\.gz)?$", re.IGNORECASE)
+LABELS_FILE = "labels.yaml"
+"""What a file of label parents beside the examples is called."""
 _KEPT_TOKENS = 64  # only lengths are asked for: the ids of a long text need not be kept
 
 
@@ -38,6 +42,7 @@ def explore_examples(
     texts: bool,
     output: Path | None,
     display: Display,
+    hierarchy: Path | None = None,
 ) -> dict[str, Any]:
     """Explore examples, and write the page.
 
@@ -50,11 +55,14 @@ def explore_examples(
         texts: Whether beginnings of texts may be shown.
         output: HTML file; None: none.
         display: Where progress is shown.
+        hierarchy: File of label parents; None: `LABELS_FILE` beside the first path, if it is one.
 
     Returns:
-        The figures (`training.exploration.Exploration`, and `sources`, `seconds`).
+        The figures (`training.exploration.Exploration`, and `sources`, `seconds`, `hierarchy`:
+        `training.closure.HierarchyFacts` or null).
 
     Raises:
+        ConfigError: If the hierarchy is not one.
         DataError: If examples cannot be used.
         ModelError: If the tokenizer cannot be loaded.
         StorageError: If the page cannot be written.
@@ -67,6 +75,7 @@ def explore_examples(
     if output is not None:
         write_file(output.with_name(".writable"), b"")  # what cannot be written should say so now
         output.with_name(".writable").unlink()
+    parents = _parents(hierarchy, paths[0], display)
     counter = None if tokenizer is None else Tokenizer.load(tokenizer, max_tokens=_KEPT_TOKENS)
 
     splits: dict[str, Examples] = {}
@@ -98,12 +107,46 @@ def explore_examples(
         every = pa.concat_arrays([examples.texts for examples in splits.values()])
         duplicates = find_duplicates(every, jaccard=near or None, progress=stage.advance)
     figures = asdict(explore(splits, lengths, duplicates, texts=texts))
+    figures["hierarchy"] = None
+    if parents is not None:
+        file, above = parents
+        figures["hierarchy"] = asdict(hierarchy_facts(splits, above, str(file)))
     figures["sources"] = named
     figures["seconds"] = round(time.monotonic() - started, 3)
     if output is not None:
         made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         write_file(output, exploration_page(figures, made=made).encode())
     return figures
+
+
+def _parents(
+    given: Path | None, path: str, display: Display
+) -> tuple[Path, dict[str, list[str]]] | None:
+    """Parents of labels, and the file that has them; None if there are none.
+
+    Raises:
+        ConfigError: If the file that was given is no hierarchy.
+    """
+    if given is not None:
+        parents = read_parents(given)
+        if not any(parents.values()):
+            raise ConfigError(f"{given}: no label in it has a parent")
+        return given, parents
+    where = local_path(path)
+    if where is None:
+        return None
+    found = (where if where.is_dir() else where.parent) / LABELS_FILE
+    if not found.is_file():
+        return None
+    try:
+        parents = read_parents(found)
+    except ConfigError as error:
+        display.say(f"note: not read as label parents: {error}")
+        return None
+    if not any(parents.values()):
+        return None
+    display.say(f"label parents: {found} (--hierarchy names another file)")
+    return found, parents
 
 
 def split_names(paths: Sequence[str]) -> list[str]:

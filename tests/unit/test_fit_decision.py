@@ -84,7 +84,7 @@ def test_the_fitted_decision_is_kept_and_used_and_the_weights_stay(
     assert [c.strip() for c in columns.split("|") if "interval" not in c and c.strip()] == [
         "at 0.5", "at the decision", "the same, on documents held out of its fit",
     ]  # fmt: skip
-    assert f"Fitted for `f1_micro` on {ROWS} validation examples" in card
+    assert f"Fitted for `f1` on {ROWS} validation examples" in card
     assert f"`{examples}`" in card
     assert after.info.metrics["measured_on"]["documents"] == ROWS
     low, high = after.info.metrics["intervals"]["decision_held_out"]["f1_micro"]
