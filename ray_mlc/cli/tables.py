@@ -56,6 +56,16 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def size(bytes_: int) -> str:
+    """Bytes in the unit in which they are a number of a few digits."""
+    value, unit = float(bytes_), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+
+
 def print_conversion(summary: ConvertSummary) -> None:
     """What was written, what is odd about it, and the most frequent labels."""
     _say(

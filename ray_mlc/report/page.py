@@ -14,6 +14,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+GENERATOR = '<meta name="generator" content="ray-mlc">'
+"""What a page of ours has in its head."""
 PLOT_HEIGHT = 420
 """Pixels of a plot, unless its figure says otherwise."""
 PROSE = 80
@@ -142,6 +144,7 @@ def render_page(
     return str(
         _template().render(
             title=title,
+            generator=GENERATOR,
             facts=list(facts),
             sections=[_filled(section) for section in sections],
             plotly=_plotly_script() if _has_plots(sections) else None,

@@ -35,6 +35,7 @@ from ray_mlc.runtime.explain import (
     explain_predictions,
 )
 from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.report_files import check_replaceable
 from ray_mlc.storage import Storage, open_storage
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 
@@ -166,8 +167,8 @@ def evaluate_model(
         and `calibrated` are null without one.
 
     Raises:
-        ConfigError: If `output` names the report, there is no such decision, or explanations are
-            asked for without texts.
+        ConfigError: If `output` names the report or a file that is none, there is no such
+            decision, or explanations are asked for without texts.
         DataError: If the examples cannot be used.
         ResourceError: If explanations need captum, which is not installed.
         StorageError: If nothing can be written there.
@@ -186,6 +187,9 @@ def evaluate_model(
     label_set = folder.label_set
     decided = folder.info.decision if decision is None else read_decision(decision, label_set)
     storage, name = _place(output or folder.path / "evaluation", examples[0], output)
+    page = str(PurePath(name).with_suffix(".html"))
+    for file in (name, page):
+        check_replaceable(Path(storage.uri) / file, display)
     data = read_examples(list(examples), text=text, labels=labels, label_set=label_set)
     data = annotated_rows(data, examples[0])
     unknown = data.label_set.names[len(label_set) :]
@@ -255,7 +259,6 @@ def evaluate_model(
             seconds=explain_seconds,
             display=display,
         )
-    page = str(PurePath(name).with_suffix(".html"))
     ids = data.ids.to_pylist()
     result = found.summary(ids) | windows
     result |= {

@@ -19,6 +19,7 @@ from ray_mlc.model.hierarchy import read_parents
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.report.explore import exploration_page
 from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.report_files import check_replaceable
 from ray_mlc.storage import local_path, write_file
 from ray_mlc.training.closure import hierarchy_facts
 from ray_mlc.training.duplicates import find_duplicates
@@ -62,7 +63,7 @@ def explore_examples(
         `training.closure.HierarchyFacts` or null).
 
     Raises:
-        ConfigError: If the hierarchy is not one.
+        ConfigError: If the hierarchy is not one, or `output` is a file that is no report.
         DataError: If examples cannot be used.
         ModelError: If the tokenizer cannot be loaded.
         StorageError: If the page cannot be written.
@@ -73,6 +74,7 @@ def explore_examples(
     names = sorted(named, key=lambda name: usual_place(name.rsplit("/", 1)[-1]))
     named = {name: named[name] for name in names}
     if output is not None:
+        check_replaceable(output, display)
         write_file(output.with_name(".writable"), b"")  # what cannot be written should say so now
         output.with_name(".writable").unlink()
     parents = _parents(hierarchy, paths[0], display)
@@ -86,14 +88,14 @@ def explore_examples(
         label_set = splits[name].label_set
     rows = sum(len(examples) for examples in splits.values())
 
-    with display.stage("words", rows, "documents") as stage:
+    with display.stage("count words", rows, "documents") as stage:
         lengths = [lengths_of(splits, count_words, unit="words", progress=stage.advance)]
     if counter is not None:
 
         def count_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
             return counter.encode(texts).n_tokens.astype(np.int64)
 
-        with display.stage("tokens", rows, "documents") as stage:
+        with display.stage("count tokens", rows, "documents") as stage:
             lengths.append(
                 lengths_of(
                     splits,
@@ -103,7 +105,7 @@ def explore_examples(
                     progress=stage.advance,
                 )
             )
-    with display.stage("duplicates", rows * (2 if near else 1), "documents") as stage:
+    with display.stage("compare texts", rows * (2 if near else 1), "readings") as stage:
         every = pa.concat_arrays([examples.texts for examples in splits.values()])
         duplicates = find_duplicates(every, jaccard=near or None, progress=stage.advance)
     figures = asdict(explore(splits, lengths, duplicates, texts=texts))
