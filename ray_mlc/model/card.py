@@ -34,6 +34,10 @@ _METRICS = {
     "roc_auc_micro": ("roc_auc", "ROC-AUC, micro"),
 }
 """Figures that the hub gets, and the names that it has for them."""
+_ALWAYS = frozenset(
+    "epochs batch_size learning_rate head_learning_rate max_tokens loss pooling dtype best_metric "
+    "seed".split()
+)  # settings that are named even where they are the defaults
 _SEES = {
     "cls": "the first token's last hidden state",
     "mean": "the mean of all last hidden states",
@@ -317,12 +321,10 @@ def _training(info: ModelInfo) -> list[str]:
     if not settings:
         return []
     usual = TrainingConfig().model_dump(mode="json")
-    always = ("epochs", "batch_size", "learning_rate", "head_learning_rate", "max_tokens")
-    always += ("loss", "pooling", "dtype", "best_metric", "seed")
     lines = [
         f"- {code(key)}: {code(json.dumps(value, ensure_ascii=False))}"
         for key, value in settings.items()
-        if key in always or value != usual.get(key)
+        if key in _ALWAYS or value != usual.get(key)
     ]
     return [*lines, "", "All others are ray_mlc's defaults; `history.jsonl` has the epochs."]
 

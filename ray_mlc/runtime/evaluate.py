@@ -285,8 +285,8 @@ def evaluate_model(
         facts=_facts(result, decided, folder.info, classifier),
         ids=ids,
         texts=documents if texts else None,
-        explained=explained and explained.found,
-        wanted=explained.wanted if explained else 0,
+        explained=None if explained is None else explained.found,
+        wanted=0 if explained is None else explained.wanted,
     )
     storage.put(page, html.encode())
     storage.put(name, json.dumps(result, indent=1, ensure_ascii=False).encode())
