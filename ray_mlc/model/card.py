@@ -35,8 +35,18 @@ _METRICS = {
 }
 """Figures that the hub gets, and the names that it has for them."""
 _ALWAYS = frozenset(
-    "epochs batch_size learning_rate head_learning_rate max_tokens loss pooling dtype best_metric "
-    "seed".split()
+    [
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "head_learning_rate",
+        "max_tokens",
+        "loss",
+        "pooling",
+        "dtype",
+        "best_metric",
+        "seed",
+    ]
 )  # settings that are named even where they are the defaults
 _SEES = {
     "cls": "the first token's last hidden state",
@@ -76,13 +86,13 @@ def _front(info: ModelInfo, pooling: str | None) -> str:
 
     plain = pooling is None and info.kind == "encoder"
     about = _measured_on(info)
-    name = re.sub(r"[^\w.-]+", "-", _stem(about["examples"])).strip("-.") or "examples"
+    name = _stem(about["examples"]) or "validation"
     held_out = "decision_held_out" in info.metrics
     metrics = info.metrics.get("decision_held_out" if held_out else "decision", {})
     results = [
         EvalResult(
             task_type="text-classification",
-            dataset_type=name,
+            dataset_type="custom",  # of no data set on the hub, which would be linked
             dataset_name=name,
             dataset_split="validation",
             metric_type=kind,
@@ -104,7 +114,11 @@ def _front(info: ModelInfo, pooling: str | None) -> str:
 
 
 def _stem(paths: Sequence[str]) -> str:
-    return paths[0].rstrip("/").rpartition("/")[2].partition(".")[0] if paths else ""
+    """What examples are called: their file's name, after that of its folder."""
+    if not paths:
+        return ""
+    *_, folder, file = ["", *redact(paths[0]).partition("?")[0].rstrip("/").split("/")]
+    return f"{folder}/{file.partition('.')[0]}".strip("/")
 
 
 def _origin(info: ModelInfo) -> str:
@@ -257,9 +271,11 @@ def _figures(info: ModelInfo) -> list[str]:
         words.append("The dummy gives every document the label rates of the training data.")
     if ends:
         words.append("Intervals: bootstrap over documents; another training would vary as well.")
+    chosen = "The decision was" if info.kind == "tfidf" else "Epoch and decision were"
+    less = "; those held out do so less" if "decision_held_out" in shown else ""
     words.append(
-        "Epoch and decision were chosen on these examples, so figures flatter; those held out do "
-        "so less. What it does on others, `ray-mlc evaluate` says."
+        f"{chosen} chosen on these examples, so figures flatter{less}. What it does on others, "
+        "`ray-mlc evaluate` says."
     )
     return [*lines, "", " ".join(words)]
 
@@ -346,8 +362,7 @@ def _limits(info: ModelInfo) -> list[str]:
     lines = []
     if scripts := train.get("scripts"):
         named = ", ".join(
-            f"{name.capitalize()} {'all' if share == 1 else f'{share:.1%}'}"
-            for name, share in list(scripts.items())[:NAMED]
+            f"{name.capitalize()} {share:.1%}" for name, share in list(scripts.items())[:NAMED]
         )
         lines.append(
             f"- Letters seen in training, of a sample of the texts, by script: {named}. Nobody "

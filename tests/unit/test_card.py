@@ -91,8 +91,8 @@ def test_the_hub_reads_the_front_and_gets_the_figures(pooling: str | None) -> No
     results = {item.metric_name: item for item in data.eval_results}
     assert results["F1, micro, at the decision"].metric_value == 0.5
     assert len(results) == 3  # what is undefined is no figure
-    assert {item.dataset_name for item in results.values()} == {"validation"}
-    assert all(re.fullmatch(r"[\w.-]+", item.dataset_type) for item in results.values())
+    assert {item.dataset_name for item in results.values()} == {"data/validation"}
+    assert {item.dataset_type for item in results.values()} == {"custom"}
     for item in results.values():
         assert item == type(item)(**vars(item))
 
