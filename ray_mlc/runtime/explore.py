@@ -77,7 +77,7 @@ def explore_examples(
         check_replaceable(output, display)
         write_file(output.with_name(".writable"), b"")  # what cannot be written should say so now
         output.with_name(".writable").unlink()
-    parents = _parents(hierarchy, paths[0], display)
+    parents = None if hierarchy is None else _given_parents(hierarchy)
     counter = None if tokenizer is None else Tokenizer.load(tokenizer, max_tokens=_KEPT_TOKENS)
 
     splits: dict[str, Examples] = {}
@@ -87,6 +87,8 @@ def explore_examples(
         splits[name] = read_examples(path, text=text, labels=labels, label_set=label_set)
         label_set = splits[name].label_set
     rows = sum(len(examples) for examples in splits.values())
+    if parents is None:
+        parents = _parents_beside(paths[0], display)
 
     with display.stage("count words", rows, "documents") as stage:
         lengths = [lengths_of(splits, count_words, unit="words", progress=stage.advance)]
@@ -121,19 +123,24 @@ def explore_examples(
     return figures
 
 
-def _parents(
-    given: Path | None, path: str, display: Display
-) -> tuple[Path, dict[str, list[str]]] | None:
-    """Parents of labels, and the file that has them; None if there are none.
+Parents = tuple[Path, dict[str, list[str]]]
+"""A file of label parents, and what it says."""
+
+
+def _given_parents(file: Path) -> Parents:
+    """The hierarchy that was asked for.
 
     Raises:
-        ConfigError: If the file that was given is no hierarchy.
+        ConfigError: If it is none.
     """
-    if given is not None:
-        parents = read_parents(given)
-        if not any(parents.values()):
-            raise ConfigError(f"{given}: no label in it has a parent")
-        return given, parents
+    parents = read_parents(file)
+    if not any(parents.values()):
+        raise ConfigError(f"{file}: no label in it has a parent")
+    return file, parents
+
+
+def _parents_beside(path: str, display: Display) -> Parents | None:
+    """The hierarchy in the folder of the examples, if there is one: no obstacle if it is none."""
     where = local_path(path)
     if where is None:
         return None
@@ -141,14 +148,12 @@ def _parents(
     if not found.is_file():
         return None
     try:
-        parents = read_parents(found)
+        parents = _given_parents(found)
     except ConfigError as error:
         display.say(f"note: not read as label parents: {error}")
         return None
-    if not any(parents.values()):
-        return None
     display.say(f"label parents: {found} (--hierarchy names another file)")
-    return found, parents
+    return parents
 
 
 def split_names(paths: Sequence[str]) -> list[str]:

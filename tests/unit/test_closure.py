@@ -152,6 +152,9 @@ def test_a_file_beside_the_examples_is_found_said_and_never_an_obstacle(
     assert f"label parents: {beside}" in shown.err
     assert run(monkeypatch, "data", "explore", str(tmp_path), "--json", "--near", "0") == 0
     assert json.loads(capsys.readouterr().out)["hierarchy"] is not None
+    missing = str(tmp_path / "missing.parquet")
+    assert run(monkeypatch, "data", "explore", missing, "--json") == 2
+    assert "label parents" not in capsys.readouterr().err  # no note before an error
     for content in ("- a\n- b\n", "a: a\n", "a: [", "{}", ""):
         beside.write_text(content)
         assert run(monkeypatch, *command) == 0
