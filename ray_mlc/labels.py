@@ -8,8 +8,9 @@ training and metrics compute on). Dense multi-hot rows `targets_NL` are made per
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,6 +74,24 @@ def unique_when_folded(names: Iterable[str], taken: Iterable[str] = ()) -> list[
         used.add(candidate.casefold())
         result.append(candidate)
     return result
+
+
+def listed(names: Sequence[str], *, most: int | None = None) -> str:
+    """Labels in one line, with commas between; those are quoted that would not be told apart.
+
+    Args:
+        names: In this order.
+        most: How many are named; the others are counted. None: all are.
+    """
+    shown = names if most is None else names[:most]
+    more = f" and {len(names) - len(shown):,} more" if len(shown) < len(names) else ""
+    return ", ".join(quoted(name) for name in shown) + more
+
+
+def quoted(name: str) -> str:
+    """A label as a list shows it: as it is, or in quotes where a list would garble it."""
+    plain = name.isprintable() and name == name.strip() and not any(mark in name for mark in ',"')
+    return name if plain else json.dumps(name, ensure_ascii=False)
 
 
 def unknown_label(name: str, label_set: LabelSet) -> str:

@@ -133,6 +133,13 @@ def explore(
     ] = None,
     text: Text = "text",
     labels: Labels = "labels",
+    hierarchy: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML of label parents, child: parent; default: labels.yaml beside the examples.",
+            show_default=False,
+        ),
+    ] = None,
     near: Near = 0.8,
     texts: Annotated[
         bool, typer.Option("--texts", help="Show beginnings of texts, not only ids.")
@@ -154,6 +161,7 @@ def explore(
         near=near,
         texts=texts,
         output=page,
+        hierarchy=hierarchy,
         display=Display(quiet=quiet),
     )
     if json:

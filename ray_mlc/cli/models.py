@@ -51,7 +51,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune an encoder on Ray Train; the result is a model folder."""
-    from ray_mlc.cli.tables import print_metrics
+    from ray_mlc.cli.tables import print_training
     from ray_mlc.config import TrainJob, load_job
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.ray_train import train as run_train
@@ -71,10 +71,7 @@ def train(
     if json:
         print_json(summary)
         return
-    columns = {"at 0.5": summary["metrics"]["at_half"]}
-    columns[f"at {summary['threshold']:.3f}"] = summary["metrics"]["decision"]
-    print_metrics("validation", columns)
-    typer.echo(f"model: {summary['model']} (epoch {summary['best_epoch']})")
+    print_training(summary)
 
 
 def tune(
@@ -171,6 +168,13 @@ def evaluate(
     texts: Annotated[
         bool, typer.Option("--texts", help="Show the texts of mistakes in the report.")
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="With --texts: shade the words that carried mistakes."),
+    ] = False,
+    explain_seconds: Annotated[
+        float, typer.Option(min=1, help="Time for --explain; the most costly mistakes come first.")
+    ] = 60,
     decision: DecisionFile = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -193,6 +197,8 @@ def evaluate(
         device=device,
         output=output,
         texts=texts,
+        explain=explain,
+        explain_seconds=explain_seconds,
         decision=decision,
         display=Display(quiet=quiet),
     )
@@ -209,25 +215,32 @@ def thresholds(
         list[str], typer.Argument(help="Validation examples: Parquet, CSV or JSONL.")
     ],
     objective: Annotated[
-        str, typer.Option(help="f1, fbeta=2, precision>=0.9 or rate<=0.01.")
-    ] = "f1",
+        str | None,
+        typer.Option(help="f1, fbeta=2, precision>=0.9 or rate<=0.01.", show_default=False),
+    ] = None,
     per_label: Annotated[
         bool, typer.Option("--per-label/--one", help="One for each label, or one for all.")
     ] = True,
     calibrate: Annotated[
-        str,
-        typer.Option(help="Also scores to probabilities: none, temperature, platt or isotonic."),
-    ] = "none",
+        str | None,
+        typer.Option(
+            help="Also scores to probabilities: none, temperature, platt or isotonic.",
+            show_default=False,
+        ),
+    ] = None,
     hierarchy: Hierarchy = None,
     fallback: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Give a text without a label its so many best.", show_default=False
+            min=0, help="Give a text without a label its so many best; 0: none.", show_default=False
         ),
     ] = None,
     fallback_floor: Annotated[
-        float, typer.Option(min=0, max=1, help="Smallest score with which --fallback does.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Smallest score with which --fallback does.", show_default=False
+        ),
+    ] = None,
     text: Text = "text",
     labels: Labels = "labels",
     dtype: Dtype = "float32",
@@ -241,6 +254,9 @@ def thresholds(
     quiet: Quiet = False,
 ) -> None:
     """Fit the thresholds that turn scores into labels, on validation examples.
+
+    Thresholds are always fitted anew. Of objective, calibration, hierarchy and fall-back, what is
+    not given stays as the model's decision has it (at first: f1, and none of the others).
 
     A precision is that of all labels together; a rate holds for each. Thresholds are fitted as if
     there were no hierarchy and no fall-back, figures are of the whole decision. A calibration
@@ -271,7 +287,7 @@ def thresholds(
     if json:
         print_json(result)
         return
-    print_decision(result, objective)
+    print_decision(result)
 
 
 def quantize(
@@ -331,14 +347,18 @@ def predict(
     dtype: Dtype = "float32",
     device: Device = "auto",
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Labels, scores and latency of single texts."""
     from ray_mlc.cli.tables import print_predictions
     from ray_mlc.runtime.evaluate import predict_texts
+    from ray_mlc.runtime.progress import Display
 
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin]
-    results = predict_texts(model, texts, dtype=dtype, device=device, explain=explain)
+    results = predict_texts(
+        model, texts, dtype=dtype, device=device, explain=explain, display=Display(quiet=quiet)
+    )
     if json:
         print_json(results)
         return

@@ -139,6 +139,7 @@ def status(
     output: Annotated[str, typer.Argument(help="Output folder of score.")], json: Json = False
 ) -> None:
     """Progress of a run, from one listing of its output."""
+    from ray_mlc.cli.tables import size
     from ray_mlc.scoring.verify import progress_of
 
     state = progress_of(output)
@@ -150,7 +151,7 @@ def status(
     typer.echo(
         f"{state['state']}: {rows['written']:,} of {rows['planned']:,} rows ({share:.1%}), "
         f"{units['written']:,} of {units['planned']:,} units, {state['set_aside']} set aside, "
-        f"{state['bytes'] / 2**20:,.1f} MiB; model {state['model']}, started {state['created']}"
+        f"{size(state['bytes'])}; model {state['model']}, started {state['created']}"
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_mlc.evaluation.metrics import LOWER_IS_BETTER, METRIC_NAMES
+from ray_mlc.labels import listed, quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +56,16 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def size(bytes_: int) -> str:
+    """Bytes in the unit in which they are a number of a few digits."""
+    value, unit = float(bytes_), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+
+
 def print_conversion(summary: ConvertSummary) -> None:
     """What was written, what is odd about it, and the most frequent labels."""
     _say(
@@ -86,6 +97,24 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, float | None]])
     for name in METRIC_NAMES:
         table.add_row(name, *(_figure(metrics.get(name)) for metrics in columns.values()))
     _console().print(table)
+
+
+def print_training(summary: Mapping[str, Any]) -> None:
+    """Validation metrics of the model that was kept, and how it reads long documents."""
+    columns = {"at 0.5": summary["metrics"]["at_half"]}
+    columns[f"at {summary['threshold']:.3f}"] = summary["metrics"]["decision"]
+    print_metrics("validation", columns)
+    if (windows := summary["windows"]) is not None:
+        others = [
+            f"{_figure(value)} by {how}"
+            for how, value in sorted(windows["values"].items(), key=lambda item: -(item[1] or 0))
+            if how != windows["chosen"]
+        ]
+        said = f"windows are joined by {windows['chosen']}"
+        if windows["chosen"] in windows["values"]:
+            said += f": {windows['metric']} {_figure(windows['values'][windows['chosen']])}"
+        _say(said + (f", against {', '.join(others)}" if others else ""))
+    _say(f"model: {summary['model']} (epoch {summary['best_epoch']})")
 
 
 def print_trials(summary: Mapping[str, Any]) -> None:
@@ -197,7 +226,7 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     _print_calibration_errors("calibration", columns)
 
 
-def print_decision(result: Mapping[str, Any], objective: str) -> None:
+def print_decision(result: Mapping[str, Any]) -> None:
     """What thresholds, and what goes with them, give before and after."""
     titles = {
         "at_half": "at 0.5",
@@ -206,7 +235,7 @@ def print_decision(result: Mapping[str, Any], objective: str) -> None:
         "held_out": "held out",
     }
     metrics = {titles[name]: values for name, values in result["metrics"].items()}
-    print_metrics(f"thresholds for {objective}", metrics)
+    print_metrics(f"thresholds for {result['objective']}", metrics)
     if result["calibration"] is not None:
         print_calibration(result["calibration"])
     for name, found in result["reached"].items():
@@ -258,7 +287,7 @@ def print_predictions(results: Sequence[Mapping[str, Any]], *, top: int) -> None
         cut = ", cut" if result["truncated"] else ""
         text = result["text"] if len(result["text"]) <= 70 else result["text"][:69] + "…"
         _say(f"{text!r}  {result['latency_ms']:.1f} ms, {result['n_tokens']} tokens{cut}")
-        _say(f"  labels: {', '.join(result['labels']) or '(none)'}")
+        _say(f"  labels: {listed(result['labels']) or '(none)'}")
         ranked = sorted(result["scores"].items(), key=lambda item: -item[1])
         for label, score in ranked[:top]:
             mark = "●" if label in result["labels"] else " "
@@ -279,8 +308,9 @@ def _print_explanation(result: Mapping[str, Any], explanation: Mapping[str, Any]
         f"words, {explanation['logit']:+.2f} with these:"
     )
     words = explanation["words"]
-    ranked = sorted(words, key=lambda word: -abs(word["share"]))[:WORDS_SHOWN]
-    shown = ", ".join(f"{word['text']} {word['share']:+.2f}" for word in ranked)
+    # of a TF-IDF model what it has weights for: words and pairs
+    ranked = sorted(explanation["terms"] or words, key=lambda term: -abs(term["share"]))
+    shown = ", ".join(f"{term['text']} {term['share']:+.2f}" for term in ranked[:WORDS_SHOWN])
     _say(f"    {shown or '(none)'}")
     console = _console()
     if not console.is_terminal or not words:
@@ -422,9 +452,9 @@ def print_demo(folder: Path, verdict: Verdict, documents: Sequence[Mapping[str, 
         _say(f"  {folder / name}  {what}")
     for document in documents:
         text = document["text"]
-        best = ", ".join(f"{label} {score:.3f}" for label, score in document["best"].items())
+        best = ", ".join(f"{quoted(name)} {score:.3f}" for name, score in document["best"].items())
         _say(f"\n{document['source']} row {document['row']}: {text[:100]}…")
-        _say(f"  labels: {', '.join(document['labels'])}   (best: {best})")
+        _say(f"  labels: {listed(document['labels'])}   (best: {best})")
 
 
 def print_checks(checks: Iterable[Check]) -> None:

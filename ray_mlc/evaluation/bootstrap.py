@@ -48,6 +48,8 @@ MICRO_STEPS = 2_048
 LEAST_POSITIVES = 10
 """Positives that a label needs for an interval of its own: a bootstrap of two or three of them
 mostly repeats what they are."""
+MOST_CELLS = 100_000_000
+"""Cells beyond which figures of scores get no interval: it would take minutes."""
 _WEIGHT_CELLS = 1 << 22  # weights held at a time: what is made of them takes up to 20 times 16 MiB
 _PRODUCT_LABELS = 256  # columns made float32 at a time
 

@@ -41,7 +41,6 @@ COSTLY = 50
 CURVE_POINTS = 200
 """Points of a precision-recall curve, while there are few labels."""
 _ALL_POINTS = 150_000  # of the curves of all labels together: they travel in the page
-_BOOTSTRAP_CELLS = 100_000_000  # beyond that ranking figures get no interval: it would take minutes
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def study(
     draws = {"replicates": replicates, "seed": seed}
     half_NL = scores_NL >= np.float32(0.5)
     sampled = documents > 1
-    enough = sampled and targets_NL.size * replicates <= _BOOTSTRAP_CELLS * bootstrap.REPLICATES
+    enough = sampled and targets_NL.size * replicates <= bootstrap.MOST_CELLS * bootstrap.REPLICATES
     of_scores = bootstrap.of_scores(targets_NL, scores_NL, **draws) if enough else {}
     at_half: Replicates = {}
     decision: Replicates = {}

@@ -42,6 +42,18 @@ def fetch(encoder: str) -> Path:
     return _download_hub(encoder)
 
 
+def hub_id(encoder: str) -> str | None:
+    """The hub's name of an encoder, without a revision; None for a folder or URI of one."""
+    from ray_mlc.storage import local_path, scheme_of
+
+    if scheme_of(encoder) != "file":
+        return None
+    path = local_path(encoder)
+    if path is not None and path.is_dir():
+        return None
+    return encoder.partition("@")[0]
+
+
 def _download_hub(encoder: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (

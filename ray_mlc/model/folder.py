@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError
 from ray_mlc.config import LongConfig, Section, WindowsConfig, describe
 from ray_mlc.errors import ConfigError, DataError, ModelError
 from ray_mlc.labels import LabelSet
+from ray_mlc.model.card import model_card
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.encoder import fetch, pooling_of, quiet_transformers
 from ray_mlc.model.tfidf import MODEL_TYPE as TFIDF_MODEL_TYPE
@@ -56,9 +57,13 @@ class ModelInfo(Section):
     long: LongConfig = Field(default_factory=LongConfig)
     """What happens to documents longer than the model takes."""
     metrics: dict[str, Any] = Field(default_factory=dict)
-    """Validation metrics of the weights that were kept, at 0.5 and at the decision."""
+    """Validation metrics of the weights that were kept: `at_half`, `decision` and `dummy`;
+    `decision_held_out` where thresholds were cross-validated, `intervals` of each by metric,
+    `measured_on` (examples, documents, how thresholds were found), and of a `calibration` its
+    errors. Folders of earlier versions have the first two alone."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """Where it came from: encoder, data digests, settings, seed, versions, fingerprint."""
+    """Where it came from: encoder, data (files with digests, lengths, labels' examples), settings,
+    seed, versions, fingerprint."""
     label_rates: list[float] | None = None
     """Share of the annotated training examples that have each label."""
 
@@ -283,29 +288,18 @@ def _finish(output: Path, info: ModelInfo, canaries: Canaries, more: Mapping[str
     shutil.rmtree(output / "_tmp", ignore_errors=True)
 
 
-def write_decision(
-    folder: ModelFolder,
-    decision: Decision,
-    metrics: Mapping[str, Mapping[str, Any]],
-    calibration: Mapping[str, Any] | None = None,
-) -> None:
+def write_decision(folder: ModelFolder, decision: Decision, metrics: Mapping[str, Any]) -> None:
     """Give a model folder another decision; weights, and so its digest, stay as they are.
 
     Args:
         folder: A local model folder.
         decision: How scores become labels from now on.
-        metrics: `at_half`, `fitted`, and `held_out` where there was cross-validation.
-        calibration: What is known of the decision's calibration, if it has one.
+        metrics: `ModelInfo.metrics` that go with it.
 
     Raises:
         StorageError: If it cannot be written.
     """
-    kept = {"at_half": metrics["at_half"], "decision": metrics["fitted"]}
-    if "held_out" in metrics:
-        kept["decision_held_out"] = metrics["held_out"]
-    if calibration is not None:
-        kept["calibration"] = calibration
-    info = folder.info.model_copy(update={"decision": decision, "metrics": kept})
+    info = folder.info.model_copy(update={"decision": decision, "metrics": dict(metrics)})
     storage = open_storage(str(folder.path), scratch="_tmp")
     storage.put(INFO_FILE, _dump(info))
     storage.put(CARD_FILE, model_card(info, pooling=_pooling(info, folder.path)).encode())
@@ -324,140 +318,6 @@ def _dump(info: ModelInfo) -> bytes:
     stated = info.model_copy(update={"schema_version": needed})
     silent = {"long": {"windows"}} if windows is None else None
     return stated.model_dump_json(indent=2, exclude=silent).encode()
-
-
-def model_card(info: ModelInfo, *, pooling: str | None) -> str:
-    """The folder's README.md.
-
-    Args:
-        info: Content of `ray_mlc.json`.
-        pooling: `cls` or `mean` for a folder that only ray_mlc loads.
-    """
-    tfidf = info.kind == "tfidf"
-    library = "transformers" if pooling is None and not tfidf else "ray_mlc"
-    front = ["---", f"library_name: {library}", "pipeline_tag: text-classification", "---", ""]
-    body = [
-        "# Multi-label text classifier",
-        "",
-        *(_tfidf_origin(info) if tfidf else _encoder_origin(info)),
-        "",
-        f"A score is the sigmoid of one label's logit; a label is given from "
-        f"{info.decision.threshold:.4f} on{_own_thresholds(info.decision)} (fitted on validation "
-        f"for {info.decision.objective or 'nothing: the default'}).{_beside(info)} "
-        f"{_long_texts(info.long)}",
-        "",
-        *_usage(info, pooling),
-        "",
-    ]
-    columns = {
-        "at 0.5": info.metrics.get("at_half", {}),
-        "at the decision": info.metrics.get("decision", {}),
-        "the same, on documents held out of its fit": info.metrics.get("decision_held_out"),
-    }
-    shown = {title: metrics for title, metrics in columns.items() if metrics is not None}
-    body += [f"| validation | {' | '.join(shown)} |", "|---" * (len(shown) + 1) + "|"]
-    body += [
-        f"| {name} | {' | '.join(_cell(metrics.get(name)) for metrics in shown.values())} |"
-        for name in columns["at 0.5"] or {}
-    ]
-    body += ["", f"{len(info.labels)} labels: {', '.join(info.labels)}", ""]
-    return "\n".join(front + body)
-
-
-def _long_texts(long: LongConfig) -> str:
-    if long.windows is None:
-        return f"Texts beyond {long.max_tokens} tokens are cut."
-    windows = long.windows
-    return (
-        f"Longer texts are read in windows of {long.max_tokens} tokens, {windows.overlap} of them "
-        f"shared with the next and {windows.max_windows} at most, whose logits are joined by "
-        f"`{windows.aggregate}`; transformers' `pipeline` reads the first window only."
-    )
-
-
-def _usage(info: ModelInfo, pooling: str | None) -> list[str]:
-    """How to load the model, as lines of the card."""
-    if info.kind == "tfidf":
-        return [
-            "Only ray_mlc runs it (transformers refuses it), on CPUs:",
-            "",
-            "```bash",
-            'ray-mlc predict FOLDER "a text"',
-            "```",
-        ]
-    if pooling is None:
-        return [
-            "```python",
-            "from transformers import pipeline",
-            'classify = pipeline("text-classification", model=FOLDER, top_k=None)',
-            'classify("a text", truncation=True)',
-            "```",
-        ]
-    sees = {
-        "cls": "the first token's last hidden state",
-        "mean": "the mean of all last hidden states",
-    }
-    return [
-        f"Its head sees {sees[pooling]} and nothing else. transformers has no class for that: only "
-        "ray_mlc loads this folder, and `pipeline` refuses it.",
-        "",
-        "```bash",
-        'ray-mlc predict FOLDER "a text"',
-        "```",
-    ]
-
-
-def _encoder_origin(info: ModelInfo) -> list[str]:
-    origin = info.training
-    return [
-        f"Fine-tuned with ray_mlc {origin.get('versions', {}).get('ray-mlc', '')} from "
-        f"`{origin.get('encoder', 'an encoder')}` on {origin.get('train_rows', '?')} examples; "
-        f"epoch {origin.get('best_epoch', '?')} of {origin.get('epochs', '?')} was kept."
-    ]
-
-
-def _tfidf_origin(info: ModelInfo) -> list[str]:
-    origin = info.training
-    settings = origin.get("settings", {})
-    return [
-        f"TF-IDF with a logistic regression of each label: a baseline, fitted with ray_mlc "
-        f"{origin.get('versions', {}).get('ray-mlc', '')} on {origin.get('train_rows', '?')} "
-        f"examples; {origin.get('features', '?')} words and pairs of words, "
-        f"C {settings.get('C', '?')}. A token is a word or pair that the model knows.",
-        "",
-        f"`{VOCABULARY_FILE}` holds words and pairs that at least {settings.get('min_df', '?')} of "
-        "the training texts have, as they stand there: think of that before you publish it.",
-    ]
-
-
-def _own_thresholds(decision: Decision) -> str:
-    if not decision.per_label:
-        return ""
-    values = decision.per_label.values()
-    return (
-        f", {len(values)} labels from thresholds of their own between {min(values):.4f} and "
-        f"{max(values):.4f}"
-    )
-
-
-def _beside(info: ModelInfo) -> str:
-    """What the decision does beside thresholds, in sentences."""
-    decision, said = info.decision, ""
-    if decision.fallback is not None:
-        floor = f" scored at least {decision.fallback_floor:g}" if decision.fallback_floor else ""
-        said += f" A text without any gets its {decision.fallback} best{floor}."
-    if decision.hierarchy:
-        said += f" {len(decision.hierarchy)} labels have others above them, which come with them."
-    if decision.calibration is not None:
-        error = info.metrics.get("calibration", {}).get("error", {})
-        before, after = (error.get(name, {}).get("ece") for name in ("before", "held_out"))
-        said += f" A calibration ({decision.calibration.method}) turns scores into probabilities: "
-        said += f"expected calibration error {_cell(after)} held out, {_cell(before)} without it."
-    return said
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "–"
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -87,8 +87,22 @@ def read_hierarchy(path: Path, label_set: LabelSet) -> dict[str, list[str]]:
     """Parents of each label that has any, in the order of the file.
 
     Raises:
-        ConfigError: If the file cannot be read, is of another form, has a label that the model does
-            not know, or a label that lies above itself.
+        ConfigError: As `read_parents`, or if the file has a label that the model does not know.
+    """
+    parents = read_parents(path)
+    names = dict.fromkeys(name for child, above in parents.items() for name in (child, *above))
+    for name in names:
+        if name not in label_set.index:
+            raise ConfigError(f"{path}: {unknown_label(name, label_set)}")
+    return {child: above for child, above in parents.items() if above}
+
+
+def read_parents(path: Path) -> dict[str, list[str]]:
+    """Parents of each label that the file names, whatever labels there are.
+
+    Raises:
+        ConfigError: If the file cannot be read, is of another form, or has a label that lies above
+            itself.
     """
     parents: dict[str, list[str]] = {}
     for key, value in _pairs(path):
@@ -99,13 +113,9 @@ def read_hierarchy(path: Path, label_set: LabelSet) -> dict[str, list[str]]:
         parents[child] = list(
             dict.fromkeys(_name(item, path) for item in items if not _is_null(item))
         )
-    names = dict.fromkeys(name for child, above in parents.items() for name in (child, *above))
-    for name in names:
-        if name not in label_set.index:
-            raise ConfigError(f"{path}: {unknown_label(name, label_set)}")
     if (cycle := find_cycle(parents)) is not None:
         raise ConfigError(f"{path}: a label lies above itself: {cycle}: remove one of these lines")
-    return {child: above for child, above in parents.items() if above}
+    return parents
 
 
 def _pairs(path: Path) -> list[tuple[yaml.Node, yaml.Node]]:

@@ -114,6 +114,20 @@ class TfidfModel:
         return cls(vocabulary=vocabulary, idf_F=idf_F, weights_FL=weights_FL, bias_L=bias_L)
 
 
+@dataclass(frozen=True, slots=True)
+class TextTerms:
+    """One text's words, and the K words and pairs in it that a vocabulary has."""
+
+    spans: list[tuple[int, int]]
+    """Where each word begins and ends in the text, in characters."""
+    ids_K: NDArray[np.int32]
+    """What `TfidfTokenizer.encode` gives, without `START`."""
+    first_K: NDArray[np.int64]
+    """Its word, or the first one of the pair, as an index into `spans`."""
+    pair_K: NDArray[np.bool_]
+    """Whether it is a pair."""
+
+
 class TfidfTokenizer:
     """Texts to ids of the words and pairs that a vocabulary has."""
 
@@ -151,6 +165,16 @@ class TfidfTokenizer:
         values = np.concatenate(rows) if rows else np.zeros(0, np.int32)
         return Ragged.of(values, offsets, n_tokens)
 
+    def terms(self, text: str) -> TextTerms:
+        """The ids of one text, and where in it they come from."""
+        found = [
+            (id, place)
+            for place, name in enumerate(words_and_pairs(text))
+            if (id := self._id_of.get(name)) is not None
+        ][: self.max_tokens - 1]
+        ids_K, places_K = np.array(found, np.int64).reshape(-1, 2).T
+        return TextTerms(word_spans(text), ids_K.astype(np.int32), places_K // 2, places_K % 2 == 1)
+
     def covered(self, n_tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Whether documents of so many ids are kept whole."""
         whole: NDArray[np.bool_] = n_tokens <= self.max_tokens
@@ -169,6 +193,18 @@ def words_and_pairs(text: str) -> list[str]:
     names[::2] = words
     names[1::2] = [f"{first} {second}" for first, second in pairwise(words)]
     return names
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of `words_and_pairs` begin and end in a text, in characters."""
+    lower = text.lower()
+    spans = [found.span() for found in _WORDS.finditer(lower)]
+    if len(lower) == len(text):
+        return spans
+    # a few letters become two: İ is i and a dot
+    sizes = [len(char.lower()) for char in text]
+    place_of = np.repeat(np.arange(len(text)), sizes)
+    return [(int(place_of[start]), int(place_of[stop - 1]) + 1) for start, stop in spans]
 
 
 def tfidf_rows(ids: Sequence[NDArray[np.int32]], idf_F: NDArray[np.float32]) -> Any:

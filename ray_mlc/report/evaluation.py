@@ -16,15 +16,27 @@ from ray_mlc.evaluation.bootstrap import CONFIDENCE, LEAST_POSITIVES, Interval
 from ray_mlc.evaluation.metrics import METRIC_NAMES
 from ray_mlc.evaluation.ranking import KS
 from ray_mlc.evaluation.study import PAIRS
-from ray_mlc.report.page import Choice, Plot, Section, Table, plot_text, render_page
+from ray_mlc.labels import listed
+from ray_mlc.report.explanations import explanations
+from ray_mlc.report.page import (
+    Choice,
+    Part,
+    Plot,
+    Section,
+    Table,
+    plot_text,
+    render_page,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from ray_mlc.evaluation.curves import PrecisionRecall
     from ray_mlc.evaluation.lengths import LengthBucket
+    from ray_mlc.evaluation.mistakes import Mistake
     from ray_mlc.evaluation.reliability import Reliability
     from ray_mlc.evaluation.study import Study
+    from ray_mlc.model.explain import Explanation
 
 TEXT_SHOWN = 400
 """Characters of a text that are shown."""
@@ -70,6 +82,8 @@ def evaluation_page(
     facts: Sequence[tuple[str, str]],
     ids: Sequence[str],
     texts: Sequence[str] | None = None,
+    explained: Sequence[tuple[Mistake, Explanation]] | None = None,
+    wanted: int = 0,
 ) -> str:
     """One HTML document that opens without a network.
 
@@ -79,12 +93,16 @@ def evaluation_page(
         facts: Name and value of what the reader must know first.
         ids: Id of each document.
         texts: Text of each document; None: the page shows none.
+        explained: Mistakes, and which words carried them; None: nobody asked. Only with `texts`.
+        wanted: How many there were to explain.
     """
     sections = [_headline(found)]
     if found.ranking is not None:
         sections.append(_ranking(found))
     sections += [_labels(found), _thresholds(found), _curves(found), _calibration(found)]
     sections += [_confusions(found), _costliest(found, ids, texts)]
+    if explained is not None and texts is not None:
+        sections.append(explanations(found, explained, ids, texts, wanted=wanted))
     if found.lengths:
         sections.append(_lengths(found.lengths))
     return render_page(title, facts=facts, sections=sections)
@@ -242,7 +260,7 @@ def _labels(found: Study) -> Section:
             f"{missing:,} of {len(rows):,} labels have no positive in these examples: their F1 "
             "counts as 0 in the mean over labels."
         )
-    parts: list[Plot | Table] = []
+    parts: list[Part] = []
     if len(rows) >= SCATTER_FROM and found.positives_L.any():
         parts.append(
             Plot(
@@ -554,7 +572,7 @@ def _confusions(found: Study) -> Section:
         "The last column is how often a label is given wrongly at all: a share of misses "
         f"well above it means that the two are confused.{more}"
     )
-    parts: list[Plot | Table] = []
+    parts: list[Part] = []
     if len(confused.shown_H) > 1:
         parts.append(
             Plot(
@@ -647,8 +665,7 @@ def _costliest(found: Study, ids: Sequence[str], texts: Sequence[str] | None) ->
 
 def _listed(names: Sequence[str]) -> str:
     """Names of a document's labels, the first of many."""
-    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return (", ".join(names[:LISTED]) or "nothing") + more
+    return listed(names, most=LISTED) or "nothing"
 
 
 def _lengths(buckets: Sequence[LengthBucket]) -> Section:

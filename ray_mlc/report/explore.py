@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ray_mlc.labels import listed
 from ray_mlc.report.explore_plots import (
     DRIFT,
     FEW,
@@ -20,7 +21,7 @@ from ray_mlc.report.explore_plots import (
     labels_per_document,
     length_histogram,
 )
-from ray_mlc.report.page import Plot, Section, Table, render_page
+from ray_mlc.report.page import Part, Plot, Section, Table, Tree, Twig, render_page
 
 BARS = 40
 """Labels drawn one by one; all of them stand in the table."""
@@ -50,6 +51,7 @@ def exploration_page(figures: Figures, *, made: str) -> str:
         Section(
             "Labels per document", "", [Plot(labels_per_document(figures["labels_per_document"]))]
         ),
+        *_hierarchy(figures),
         *_together(figures),
         *_duplicates(figures),
     ]
@@ -73,6 +75,7 @@ def findings(figures: Figures) -> list[tuple[str, str]]:
         *_length_findings(figures),
         *_row_findings(figures),
         *_label_findings(figures),
+        *_hierarchy_findings(figures),
         *_duplicate_findings(figures),
     ]
     return found or [("Nothing stands out.", "Train.")]
@@ -180,6 +183,33 @@ def _label_findings(figures: Figures) -> list[tuple[str, str]]:
         text = f"{len(same)} or more pair(s) of labels are nearly always given together, such as "
         text += f"{same[0]['first']!r} and {same[0]['second']!r}."
         found.append((text, "One of the two may be enough."))
+    return found
+
+
+def _hierarchy_findings(figures: Figures) -> list[tuple[str, str]]:
+    facts = figures.get("hierarchy")
+    if facts is None:
+        return []
+    found = []
+    rows = {split["name"]: split["rows"] - split["not_annotated"] for split in figures["splits"]}
+    lacking = sum(facts["gap_rows"].values())
+    if lacking:
+        text = f"{lacking:,} annotated row(s) ({_percent(lacking / max(1, sum(rows.values())))}) "
+        text += "have a label without one above it"
+        if facts["gaps"]:
+            gap = facts["gaps"][0]
+            text += f", most often {gap['label']!r} without {gap['parent']!r} ({gap['rows']:,} of "
+            text += f"{gap['of']:,})"
+        remedy = "A model with this hierarchy gives what lies above, and figures on such rows count"
+        remedy += " it as wrong: close the labels upward, or correct the hierarchy."
+        found.append((text + ".", remedy))
+    unseen = [node for node in facts["nodes"] if not sum(node["closed"].values())]
+    if unseen:
+        text = f"{len(unseen):,} of the {len(facts['nodes']):,} labels of {facts['file']} are in "
+        text += f"no row, nor any below them, such as {_quoted(unseen)}."
+        found.append(
+            (text, "Check their spelling: `train` refuses a hierarchy of labels that no row has.")
+        )
     return found
 
 
@@ -292,7 +322,7 @@ def _lengths(lengths: Mapping[str, Any]) -> Section:
 def _labels(figures: Figures) -> Section:
     labels = figures["labels"]
     names = [split["name"] for split in figures["splits"]]
-    parts: list[Plot | Table] = [Plot(label_rates(labels[:BARS], names))]
+    parts: list[Part] = [Plot(label_rates(labels[:BARS], names))]
     if len(labels) > BARS:
         parts.append(
             Plot(
@@ -358,13 +388,71 @@ def _label_table(labels: Sequence[Mapping[str, Any]], names: Sequence[str]) -> T
     return Table(heads, rows, note=note, digits=3)
 
 
+def _hierarchy(figures: Figures) -> list[Section]:
+    facts = figures.get("hierarchy")
+    if facts is None:
+        return []
+    nodes = {node["label"]: node for node in facts["nodes"]}
+    words = f"As {facts['file']} has it: {len(nodes):,} labels."
+    if facts["alone"]:
+        words += f" {facts['alone']:,} other labels are not in it."
+    tree = Tree(
+        ["label", "rows", "closed", "lack a parent"],
+        _twigs(nodes),
+        note="Rows: those that have the label. Closed: those that have it or one below it, as a "
+        "model with this hierarchy gives it. Lack a parent: rows that have the label, and not all "
+        "that lies above it, where that was decided. All splits together.",
+    )
+    parts: list[Part] = [tree]
+    if facts["gaps"]:
+        rows = [
+            [gap["label"], gap["parent"], gap["rows"], gap["of"], 100 * gap["rows"] / gap["of"]]
+            for gap in facts["gaps"]
+        ]
+        more = facts["gap_pairs"] - len(rows)
+        note = "By split, rows that lack a label above one of theirs: "
+        note += ", ".join(f"{name} {count:,}" for name, count in facts["gap_rows"].items()) + "."
+        note += f" {more:,} more pairs are not shown." if more else ""
+        heads = ["label", "without its parent", "rows", "rows with the label", "%"]
+        parts.append(Table(heads, rows, note=note, digits=1))
+    return [Section("Hierarchy", words, parts)]
+
+
+def _twigs(nodes: Mapping[str, Mapping[str, Any]]) -> list[Twig]:
+    """The tree line by line; a label with several parents has what is below it at the first."""
+    below: dict[str | None, list[str]] = {}
+    for name, node in nodes.items():
+        for parent in node["parents"] or [None]:
+            below.setdefault(parent, []).append(name)
+    closed = {name: sum(node["closed"].values()) for name, node in nodes.items()}
+    for names in below.values():
+        names.sort(key=lambda name: -closed[name])
+    twigs: list[Twig] = []
+    shown: set[str] = set()
+    todo = [(name, 0) for name in reversed(below[None])]
+    while todo:  # not recursion: a chain of labels may be long
+        name, depth = todo.pop()
+        node = nodes[name]
+        again = name in shown and name in below
+        others = len(node["parents"]) - 1
+        note = "what is below it stands elsewhere" if again else ""
+        if others > 0 and not again:
+            note = f"and under {others:,} other{'s' if others > 1 else ''}"
+        figures = [sum(node["rows"].values()), closed[name], node["gaps"] or None]
+        twigs.append(Twig(name, depth, figures, note))
+        if not again:
+            shown.add(name)
+            todo += [(child, depth + 1) for child in reversed(below.get(name, []))]
+    return twigs
+
+
 def _together(figures: Figures) -> list[Section]:
     together = figures["together"]
     names = together["labels"]
     if len(names) < 2:
         return []
     which = "All labels" if len(names) == len(figures["labels"]) else "The most frequent labels"
-    parts: list[Plot | Table] = [
+    parts: list[Part] = [
         Plot(
             label_square(together["phi"], together, "phi", symmetric=True),
             note="Correlation (phi). Red: given together more often than by chance; blue: less.",
@@ -420,7 +508,7 @@ def _duplicates(figures: Figures) -> list[Section]:
         ]
         for one in facts["within"]
     ]
-    parts: list[Plot | Table] = [
+    parts: list[Part] = [
         Table(
             ["split", "rows", "repeat an earlier row", "%", "nearly like another row", "% nearly"],
             within,
@@ -477,7 +565,7 @@ def _contradictions(facts: Mapping[str, Any]) -> Section:
     has_texts = facts["contradictions"][0]["text"] is not None
     rows = []
     for one in facts["contradictions"]:
-        sets = " | ".join(", ".join(labels) or "(none)" for labels in one["labels"])
+        sets = " | ".join(listed(labels) or "(none)" for labels in one["labels"])
         ids = ", ".join(one["ids"]) + (", …" if one["rows"] > len(one["ids"]) else "")
         rows.append([one["rows"], sets, ids, *([one["text"]] if has_texts else [])])
     heads = ["rows", "labels", "ids", *(["text"] if has_texts else [])]

@@ -14,10 +14,16 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+GENERATOR = '<meta name="generator" content="ray-mlc">'
+"""What a page of ours has in its head."""
 PLOT_HEIGHT = 420
 """Pixels of a plot, unless its figure says otherwise."""
 PROSE = 80
 """Characters from which a cell is text to be read, and gets the width for it."""
+MARKS = 4
+"""Strengths of a mark."""
+DEEPEST = 12
+"""Depth from which on lines of a tree are no longer moved to the right."""
 LONG_TABLE = 30
 """Rows above which a table has a box that filters it."""
 
@@ -59,6 +65,57 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Twig:
+    """A line of a tree."""
+
+    name: str
+    depth: int
+    """0 for what has nothing above it."""
+    figures: Sequence[int | float | None]
+    """In the tree's columns."""
+    note: str = ""
+    """Stands beside the name."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Names below names, with figures; readers open and close what is below one, or search."""
+
+    columns: Sequence[str]
+    """Heads: of the names, and of the figures."""
+    twigs: Sequence[Twig]
+    """Each followed by those below it."""
+    note: str = ""
+    """What the reader should see in it, in words."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a text."""
+
+    text: str
+    """As it stands in the text."""
+    mark: int = 0
+    """How much it speaks for something, 1 to `MARKS`, or, negative, against it; 0: it is plain."""
+    hint: str = ""
+    """What a pointer on it is told."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text of which some pieces are marked: by shade, by kind of underline, and in words."""
+
+    title: str
+    """What the text is."""
+    facts: str
+    """A line of figures under it."""
+    pieces: Sequence[Piece]
+    """The text."""
+    said: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    """What the marks say, in words: a name and what belongs to it."""
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands under it."""
 
@@ -66,8 +123,12 @@ class Section:
     """Heading; also its place in the page's list of contents."""
     words: str = ""
     """A paragraph."""
-    parts: Sequence[Plot | Table] = field(default_factory=tuple)
+    parts: Sequence[Part] = field(default_factory=tuple)
     """In this order."""
+
+
+Part = Plot | Table | Tree | Passage
+"""What stands under a heading."""
 
 
 def render_page(
@@ -83,6 +144,7 @@ def render_page(
     return str(
         _template().render(
             title=title,
+            generator=GENERATOR,
             facts=list(facts),
             sections=[_filled(section) for section in sections],
             plotly=_plotly_script() if _has_plots(sections) else None,
@@ -119,10 +181,18 @@ def _filled(section: Section) -> dict[str, Any]:
     return {
         "title": section.title,
         "words": section.words,
-        "parts": [
-            _plot(part) if isinstance(part, Plot) else _table(part) for part in section.parts
-        ],
+        "parts": [_part(part) for part in section.parts],
     }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, Plot):
+        return _plot(part)
+    if isinstance(part, Passage):
+        return {"kind": "passage", "passage": part, "note": ""}
+    if isinstance(part, Tree):
+        return _tree(part)
+    return _table(part)
 
 
 def _plot(plot: Plot) -> dict[str, Any]:
@@ -165,6 +235,21 @@ def _table(table: Table) -> dict[str, Any]:
         "note": table.note,
         "long": len(rows) > LONG_TABLE,
     }
+
+
+def _tree(tree: Tree) -> dict[str, Any]:
+    twigs = [
+        {
+            "name": twig.name,
+            "depth": twig.depth,
+            "indent": min(twig.depth, DEEPEST),
+            "note": twig.note,
+            "parent": index + 1 < len(tree.twigs) and tree.twigs[index + 1].depth > twig.depth,
+            "figures": [shown(figure, 2) for figure in twig.figures],
+        }
+        for index, twig in enumerate(tree.twigs)
+    ]
+    return {"kind": "tree", "columns": tree.columns, "twigs": twigs, "note": tree.note}
 
 
 @cache

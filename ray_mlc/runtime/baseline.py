@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.config import LongConfig
 from ray_mlc.errors import ConfigError, ModelError, StorageError, first_line
-from ray_mlc.evaluation.evaluate import evaluate_scores_at
+from ray_mlc.evaluation.evaluate import evaluate_scores_at, validation_metrics
 from ray_mlc.evaluation.metrics import dummy_scores, evaluate_scores
 from ray_mlc.evaluation.thresholds import Thresholds, fit_thresholds
 from ray_mlc.model.canaries import record_canaries
@@ -30,9 +30,11 @@ from ray_mlc.model.folder import INFO_FILE, ModelInfo, open_model, read_info, wr
 from ray_mlc.model.tfidf import MAX_TOKENS, TfidfModel, is_tfidf
 from ray_mlc.runtime.evaluate import load_here
 from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.thresholds import measured_on
 from ray_mlc.scoring.identity import versions
 from ray_mlc.training.baselines import fit_tfidf, max_features_for
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
+from ray_mlc.training.provenance import about_examples
 
 OBJECTIVE = "f1"
 """What thresholds are fitted for, as `ray-mlc thresholds` does unless it is told otherwise."""
@@ -118,11 +120,17 @@ def fit_baseline(
             labels=list(held_out.label_set.names),
             decision=fits["decision"].decision(held_out.label_set, OBJECTIVE),
             long=LongConfig(policy="truncate", max_tokens=MAX_TOKENS),
-            metrics=_validation_metrics(held_out, scores_NL, fits["decision"]),
+            metrics=_validation_metrics(
+                held_out, scores_NL, fits["decision"], learn, validation, seed=settings.seed
+            ),
             training={
                 "fingerprint": fingerprint,
                 "train": train,
                 "validation": validation,
+                "data": {
+                    "train": about_examples(train, learn),
+                    "validation": about_examples(validation, held_out),
+                },
                 "train_rows": len(learn),
                 "validation_rows": len(held_out),
                 "features": len(model.vocabulary),
@@ -267,15 +275,20 @@ def _held_out(fit: Thresholds) -> NDArray[np.bool_]:
 
 
 def _validation_metrics(
-    data: Examples, scores_NL: NDArray[np.float32], fit: Thresholds
+    data: Examples,
+    scores_NL: NDArray[np.float32],
+    fit: Thresholds,
+    learn: Examples,
+    validation: str,
+    *,
+    seed: int,
 ) -> dict[str, Any]:
     """`ModelInfo.metrics`, as `ray-mlc thresholds` leaves them."""
-    targets_NL = data.targets_NL()
-    return {
-        "at_half": evaluate_scores_at(targets_NL, scores_NL, np.float32(0.5)),
-        "decision": evaluate_scores_at(targets_NL, scores_NL, fit.own_L),
-        "decision_held_out": evaluate_scores(targets_NL, scores_NL, _held_out(fit)),
-    }
+    given = {"decision": decide(scores_NL, Rules(fit.own_L)), "decision_held_out": _held_out(fit)}
+    found = validation_metrics(
+        data.targets_NL(), scores_NL, given, rates_L=learn.label_rates(), seed=seed
+    )
+    return found | {"measured_on": measured_on([validation], len(data), fit, per_label=True)}
 
 
 def _write(

@@ -25,16 +25,23 @@ from ray_mlc.evaluation.study import study
 from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.decisions import Decision, decide, read_decision
 from ray_mlc.model.engines.choose import load_classifier, resolve
-from ray_mlc.model.explain import require_captum
 from ray_mlc.model.folder import ModelFolder, ModelInfo, open_model
 from ray_mlc.model.tokenization import Ragged
 from ray_mlc.report.evaluation import evaluation_page
-from ray_mlc.runtime.explain import explain_predictions
+from ray_mlc.runtime.explain import (
+    ExplainedMistakes,
+    check_explainable,
+    explain_mistakes,
+    explain_predictions,
+)
 from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.report_files import check_replaceable
 from ray_mlc.storage import Storage, open_storage
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 
 _SCRATCH = ".tmp"
+EXPLAIN_SECONDS = 60.0
+"""Time for the explanations of an evaluation."""
 DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
 
 
@@ -128,6 +135,8 @@ def evaluate_model(
     texts: bool,
     display: Display,
     decision: str | None = None,
+    explain: bool = False,
+    explain_seconds: float = EXPLAIN_SECONDS,
 ) -> tuple[dict[str, Any], Path]:
     """Measure a model on examples; save the figures, and beside them a report to look at.
 
@@ -143,10 +152,14 @@ def evaluate_model(
         texts: Whether the report shows the texts of mistakes; the JSON never does.
         display: Told about progress.
         decision: File of a decision, as `thresholds --output` writes it; None: the folder's.
+        explain: Whether the report shows which words carried the most costly mistakes; only with
+            `texts`, because it shows them.
+        explain_seconds: Time for that; what is not explained by then is left out, and counted.
 
     Returns:
         The figures (`evaluation.study.Study.summary`, and `model`, `examples`, `threshold`,
-        `calibration`, `unknown_labels`, `seconds`, `report`; of a model that reads windows
+        `calibration`, `unknown_labels`, `seconds`, `report`, with `explain` the `explained` and
+        `wanted` mistakes and `seconds`; of a model that reads windows
         `first_window`, the metrics of the decision where only beginnings are read, and
         `several_windows`, the share of documents that have more), and the file they were written
         to. Of `calibration`, `scores` and `calibrated` are
@@ -154,18 +167,29 @@ def evaluate_model(
         and `calibrated` are null without one.
 
     Raises:
-        ConfigError: If `output` names the report, or there is no such decision.
+        ConfigError: If `output` names the report or a file that is none, there is no such
+            decision, or explanations are asked for without texts.
         DataError: If the examples cannot be used.
+        ResourceError: If explanations need captum, which is not installed.
         StorageError: If nothing can be written there.
     """
     if output is not None and output.suffix.lower() == ".html":
         raise ConfigError(
             f"--output is {output}: it names the JSON; the report lies beside it and ends in .html"
         )
+    if explain and not texts:
+        raise ConfigError("--explain shows words of the texts in the report: give --texts as well")
+    if not explain_seconds > 0:
+        raise ConfigError(f"--explain-seconds is {explain_seconds:g}, expected a number above 0")
     folder = open_model(model)
+    if explain:  # not after the scoring
+        check_explainable(folder)
     label_set = folder.label_set
     decided = folder.info.decision if decision is None else read_decision(decision, label_set)
     storage, name = _place(output or folder.path / "evaluation", examples[0], output)
+    page = str(PurePath(name).with_suffix(".html"))
+    for file in (name, page):
+        check_replaceable(Path(storage.uri) / file, display)
     data = read_examples(list(examples), text=text, labels=labels, label_set=label_set)
     data = annotated_rows(data, examples[0])
     unknown = data.label_set.names[len(label_set) :]
@@ -225,7 +249,16 @@ def evaluate_model(
             calibrated_NL=calibrated_NL,
         )
         stage.advance(len(data))
-    page = str(PurePath(name).with_suffix(".html"))
+    explained: ExplainedMistakes | None = None
+    if explain:
+        explained = explain_mistakes(
+            folder,
+            classifier,
+            documents,
+            found.costliest,
+            seconds=explain_seconds,
+            display=display,
+        )
     ids = data.ids.to_pylist()
     result = found.summary(ids) | windows
     result |= {
@@ -240,12 +273,20 @@ def evaluate_model(
         "padding": round(classifier.stats.padding, 4),
         "report": str(Path(storage.uri) / page),
     }
+    if explained is not None:
+        result["explained"] = {
+            "mistakes": len(explained.found),
+            "wanted": explained.wanted,
+            "seconds": round(explained.seconds, 3),
+        }
     html = evaluation_page(
         found,
         title=f"Evaluation of {model}",
         facts=_facts(result, decided, folder.info, classifier),
         ids=ids,
         texts=documents if texts else None,
+        explained=None if explained is None else explained.found,
+        wanted=0 if explained is None else explained.wanted,
     )
     storage.put(page, html.encode())
     storage.put(name, json.dumps(result, indent=1, ensure_ascii=False).encode())
@@ -326,7 +367,13 @@ def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, st
 
 
 def predict_texts(
-    model: str, texts: Sequence[str], *, dtype: str, device: str, explain: bool = False
+    model: str,
+    texts: Sequence[str],
+    *,
+    dtype: str,
+    device: str,
+    explain: bool = False,
+    display: Display | None = None,
 ) -> list[dict[str, Any]]:
     """Labels, scores and latency of single texts.
 
@@ -339,6 +386,7 @@ def predict_texts(
         device: See `load_here`.
         explain: Also say which words carried each label that is given, or the best one where none
             is: `explanations`, see `model.explain.Explanation`.
+        display: Told about the progress of explanations; None: nobody is.
 
     Returns:
         Per text: `text`, `status` (`ok` or `empty`), `labels` (best first), `scores` by label,
@@ -348,9 +396,7 @@ def predict_texts(
     """
     folder = open_model(model)
     if explain:  # not after the scoring
-        require_captum()
-        if folder.info.kind != "encoder":
-            raise ConfigError(f"{model}: --explain is for encoders, this is {folder.info.kind}")
+        check_explainable(folder)
     classifier = load_here(folder, dtype=dtype, device=device)
     decision, label_set = folder.info.decision, folder.label_set
     rules = decision.rules(label_set)
@@ -398,8 +444,7 @@ def predict_texts(
             }
         )
     if explain:
-        for result, found in zip(
-            results, explain_predictions(folder, classifier, results), strict=True
-        ):
+        explained = explain_predictions(folder, classifier, results, display or Display(quiet=True))
+        for result, found in zip(results, explained, strict=True):
             result["explanations"] = found
     return results

@@ -14,17 +14,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ray_mlc.errors import DataError
+from ray_mlc.errors import ConfigError, DataError
+from ray_mlc.model.hierarchy import read_parents
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.report.explore import exploration_page
 from ray_mlc.runtime.progress import Display
-from ray_mlc.storage import write_file
+from ray_mlc.runtime.report_files import check_replaceable
+from ray_mlc.storage import local_path, write_file
+from ray_mlc.training.closure import hierarchy_facts
 from ray_mlc.training.duplicates import find_duplicates
 from ray_mlc.training.examples import Examples, read_examples
 from ray_mlc.training.exploration import count_words, explore, lengths_of
 from ray_mlc.training.splits import usual_place
 
 _EXTENSION = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson|json)(\.gz)?$", re.IGNORECASE)
+LABELS_FILE = "labels.yaml"
+"""What a file of label parents beside the examples is called."""
 _KEPT_TOKENS = 64  # only lengths are asked for: the ids of a long text need not be kept
 
 
@@ -38,6 +43,7 @@ def explore_examples(
     texts: bool,
     output: Path | None,
     display: Display,
+    hierarchy: Path | None = None,
 ) -> dict[str, Any]:
     """Explore examples, and write the page.
 
@@ -50,11 +56,14 @@ def explore_examples(
         texts: Whether beginnings of texts may be shown.
         output: HTML file; None: none.
         display: Where progress is shown.
+        hierarchy: File of label parents; None: `LABELS_FILE` beside the first path, if it is one.
 
     Returns:
-        The figures (`training.exploration.Exploration`, and `sources`, `seconds`).
+        The figures (`training.exploration.Exploration`, and `sources`, `seconds`, `hierarchy`:
+        `training.closure.HierarchyFacts` or null).
 
     Raises:
+        ConfigError: If the hierarchy is not one, or `output` is a file that is no report.
         DataError: If examples cannot be used.
         ModelError: If the tokenizer cannot be loaded.
         StorageError: If the page cannot be written.
@@ -65,8 +74,10 @@ def explore_examples(
     names = sorted(named, key=lambda name: usual_place(name.rsplit("/", 1)[-1]))
     named = {name: named[name] for name in names}
     if output is not None:
+        check_replaceable(output, display)
         write_file(output.with_name(".writable"), b"")  # what cannot be written should say so now
         output.with_name(".writable").unlink()
+    parents = None if hierarchy is None else _given_parents(hierarchy)
     counter = None if tokenizer is None else Tokenizer.load(tokenizer, max_tokens=_KEPT_TOKENS)
 
     splits: dict[str, Examples] = {}
@@ -76,15 +87,17 @@ def explore_examples(
         splits[name] = read_examples(path, text=text, labels=labels, label_set=label_set)
         label_set = splits[name].label_set
     rows = sum(len(examples) for examples in splits.values())
+    if parents is None:
+        parents = _parents_beside(paths[0], display)
 
-    with display.stage("words", rows, "documents") as stage:
+    with display.stage("count words", rows, "documents") as stage:
         lengths = [lengths_of(splits, count_words, unit="words", progress=stage.advance)]
     if counter is not None:
 
         def count_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
             return counter.encode(texts).n_tokens.astype(np.int64)
 
-        with display.stage("tokens", rows, "documents") as stage:
+        with display.stage("count tokens", rows, "documents") as stage:
             lengths.append(
                 lengths_of(
                     splits,
@@ -94,16 +107,53 @@ def explore_examples(
                     progress=stage.advance,
                 )
             )
-    with display.stage("duplicates", rows * (2 if near else 1), "documents") as stage:
+    with display.stage("compare texts", rows * (2 if near else 1), "readings") as stage:
         every = pa.concat_arrays([examples.texts for examples in splits.values()])
         duplicates = find_duplicates(every, jaccard=near or None, progress=stage.advance)
     figures = asdict(explore(splits, lengths, duplicates, texts=texts))
+    figures["hierarchy"] = None
+    if parents is not None:
+        file, above = parents
+        figures["hierarchy"] = asdict(hierarchy_facts(splits, above, str(file)))
     figures["sources"] = named
     figures["seconds"] = round(time.monotonic() - started, 3)
     if output is not None:
         made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         write_file(output, exploration_page(figures, made=made).encode())
     return figures
+
+
+Parents = tuple[Path, dict[str, list[str]]]
+"""A file of label parents, and what it says."""
+
+
+def _given_parents(file: Path) -> Parents:
+    """The hierarchy that was asked for.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    parents = read_parents(file)
+    if not any(parents.values()):
+        raise ConfigError(f"{file}: no label in it has a parent")
+    return file, parents
+
+
+def _parents_beside(path: str, display: Display) -> Parents | None:
+    """The hierarchy in the folder of the examples, if there is one: no obstacle if it is none."""
+    where = local_path(path)
+    if where is None:
+        return None
+    found = (where if where.is_dir() else where.parent) / LABELS_FILE
+    if not found.is_file():
+        return None
+    try:
+        parents = _given_parents(found)
+    except ConfigError as error:
+        display.say(f"note: not read as label parents: {error}")
+        return None
+    display.say(f"label parents: {found} (--hierarchy names another file)")
+    return parents
 
 
 def split_names(paths: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 class Stop:
@@ -88,6 +89,24 @@ def listen(grace_s: float, say: Callable[[str], None]) -> Iterator[Stop]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def completing(say: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
+    """Once the block has put its result into the list, Ctrl-C does not make a failure of it.
+
+    What comes after a result, such as the end of a Ray, takes seconds, and people lose patience.
+
+    Args:
+        say: Told that it happened.
+    """
+    results: list[dict[str, Any]] = []
+    try:
+        yield results
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        say("interrupted when all was done: the result is complete")
 
 
 def interrupt_main_thread() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.runtime.progress import Display
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 from ray_mlc.training.loop import TokenizedExamples, parameter_groups
+from ray_mlc.training.provenance import about_examples, about_lengths
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Prepared:
     """Digest of data, encoder and settings: the name of the run."""
     vocabulary_size: int | None = None
     """Embeddings that special tokens of the job ask for; None: those of the encoder."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the model card says of the examples: `train`, `validation`, `lengths`; see
+    `training.provenance`."""
 
     @property
     def material(self) -> Material:
@@ -101,6 +105,8 @@ class Splits:
     counts_L: NDArray[np.int64]
     """Training examples that have each label."""
     hierarchy: dict[str, list[str]]
+    about: dict[str, Any] = field(default_factory=dict)
+    """`training.provenance.about_examples` of each."""
 
 
 def prepare(job: TrainJob, display: Display) -> Prepared:
@@ -132,7 +138,15 @@ def read_splits(data: DataConfig, display: Display) -> Splits:
         )
     if never := [name for name, count in zip(label_set.names, counts, strict=True) if not count]:
         display.say(f"note: {len(never)} label(s) are in no training row, such as {never[0]!r}")
-    return Splits(train_set, validation_set, label_set, counts, hierarchy)
+    with display.stage("digest", None, "files") as stage:
+        about = {}
+        for name, path, examples in (
+            ("train", data.train, train_set),
+            ("validation", data.validation, validation_set),
+        ):
+            about[name] = about_examples(path, examples)
+            stage.advance(len(about[name]["files"]))
+    return Splits(train_set, validation_set, label_set, counts, hierarchy, about)
 
 
 def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
@@ -151,7 +165,9 @@ def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
         for examples in (train_set, validation_set):
             tokenized.append(_tokenize(examples, tokenizer, len(label_set)))
             stage.advance(len(examples))
-    long = float(np.mean(~tokenizer.covered(tokenized[0].ids.n_tokens)))
+    n_tokens_N = tokenized[0].ids.n_tokens
+    lengths = about_lengths(n_tokens_N, tokenizer.covered(n_tokens_N))
+    long = lengths["cut"]
     if long > 0.01:
         of, keys = "", "training.max_tokens, or training.windows to read them whole"
         if windows is not None:
@@ -176,6 +192,7 @@ def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
         hierarchy=splits.hierarchy,
         fingerprint=fingerprint,
         vocabulary_size=tokenizer.vocabulary_size if special_tokens else None,
+        about={**splits.about, "lengths": lengths},
     )
 
 

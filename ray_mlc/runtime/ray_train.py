@@ -45,6 +45,7 @@ from ray_mlc.errors import (
     ResourceError,
 )
 from ray_mlc.evaluation.metrics import METRIC_NAMES
+from ray_mlc.runtime.interrupt import completing
 from ray_mlc.runtime.prepare import Material, Prepared, prepare
 from ray_mlc.runtime.progress import Display, StageHandle
 from ray_mlc.runtime.ray_private import check_version
@@ -101,13 +102,13 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
         display.say(f"{job.output} is trained already: same data, encoder and settings")
         return finished
     # not earlier: a typo should not cost a start of Ray
-    with ray_session(job.ray.address):
+    with completing(display.say) as results, ray_session(job.ray.address):
         scaling = plan_workers(job.workers, cluster_nodes(), free_resources())
         result = _fit(job, prepared, scaling, output, display)
-        summary = _finish(job, prepared, result, output, display)
+        results.append(_finish(job, prepared, result, output, display))
     if job.checkpoints.path is None:
         shutil.rmtree(output / "_checkpoints", ignore_errors=True)
-    return summary
+    return results[0]
 
 
 def check_job(job: TrainJob) -> Path:

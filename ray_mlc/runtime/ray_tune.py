@@ -40,7 +40,7 @@ from ray_mlc.errors import (
     redact,
 )
 from ray_mlc.model.folder import read_info
-from ray_mlc.runtime.interrupt import Stop, listen
+from ray_mlc.runtime.interrupt import Stop, completing, listen
 from ray_mlc.runtime.prepare import Material, Prepared
 from ray_mlc.runtime.progress import Display, StageHandle
 from ray_mlc.runtime.ray_train import (
@@ -136,7 +136,7 @@ def tune(job: TuneJob, display: Display) -> dict[str, Any]:
     write_identity(output, job, data)
     ledger = Ledger(output / STATE_FOLDER / EVENTS_FILE)
     # not earlier: a typo should not cost a start of Ray
-    with ray_session(job.train.ray.address):
+    with completing(display.say) as results, ray_session(job.train.ray.address):
         run = Run(search, prepared, ledger, output, display)
         try:
             run.train_all(_digest([*comparable(job), data]))
@@ -150,8 +150,9 @@ def tune(job: TuneJob, display: Display) -> dict[str, Any]:
                 f"all {len(rows)} trials failed, the first one: {ledger.trials[0].error}"
             )
         _write_best(search, prepared, best, output, display)
+        results.append(_summary(job, output, rows))
     shutil.rmtree(output / STATE_FOLDER, ignore_errors=True)
-    return _summary(job, output, rows)
+    return results[0]
 
 
 def _digest(parts: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ from ray_mlc.model.engines.choose import (
     resolve,
 )
 from ray_mlc.model.folder import ModelFolder, open_model
-from ray_mlc.runtime.interrupt import Stop, listen
+from ray_mlc.runtime.interrupt import Stop, completing, listen
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.accounts import (
     EARLIER,
@@ -307,7 +307,7 @@ def score(
         if use_lease
         else nullcontext()
     )
-    with held as lease, ExitStack() as stack:
+    with completing(display.say) as results, held as lease, ExitStack() as stack:
         ready = _Ready(backend, stack)
 
         def check() -> None:
@@ -329,18 +329,22 @@ def score(
         if run.succeeded and not len(pending):
             check_limits(run, run.summary, job.limits)
             display.say("complete already: nothing to do")
+            results.append(run.summary)
             return run.summary
         tally = Tally(run, pending)
         work = Work.of(run, folder, holder=lease.token if lease is not None else None)
         if len(pending):
             _work_off(tally, work, pending, job, ready(), display, lease)
-        return finish_run(
-            run,
-            tally,
-            job.limits,
-            seconds=time.monotonic() - started,
-            check=check,
+        results.append(
+            finish_run(
+                run,
+                tally,
+                job.limits,
+                seconds=time.monotonic() - started,
+                check=check,
+            )
         )
+    return results[0]
 
 
 @dataclass
@@ -398,7 +402,8 @@ def _work_off(
                 if lease is not None:
                     lease.check()
         except KeyboardInterrupt:
-            raise _interrupted(tally) from None
+            if tally.rows(PENDING):
+                raise _interrupted(tally) from None
         if stop.requested and tally.rows(PENDING):
             raise _interrupted(tally)
 

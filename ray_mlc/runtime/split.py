@@ -96,7 +96,7 @@ def split_examples(
     display.say(f"reading {source}")
     examples = read_examples(source, text=text, labels=labels)
     # the similar texts of the parts are reported even where they do not stay together
-    with display.stage("duplicates", len(examples) * (2 if near else 1), "documents") as stage:
+    with display.stage("compare texts", len(examples) * (2 if near else 1), "readings") as stage:
         duplicates = find_duplicates(examples.texts, jaccard=near or None, progress=stage.advance)
     if any(len(read) != len(examples) for read in (part_N, times_N, group_N) if read is not None):
         raise DataError(f"{source}: the examples changed while they were read: run it again")
@@ -104,7 +104,7 @@ def split_examples(
         group_duplicates = "none"  # rows stay where the column has them
     units = _units(duplicates, group_duplicates, group_N)
     if part_N is None:
-        display.say(f"placing {len(examples):,} rows in {len(units.size_U):,} units ({by})")
+        display.say(f"placing {len(examples):,} rows ({by}){_together(units)}")
         wanted = [share.share for share in shares]
         if times_N is not None:
             part_N = split_by_time(times_N, units, wanted)
@@ -180,6 +180,14 @@ def _units(
     if group_N is not None:
         groupings.append(group_N)
     return Units.of(*groupings)
+
+
+def _together(units: Units) -> str:
+    """What of the rows is placed as one, in words."""
+    groups_G = units.size_U[units.size_U > 1]
+    if not len(groups_G):
+        return ""
+    return f"; {int(groups_G.sum()):,} of them stay together in {len(groups_G):,} group(s)"
 
 
 def _part_rows(

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc.config import LongConfig, TrainingConfig, TrainJob, WindowsConfig
-from ray_mlc.errors import ModelError
-from ray_mlc.evaluation.evaluate import evaluate_scores_at
-from ray_mlc.evaluation.metrics import evaluate_scores, is_better
+from ray_mlc.errors import ModelError, redact
+from ray_mlc.evaluation.evaluate import evaluate_scores_at, validation_metrics
+from ray_mlc.evaluation.metrics import is_better
 from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.canaries import record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import Decision, decide
-from ray_mlc.model.encoder import new_classifier_model
+from ray_mlc.model.encoder import hub_id, new_classifier_model
 from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
@@ -59,6 +59,8 @@ class Validated:
     """The one for all labels that gives the highest micro-F1."""
     metrics: dict[str, float | None]
     """At the threshold."""
+    aggregates: dict[str, float | None]
+    """`best_metric` of each way that was tried."""
 
 
 def validate(
@@ -72,12 +74,14 @@ def validate(
     hows = AGGREGATES if windows.aggregate == "auto" else (windows.aggregate,)
     found: Validated | None = None
     name = settings.best_metric
+    values: dict[str, float | None] = {}
     for how, scores_NL in fitter.predict(validation, hows).items():
         threshold = fit_global_threshold(targets_NL, scores_NL)
         metrics = evaluate_scores_at(targets_NL, scores_NL, np.float32(threshold))
+        values[how] = metrics[name]
         if found is None or is_better(name, metrics[name], found.metrics[name]):
             # a copy: a slice would keep the scores of all ways alive
-            found = Validated(how, scores_NL.copy(), threshold, metrics)
+            found = Validated(how, scores_NL.copy(), threshold, metrics, values)
     assert found is not None
     return found
 
@@ -162,7 +166,7 @@ def run_epochs(
             "epoch": epoch + 1,
             "train_loss": loss,
             "threshold": validated.threshold,
-            **({"aggregate": validated.aggregate} if settings.windows else {}),
+            **(_windows_record(validated) if settings.windows else {}),
             "learning_rate": fitter.learning_rate,
             "seconds": round(time.monotonic() - started, 3),
             "at_half": evaluate_scores_at(material.targets_NL, scores_NL, np.float32(0.5)),
@@ -177,6 +181,10 @@ def run_epochs(
             "best_epoch": epoch + 1 if improved else state["best_epoch"],
         }
         on_epoch(state, scores_NL)
+
+
+def _windows_record(validated: Validated) -> dict[str, Any]:
+    return {"aggregate": validated.aggregate, "aggregates": validated.aggregates}
 
 
 def best_record(state: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -230,6 +238,7 @@ def finished_summary(output: Path, fingerprint: str) -> dict[str, Any] | None:
         "best_epoch": info.training.get("best_epoch"),
         "threshold": info.decision.threshold,
         "metrics": info.metrics,
+        "windows": info.training.get("windows"),
         "history": [],
     }
 
@@ -253,7 +262,8 @@ def write_trained(
         display: Told about progress.
 
     Returns:
-        `model`, `best_epoch`, `threshold`, `metrics`, `history`.
+        `model`, `best_epoch`, `threshold`, `metrics`, `history` and `windows`: how windows are
+        joined (`chosen`), and `metric` of each way that was tried (`values`); null without windows.
     """
     settings = job.training
     model = new_classifier_model(
@@ -270,14 +280,26 @@ def write_trained(
     threshold = fit_global_threshold(targets, scores)
     decision = Decision(threshold=threshold, objective="f1_micro", hierarchy=prepared.hierarchy)
     given = decide(scores, decision.rules(prepared.label_set))
-    metrics = {
-        "at_half": evaluate_scores_at(targets, scores, np.float32(0.5)),
-        "decision": evaluate_scores(targets, scores, given),
+    with display.stage("measure", len(targets), "examples") as stage:
+        metrics = validation_metrics(
+            targets, scores, {"decision": given}, rates_L=prepared.rates_L, seed=settings.seed
+        )
+        stage.advance(len(targets))
+    metrics["measured_on"] = {
+        "examples": _paths(job.data.validation),
+        "documents": len(targets),
+        "per_label": False,
     }
     long = LongConfig(policy="truncate", max_tokens=prepared.tokenizer.max_tokens)
+    joined: dict[str, Any] | None = None
     if settings.windows is not None:
         best = best_record(latest)
         assert best is not None
+        joined = {
+            "chosen": best["aggregate"],
+            "metric": settings.best_metric,
+            "values": best.get("aggregates", {}),  # a checkpoint of an earlier version has none
+        }
         windows = settings.windows.model_copy(update={"aggregate": best["aggregate"]})
         long = LongConfig(policy="windows", max_tokens=long.max_tokens, windows=windows)
     info = ModelInfo(
@@ -286,10 +308,13 @@ def write_trained(
         long=long,
         metrics=metrics,
         training={
-            "encoder": job.encoder,
+            "encoder": redact(job.encoder),
+            **({"base_model": hub} if (hub := hub_id(job.encoder)) is not None else {}),
             "fingerprint": prepared.fingerprint,
             "train": job.data.train,
             "validation": job.data.validation,
+            "data": prepared.about,
+            **({"windows": joined} if joined is not None else {}),
             "train_rows": len(prepared.train),
             "validation_rows": len(prepared.validation),
             "settings": settings.model_dump(mode="json"),
@@ -325,5 +350,10 @@ def write_trained(
         "best_epoch": latest["best_epoch"],
         "threshold": threshold,
         "metrics": metrics,
+        "windows": joined,
         "history": latest["history"],
     }
+
+
+def _paths(paths: str | list[str]) -> list[str]:
+    return [redact(path) for path in ([paths] if isinstance(paths, str) else paths)]

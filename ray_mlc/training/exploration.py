@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ray_mlc.training.closure import cells_of
 from ray_mlc.training.duplicates import Duplicates
 from ray_mlc.training.examples import Examples
 from ray_mlc.training.repetition import DuplicateFacts, duplicate_facts
@@ -465,18 +466,9 @@ def _stacked(
     splits: Mapping[str, Examples], labels: int, lists: Callable[[Examples], pa.Array | None]
 ) -> Any:
     """Cells of all splits as one sparse matrix, shape [rows, labels]."""
-    from scipy.sparse import csr_array, vstack
+    from scipy.sparse import vstack
 
-    blocks = []
-    for examples in splits.values():
-        cells = lists(examples)
-        if cells is None:
-            blocks.append(csr_array((len(examples), labels), dtype=np.int64))
-            continue
-        offsets = cells.offsets.to_numpy().astype(np.int64)
-        columns = cells.values.to_numpy()[offsets[0] : offsets[-1]]
-        ones = np.ones(len(columns), np.int64)
-        blocks.append(csr_array((ones, columns, offsets - offsets[0]), (len(examples), labels)))
+    blocks = [cells_of(examples, lists(examples), labels) for examples in splits.values()]
     return vstack(blocks, format="csr")
 
 

@@ -80,7 +80,15 @@ def test_the_fitted_decision_is_kept_and_used_and_the_weights_stay(
     assert again["metrics"]["before"] == result["metrics"]["fitted"]
     card = (model / "README.md").read_text()
     assert "thresholds of their own between" in card
-    assert "| validation | at 0.5 | at the decision | the same, on documents held out" in card
+    columns = card.partition("| validation |")[2].partition("\n")[0]
+    assert [c.strip() for c in columns.split("|") if "interval" not in c and c.strip()] == [
+        "at 0.5", "at the decision", "the same, on documents held out of its fit",
+    ]  # fmt: skip
+    assert f"Fitted for `f1` on {ROWS} validation examples" in card
+    assert f"`{examples}`" in card
+    assert after.info.metrics["measured_on"]["documents"] == ROWS
+    low, high = after.info.metrics["intervals"]["decision_held_out"]["f1_micro"]
+    assert low < result["metrics"]["held_out"]["f1_micro"] < high
 
 
 def test_a_decision_in_a_file_of_its_own_leaves_the_folder_alone(
@@ -168,18 +176,66 @@ def test_a_calibration_is_kept_in_the_folder_and_changes_no_label_and_no_weight(
     json.dumps(result, allow_nan=False)
 
 
-def test_a_calibration_goes_with_the_next_decision_that_has_none_and_this_is_said(
+def test_what_is_not_given_stays_as_the_model_has_it_and_this_is_said(
     model: Path, examples: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(model, examples, calibrate="platt", fallback=1)
-    assert run(monkeypatch, "thresholds", str(model), str(examples)) == 0
-    told = capsys.readouterr().err
-    assert "its calibration goes; --calibrate platt fits one" in told
-    assert "its fall-back goes; --fallback 1 keeps it" in told
+    fit(
+        model,
+        examples,
+        objective="precision>=0.9",
+        calibrate="platt",
+        fallback=2,
+        fallback_floor=0.25,
+    )
+    first = open_model(str(model)).info.decision
+    capsys.readouterr()
+    command = ["thresholds", str(model), str(examples)]
+    assert run(monkeypatch, *command) == 0
+    told = capsys.readouterr()
+    assert (
+        "as the model has it: --objective precision>=0.9, --calibrate platt, --fallback 2, "
+        "--fallback-floor 0.25"
+    ) in told.err
+    assert "thresholds for precision>=0.9" in told.out
+    assert open_model(str(model)).info.decision == first
+    # one of them given: the others stay
+    assert run(monkeypatch, *command, "--objective", "f1", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["objective"] == "f1"
+    assert set(result["kept"]) == {"calibrate", "fallback", "fallback_floor"}
+    now = open_model(str(model)).info.decision
+    assert now.objective == "f1"
+    assert (now.fallback, now.fallback_floor) == (2, 0.25)
+    assert now.calibration is not None
+    assert now.calibration.method == "platt"
+    assert run(monkeypatch, *command, "--calibrate", "isotonic") == 0
+    now = open_model(str(model)).info.decision
+    assert now.objective == "f1"
+    assert now.calibration is not None
+    assert now.calibration.method == "isotonic"
+    # and each can go
+    assert run(monkeypatch, *command, "--calibrate", "none", "--fallback", "0") == 0
     written = json.loads((model / "ray_mlc.json").read_text())
     assert set(written["decision"]) == {"threshold", "per_label", "objective"}
-    assert written["schema_version"] == 1
     assert "calibration" not in written["metrics"]
+
+
+def test_nothing_is_said_to_stay_before_it_is_known_that_it_can(
+    model: Path, examples: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(model, examples, calibrate="platt")
+    capsys.readouterr()
+    for arguments in (
+        [str(model), "/nowhere.parquet"],
+        [str(model), str(examples), "--calibrate", "beta"],
+        [str(model), str(examples), "--fallback", "0", "--fallback-floor", "0.1"],
+        [str(model), str(examples), "--hierarchy", "/nowhere/labels.yaml"],
+        [str(model), str(examples), "--text", "txet"],
+    ):
+        assert run(monkeypatch, "thresholds", *arguments) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: ")
+        assert len(told.strip().splitlines()) == 1
 
 
 def test_a_hierarchy_is_in_all_figures_and_stays_until_another_one_is_given(

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.errors import InterruptedRunError
-from ray_mlc.runtime.interrupt import Stop, listen
+from ray_mlc.runtime.interrupt import Stop, completing, listen
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
@@ -118,6 +119,41 @@ def test_a_signal_after_the_last_unit_was_begun_lets_the_run_finish(
     output = tmp_path / "out"
     score(score_job(tiny_corpus, output), Late(), Display(quiet=True))
     assert (output / "_SUCCESS").exists()
+
+
+class Ending(LocalBackend):
+    """Gets Ctrl-C again when all is written, and while it ends."""
+
+    @contextmanager
+    def start(self) -> Iterator[None]:
+        yield
+        raise KeyboardInterrupt
+
+    def process(self, *args: Any, **options: Any) -> Iterator[list[Receipt]]:
+        yield from super().process(*args, **options)
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_after_the_last_row_makes_no_failure_of_a_complete_run(
+    tiny_corpus: Path, tmp_path: Path, score_job: MakeJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    summary = score(score_job(tiny_corpus, output), Ending(), Display())
+    assert summary["rows"]["written"] == 240
+    assert (output / "_SUCCESS").exists()
+    assert not (output / "_ray_mlc/lease.json").exists()
+    assert "interrupted when all was done: the result is complete" in capsys.readouterr().err
+    assert verify(str(output), deep=True).complete
+
+
+def test_ctrl_c_before_there_is_a_result_still_ends_the_command() -> None:
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt), completing(said.append):
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="x"), completing(said.append) as results:  # noqa: PT012
+        results.append({})
+        raise ValueError("x")
+    assert said == []
 
 
 def test_without_grace_the_work_in_hand_is_dropped(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from support.studies import made_up_study
 
-from ray_mlc.evaluation import study as module
+from ray_mlc.evaluation import bootstrap
 from ray_mlc.evaluation.evaluate import evaluate
 from ray_mlc.evaluation.metrics import METRIC_NAMES
-from ray_mlc.evaluation.study import Study, study
+from ray_mlc.evaluation.study import MANY_LABELS, Study, study
 from ray_mlc.labels import LabelSet
 
 
@@ -29,7 +29,7 @@ def test_the_figures_stay_as_they_are_and_all_others_are_json(documents: int, la
         assert again[key] == found.figures[key]
     for row, before in zip(again["per_label"], found.figures["per_label"], strict=True):
         assert {name: row[name] for name in before} == before
-    assert (again["ranking"] is None) == (labels <= module.MANY_LABELS)
+    assert (again["ranking"] is None) == (labels <= MANY_LABELS)
 
 
 def test_every_figure_lies_in_its_interval_and_gains_are_paired() -> None:
@@ -58,7 +58,7 @@ def test_one_document_has_figures_without_intervals() -> None:
 def test_where_the_bootstrap_of_scores_would_take_minutes_it_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_BOOTSTRAP_CELLS", 49)
+    monkeypatch.setattr(bootstrap, "MOST_CELLS", 49)
     ends = made_up_study(100, 5).intervals["decision"]
     assert ends["average_precision_macro"] is None
     assert ends["f1_macro"] is not None

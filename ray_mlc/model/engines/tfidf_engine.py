@@ -24,14 +24,14 @@ class TfidfEngine(OneByOne):
 
     def __init__(self, model: TfidfModel) -> None:
         """Take over a model."""
-        self._model = model
+        self.model = model
 
     def logits(self, ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """Run one batch; see `Engine.logits`. Dense is only what is returned."""
         try:
-            rows_BF = tfidf_rows(ids, self._model.idf_F).astype(np.float32)
-            logits_BL: NDArray[np.float32] = rows_BF @ self._model.weights_FL
-            logits_BL += self._model.bias_L
+            rows_BF = tfidf_rows(ids, self.model.idf_F).astype(np.float32)
+            logits_BL: NDArray[np.float32] = rows_BF @ self.model.weights_FL
+            logits_BL += self.model.bias_L
         except MemoryError as error:
             raise OutOfMemoryError(str(error)) from None
         return logits_BL
