@@ -14,6 +14,7 @@ import pytest
 
 from ray_mlc import synthetic
 from ray_mlc.errors import UsageError
+from ray_mlc.scoring.parts import FOOTER_KEY
 from ray_mlc.scoring.verify import FileAccount, Verdict, verify
 
 PART = "part-00001/000000000025.parquet"
@@ -30,7 +31,8 @@ def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     """Change a part's rows and keep its footer key."""
     table = pq.ParquetFile(path).read()
-    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+    key = {FOOTER_KEY: pq.read_metadata(path).metadata[FOOTER_KEY]}
+    pq.write_table(change(table).replace_schema_metadata(key), path)
 
 
 def judge(output: Path, *, deep: bool = False) -> Verdict:
