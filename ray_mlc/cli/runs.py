@@ -139,19 +139,14 @@ def status(
     output: Annotated[str, typer.Argument(help="Output folder of score.")], json: Json = False
 ) -> None:
     """Progress of a run, from one listing of its output."""
+    from ray_mlc.cli.tables import print_progress
     from ray_mlc.scoring.verify import progress_of
 
     state = progress_of(output)
     if json:
         print_json(state)
         return
-    rows, units = state["rows"], state["units"]
-    share = rows["written"] / rows["planned"] if rows["planned"] else 1.0
-    typer.echo(
-        f"{state['state']}: {rows['written']:,} of {rows['planned']:,} rows ({share:.1%}), "
-        f"{units['written']:,} of {units['planned']:,} units, {state['set_aside']} set aside, "
-        f"{state['bytes'] / 2**20:,.1f} MiB; model {state['model']}, started {state['created']}"
-    )
+    print_progress(state)
 
 
 def verify(
