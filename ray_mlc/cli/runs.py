@@ -119,7 +119,10 @@ def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict
     from ray_mlc.runtime.score import Backend, find_inputs
     from ray_mlc.runtime.score import score as run_score
 
-    inputs = find_inputs(spec)  # a typo should not cost an import of Ray
+    display = Display(quiet=quiet)
+    shown = spec.input.path if isinstance(spec.input.path, str) else f"{len(spec.input.path)} paths"
+    with display.doing(f"opening {spec.model} and listing {shown}"):
+        inputs = find_inputs(spec)  # a typo should not cost an import of Ray
     backend: Backend
     if local:
         from ray_mlc.runtime.local import LocalBackend
@@ -129,10 +132,11 @@ def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict
         from ray_mlc.runtime.session import set_environment
 
         set_environment()
-        from ray_mlc.runtime.ray_data import RayBackend
+        with display.doing("importing Ray"):
+            from ray_mlc.runtime.ray_data import RayBackend
 
         backend = RayBackend(spec)
-    return run_score(spec, backend, Display(quiet=quiet), inputs=inputs, **options)
+    return run_score(spec, backend, display, inputs=inputs, **options)
 
 
 def status(

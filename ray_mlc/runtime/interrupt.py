@@ -22,6 +22,7 @@ class Stop:
         self._grace_s, self._say = grace_s, say
         self._asked_s: float | None = None
         self._at_once = False
+        self._last_words = False
 
     @property
     def requested(self) -> bool:
@@ -42,10 +43,17 @@ class Stop:
         if self.requested or self._at_once:
             raise KeyboardInterrupt
         self._asked_s = time.monotonic()
+        if self._last_words:
+            self._say("all rows are written, the end is near; once more stops at once")
+            return
         self._say(
             f"stopping: what is in flight has {self._grace_s:.0f} s to finish; "
             "once more stops at once"
         )
+
+    def nothing_in_flight(self) -> None:
+        """Take note that all that is left to do is to account for it: a request changes nothing."""
+        self._last_words = True
 
     def check(self) -> None:
         """Drop the work in hand when the time is over.

@@ -118,7 +118,9 @@ def refuse_difference(
             if key == "model":
                 shown = (f"{record['model']} ({shown[0][:12]})", f"{model.name} ({value[:12]})")
             if key == "decision":
-                shown = _apart(*(d.model_dump(mode="json") for d in (decision, model.info.decision)))
+                shown = _apart(
+                    *(d.model_dump(mode="json") for d in (decision, model.info.decision))
+                )
             raise RunMismatchError(
                 f"{uri}: holds a run with {key} {_short(shown[0])}, the command has "
                 f"{_short(shown[1])}: repeat the first command, or choose another output"

@@ -14,7 +14,6 @@ import pytest
 from chaos.compare import compare, compare_unfinished
 from chaos.trial import Moment, Result, Trial
 from chaos.workload import Workload
-
 from ray_mlc.scoring.parts import FOOTER_KEY
 
 pytestmark = pytest.mark.chaos

@@ -33,7 +33,7 @@ from ray_mlc.errors import (
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.calibration import Calibration, Curve
 from ray_mlc.model.decisions import Decision
-from ray_mlc.model.folder import INFO_FILE, open_model
+from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
