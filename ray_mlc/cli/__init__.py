@@ -38,7 +38,7 @@ def main() -> None:
             raise  # a bug keeps its traceback
         sys.exit(code)
     finally:
-        # all is said: Ctrl-C while libraries clear up, which takes seconds, would print their traces
+        # all is said: Ctrl-C while libraries clear up, for seconds, would print their traces
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 

@@ -116,7 +116,10 @@ def refuse_difference(
                 continue
             shown = (recorded.get(key), value)
             if key == "model":
-                shown = (f"{record['model']} ({shown[0][:12]})", f"{model.name} ({value[:12]})")
+                shown = (
+                    f"{record['model']} ({recorded[key][:12]})",
+                    f"{model.name} ({value[:12]})",
+                )
             if key == "decision":
                 shown = _apart(
                     *(d.model_dump(mode="json") for d in (decision, model.info.decision))
