@@ -108,7 +108,8 @@ class InputConfig(Section):
     path: str | list[str]
     """Folder, glob, file, or a list of them; local, `s3://`, `gs://`, `az://`, `hf://`."""
     text: str = "text"
-    """Text column, or a template over columns such as `{title}\\n\\n{body}`."""
+    """Text column, field of a struct column such as `text.en`, or a template over such, as
+    `{title}\\n\\n{body}`."""
     max_text_bytes: Size = 64 * 2**20
     """A longer text is not tokenized: its row gets the status `too_long`."""
 
@@ -128,7 +129,8 @@ class OutputConfig(Section):
     path: str
     """Output folder, local or `s3://`, `gs://`, `az://`."""
     keep: list[str] | Literal["*"] | None = None
-    """Input columns to keep: null for all but the text, `*` for all, or a list (may be empty)."""
+    """Input columns to keep: null for all but the text (a struct that holds it is left out whole),
+    `*` for all, or a list (may be empty)."""
     format: Literal["auto", "wide", "sparse", "dense"] = "auto"
     """`wide`: a float32 column per label; `sparse`: the best scores as a list; `dense`: all scores
     as one float16 list; `auto`: wide up to 64 labels, sparse above."""

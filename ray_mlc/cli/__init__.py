@@ -6,6 +6,7 @@ inside the commands, so that `--help` answers at once. Data goes to stdout, talk
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
 from types import FrameType
@@ -36,6 +37,9 @@ def main() -> None:
         if code is None:
             raise  # a bug keeps its traceback
         sys.exit(code)
+    finally:
+        # all is said: Ctrl-C while libraries clear up, for seconds, would print their traces
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:

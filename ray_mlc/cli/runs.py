@@ -119,7 +119,10 @@ def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict
     from ray_mlc.runtime.score import Backend, find_inputs
     from ray_mlc.runtime.score import score as run_score
 
-    inputs = find_inputs(spec)  # a typo should not cost an import of Ray
+    display = Display(quiet=quiet)
+    shown = spec.input.path if isinstance(spec.input.path, str) else f"{len(spec.input.path)} paths"
+    with display.doing(f"opening {spec.model} and listing {shown}"):
+        inputs = find_inputs(spec)  # a typo should not cost an import of Ray
     backend: Backend
     if local:
         from ray_mlc.runtime.local import LocalBackend
@@ -129,30 +132,25 @@ def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict
         from ray_mlc.runtime.session import set_environment
 
         set_environment()
-        from ray_mlc.runtime.ray_data import RayBackend
+        with display.doing("importing Ray"):
+            from ray_mlc.runtime.ray_data import RayBackend
 
         backend = RayBackend(spec)
-    return run_score(spec, backend, Display(quiet=quiet), inputs=inputs, **options)
+    return run_score(spec, backend, display, inputs=inputs, **options)
 
 
 def status(
     output: Annotated[str, typer.Argument(help="Output folder of score.")], json: Json = False
 ) -> None:
     """Progress of a run, from one listing of its output."""
-    from ray_mlc.cli.tables import size
+    from ray_mlc.cli.tables import print_progress
     from ray_mlc.scoring.verify import progress_of
 
     state = progress_of(output)
     if json:
         print_json(state)
         return
-    rows, units = state["rows"], state["units"]
-    share = rows["written"] / rows["planned"] if rows["planned"] else 1.0
-    typer.echo(
-        f"{state['state']}: {rows['written']:,} of {rows['planned']:,} rows ({share:.1%}), "
-        f"{units['written']:,} of {units['planned']:,} units, {state['set_aside']} set aside, "
-        f"{size(state['bytes'])}; model {state['model']}, started {state['created']}"
-    )
+    print_progress(state)
 
 
 def verify(

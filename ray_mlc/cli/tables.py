@@ -349,6 +349,27 @@ def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
         )
 
 
+def print_progress(state: Mapping[str, Any]) -> None:
+    """How far a run is, and which files of its output are not as they should be."""
+    rows, units = state["rows"], state["units"]
+    share = rows["written"] / rows["planned"] if rows["planned"] else 1.0
+    _say(
+        f"{state['state']}: {rows['written']:,} of {rows['planned']:,} rows ({share:.1%}), "
+        f"{units['written']:,} of {units['planned']:,} units, {state['set_aside']} set aside, "
+        f"{size(state['bytes'])}; model {state['model']}, started {state['created']}"
+    )
+    if missing := state["missing"]:
+        _say(
+            f"{len(missing):,} part(s) are gone since the run was complete, such as {missing[0]}: "
+            "run the same `ray-mlc score` command to make them again"
+        )
+    if extra := state["extra"]:
+        _say(
+            f"{len(extra):,} Parquet file(s) are in no plan, such as {extra[0]}, but readers of "
+            "the output will take them for parts: move them away"
+        )
+
+
 def print_verdict(verdict: Verdict) -> None:
     """Rows per file, and what is wrong."""
     counts = ("planned", "written", "set_aside", "duplicated", "missing")

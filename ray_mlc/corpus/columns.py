@@ -10,12 +10,18 @@ Only schemas are seen here: no rows, no storage.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from ray_mlc.corpus.fields import (
+    field_paths,
+    near_name,
+    such_as_a_field,
+    top_column,
+    type_of,
+)
 from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile
 from ray_mlc.corpus.text import text_columns
@@ -56,13 +62,13 @@ class ReadSpec:
     root: str
     """URI of the folder that sources are relative to."""
     text: str
-    """Column name or template."""
+    """Column name, path to a field of a struct, or template over such."""
     kept: tuple[KeptColumn, ...]
     """Columns to keep, in output order."""
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """Columns that the text is made of."""
+        """Columns, and fields of structs, that the text is made of."""
         return text_columns(self.text)
 
     @property
@@ -85,7 +91,8 @@ def resolve_columns(
         footers: One per file.
         root: URI that sources are relative to.
         text: Text column or template.
-        keep: Columns to keep: a list, `*` for all, None for all but the text.
+        keep: Columns to keep: a list, `*` for all, None for all but the text; of a text in a struct
+            the whole column is left out.
         reserved: Output columns of ours; an input column that equals one after case folding is
             kept as `input_<name>`.
 
@@ -103,9 +110,10 @@ def resolve_columns(
             f"{root}: no file could be read; {footers[0].file.source}: {footers[0].fault}"
         )
     known = list(dict.fromkeys(name for item in readable for name in item.column_names))
-    _check_text(readable, text, needed, known)
+    _check_text(readable, text, needed)
     if keep is None:
-        wanted = [name for name in known if name not in needed]
+        tops = {top_column(item.schema, name) for item in readable for name in needed}
+        wanted = [name for name in known if name not in tops]
     elif keep == "*":
         wanted = known
     else:
@@ -148,27 +156,27 @@ def _is_ours(folded: str, ours: Container[str]) -> bool:
     return folded in ours or folded.startswith("__ray_mlc_")
 
 
-def _check_text(
-    readable: Sequence[Readable], text: str, needed: Sequence[str], known: Sequence[str]
-) -> None:
+def _check_text(readable: Sequence[Readable], text: str, needed: Sequence[str]) -> None:
     """Refuse at once what would set every file aside."""
     for name in needed:
-        having = [item for item in readable if item.schema.get_field_index(name) >= 0]
+        types = [(item, type_of(item.schema, name)) for item in readable]
+        having = [(item.file.source, type_) for item, type_ in types if type_ is not None]
         if not having and readable:
             for item in readable:
                 if name in item.schema.names:
                     raise DataError(f"{item.file.source}: text column {name!r} is there twice")
+            every = (path for item in readable for path in field_paths(item.schema))
+            paths = list(dict.fromkeys(every))
             raise DataError(
-                f"input.text: no file has a column {name!r}{_near(name, known)}; "
-                f"columns are {', '.join(known[:12])}"
+                f"input.text: no file has a column {name!r}{_near(name, paths)}; "
+                f"columns are {', '.join(paths[:12])}"
             )
-        if (
-            having
-            and not any(is_text(item.schema.field(name).type) for item in having)
-            and (text == name)
-        ):
-            source, type_ = having[0].file.source, having[0].schema.field(name).type
-            raise DataError(f"{source}: text column {name!r} is {type_}, expected string")
+        if having and text == name and not any(is_text(type_) for _, type_ in having):
+            source, type_ = having[0]
+            raise DataError(
+                f"{source}: text column {name!r} is {type_}, expected string: name a column of "
+                f"text{such_as_a_field(name, type_)}"
+            )
 
 
 def is_text(type_: pa.DataType) -> bool:
@@ -189,12 +197,13 @@ def judge_schema(
         twice = next(name for name in schema.names if schema.names.count(name) > 1)
         return f"column {twice!r} is there twice"
     for name in text_columns(text):
-        if schema.get_field_index(name) < 0:
+        found = type_of(schema, name)
+        if found is None:
             return f"there is no text column {name!r}"
-        if text == name and not is_text(schema.field(name).type):
-            return f"text column {name!r} is {schema.field(name).type}, expected string"
-        if pa.types.is_nested(schema.field(name).type):
-            return f"text column {name!r} is {schema.field(name).type}, expected text or a number"
+        if text == name and not is_text(found):
+            return f"text column {name!r} is {found}, expected string"
+        if pa.types.is_nested(found):
+            return f"text column {name!r} is {found}, expected text or a number"
     widened: dict[str, pa.DataType] = {}
     for name in wanted:
         if (index := schema.get_field_index(name)) < 0:
@@ -247,8 +256,8 @@ def _hive_types(readable: Sequence[Readable], wanted: Sequence[str]) -> dict[str
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {near[0]!r}?" if near else ""
+    near = near_name(name, known)
+    return f": did you mean {near!r}?" if near else ""
 
 
 def fit_columns(footers: Sequence[Footer], spec: ReadSpec) -> tuple[list[Footer], list[str]]:
@@ -262,7 +271,7 @@ def fit_columns(footers: Sequence[Footer], spec: ReadSpec) -> tuple[list[Footer]
         The footers with `fault` set on files that do not fit, and the names of columns of readable
         files that the run does not have.
     """
-    known = {*spec.text_columns, *(column.name for column in spec.kept)}
+    known = {column.name for column in spec.kept}
     unknown: dict[str, None] = {}
     verdicts: dict[tuple[str, ...], str | None] = {}
     result = []
@@ -278,7 +287,8 @@ def fit_columns(footers: Sequence[Footer], spec: ReadSpec) -> tuple[list[Footer]
         result.append(_judged(footer, verdicts[key]))
         if verdicts[key] is None:
             names = (*footer.schema.names, *keys)
-            unknown.update(dict.fromkeys(name for name in names if name not in known))
+            here = known | {top_column(footer.schema, name) for name in spec.text_columns}
+            unknown.update(dict.fromkeys(name for name in names if name not in here))
     return result, list(unknown)
 
 

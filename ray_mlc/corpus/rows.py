@@ -20,6 +20,7 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
 from ray_mlc.corpus.columns import ReadSpec
+from ray_mlc.corpus.fields import type_of
 from ray_mlc.corpus.listing import hive_keys_of
 from ray_mlc.corpus.reading import open_parquet, refuse_local_stores_fault
 from ray_mlc.corpus.text import read_texts
@@ -151,9 +152,10 @@ def _read_groups(
 ) -> list[pa.Table]:
     names = set(file.schema_arrow.names)
     for name in spec.text_columns:
-        if name not in names:
+        if type_of(file.schema_arrow, name) is None:
             raise ValueError(f"the text column {name!r}, which was planned, is gone")
-    wanted = {*spec.text_columns, *(column.name for column in spec.kept)} & names
+    # of a struct that holds the text Arrow reads the field alone
+    wanted = {*spec.text_columns, *(names & {column.name for column in spec.kept})}
     table = file.read_row_groups(
         list(range(start, stop)), columns=sorted(wanted), use_threads=False
     )

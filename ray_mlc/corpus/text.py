@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ray_mlc.corpus.fields import column_at
 from ray_mlc.corpus.types import is_bytes, is_string
 from ray_mlc.errors import DataError
 
 
 def text_columns(text: str) -> tuple[str, ...]:
-    """Columns named by a text option: the option itself, or the fields of a template.
+    """Columns named by a text option: the option itself, or what a template has in braces.
 
     Raises:
         DataError: If the template is malformed.
@@ -44,21 +45,21 @@ def read_texts(
     r"""The text of each row, and where its bytes are not UTF-8.
 
     Args:
-        rows: The text columns of N rows.
-        text: Column name, or template such as `{title}\n\n{body}`: a null piece counts as empty,
-            a row of which every piece is null has no text.
+        rows: The columns of N rows in which the text is, see `corpus.fields`.
+        text: Column, path to a field of a struct, or template such as `{title}\n\n{body}`: a null
+            piece counts as empty, a row of which every piece is null has no text.
 
     Returns:
         large_string, shape [N], null where there is no text or it cannot be decoded; and where
         that is so, shape [N].
     """
     if "{" not in text:
-        return _decode(rows[text])
+        return _decode(column_at(rows, text))
     pieces: list[pa.Array | pa.Scalar] = []
     decoded: dict[str, pa.Array] = {}
     bad = missing = np.zeros(0, np.bool_)
     for name in text_columns(text):
-        values, undecodable = _decode(rows[name])
+        values, undecodable = _decode(column_at(rows, name))
         null = values.is_null().to_numpy(zero_copy_only=False)
         bad, missing = (bad | undecodable, missing & null) if decoded else (undecodable, null)
         decoded[name] = pc.fill_null(values, "")

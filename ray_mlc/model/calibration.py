@@ -72,7 +72,7 @@ class Curve(Section):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """There is one for each of thousands of labels, in the footer of every part."""
+        """There is one for each of thousands of labels."""
         content: dict[str, Any] = handler(self)
         silent = {"intercept": 0.0, "logits": [], "calibrated": [], "weight": 1.0}
         return {key: value for key, value in content.items() if value != silent.get(key)}

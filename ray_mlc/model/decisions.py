@@ -9,6 +9,7 @@ probabilities; as a calibration rises strictly, that would give the same labels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class Decision(Section):
     def needs_schema(self) -> int:
         """The first schema of model folders that can say all of it."""
         return 2 if set(self.model_dump()) & set(_LATER_KEYS) else 1
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all of it."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def uncalibrated(self) -> Decision:

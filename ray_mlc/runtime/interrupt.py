@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from ray_mlc.errors import RayMlcError
+
 
 class Stop:
     """Whether the user has asked to stop, and how long there is still time for it."""
@@ -23,6 +25,7 @@ class Stop:
         self._grace_s, self._say = grace_s, say
         self._asked_s: float | None = None
         self._at_once = False
+        self._last_words = False
 
     @property
     def requested(self) -> bool:
@@ -43,10 +46,17 @@ class Stop:
         if self.requested or self._at_once:
             raise KeyboardInterrupt
         self._asked_s = time.monotonic()
+        if self._last_words:
+            self._say("all rows are written, the end is near; once more stops at once")
+            return
         self._say(
             f"stopping: what is in flight has {self._grace_s:.0f} s to finish; "
             "once more stops at once"
         )
+
+    def nothing_in_flight(self) -> None:
+        """Take note that all that is left to do is to account for it: a request changes nothing."""
+        self._last_words = True
 
     def check(self) -> None:
         """Drop the work in hand when the time is over.
@@ -93,17 +103,23 @@ def listen(grace_s: float, say: Callable[[str], None]) -> Iterator[Stop]:
 
 @contextmanager
 def completing(say: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
-    """Once the block has put its result into the list, Ctrl-C does not make a failure of it.
+    """How the block has ended stands, whatever Ctrl-C interrupts while it clears up.
 
-    What comes after a result, such as the end of a Ray, takes seconds, and people lose patience.
+    What comes after a result that was put into the list, or after an error, such as the end of a
+    Ray, takes seconds, and people lose patience.
 
     Args:
-        say: Told that it happened.
+        say: Told if there is a result all the same.
+
+    Raises:
+        RayMlcError: What the block had ended with.
     """
     results: list[dict[str, Any]] = []
     try:
         yield results
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt.__context__, RayMlcError):
+            raise interrupt.__context__ from None
         if not results:
             raise
         say("interrupted when all was done: the result is complete")

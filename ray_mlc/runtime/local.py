@@ -22,6 +22,11 @@ from ray_mlc.scoring.sample import sample_units
 class LocalBackend:
     """Every step in this process, one read after the other."""
 
+    @property
+    def starting(self) -> str | None:
+        """See `Backend.starting`."""
+        return None
+
     def start(self) -> AbstractContextManager[None]:
         """See `Backend.start`."""
         return nullcontext()

@@ -43,6 +43,7 @@ from ray_mlc.runtime.session import (
     free_resources,
     places,
     ray_session,
+    session_starts,
 )
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt, split_units
@@ -294,6 +295,13 @@ class RayBackend:
         """Take note of the job; nothing is started here."""
         self._job = job
         self.plan: ActorPlan
+
+    @property
+    def starting(self) -> str | None:
+        """See `Backend.starting`."""
+        if ray.is_initialized():
+            return None
+        return session_starts(self._job.ray.address)
 
     @contextmanager
     def start(self) -> Iterator[None]:

@@ -233,6 +233,7 @@ def _fit(
             display.stage("train", total, "examples") as stage,
             _watching(monitor, stage, display, curves),
         ):
+            stage.doing("starting the workers")
             return trainer.fit()
     except (KeyboardInterrupt, SystemExit):  # Ray Train's own handler of Ctrl-C exits
         raise InterruptedRunError(
@@ -289,14 +290,20 @@ class Monitor:
         """Nothing is known yet."""
         self._examples = 0
         self._detail = ""
+        self._doing = ""
         self._epochs: list[tuple[dict[str, Any], int]] = []
         self._points: list[StepPoint] = []
         self._before = 0
         """Points that the driver has, and that are not kept."""
 
-    def steps(self, examples: int, detail: str, points: Sequence[StepPoint]) -> None:
-        """Examples seen since the start of training, a few words, and the steps since the last."""
-        self._examples, self._detail = examples, detail
+    def steps(
+        self, examples: int, detail: str, points: Sequence[StepPoint], doing: str = ""
+    ) -> None:
+        """Examples seen since the start of training, a few words, and the steps since the last.
+
+        `doing` says what follows, if that is no step.
+        """
+        self._examples, self._detail, self._doing = examples, detail, doing
         self._points += points
 
     def epoch(self, record: dict[str, Any], step: int) -> None:
@@ -305,11 +312,11 @@ class Monitor:
 
     def state(
         self, points: int = 0
-    ) -> tuple[int, str, list[tuple[dict[str, Any], int]], list[StepPoint]]:
+    ) -> tuple[int, str, list[tuple[dict[str, Any], int]], list[StepPoint], str]:
         """All that is known, and the steps beyond the first `points` that were told."""
         self._points = self._points[points - self._before :]
         self._before = points
-        return self._examples, self._detail, self._epochs, self._points
+        return self._examples, self._detail, self._epochs, self._points, self._doing
 
 
 @contextmanager
@@ -321,15 +328,18 @@ def _watching(
 
     def watch() -> None:
         shown = epochs = told = 0
-        last = False
+        last, doing = False, ""
         while not last:
             last = done.wait(1.0)
             try:
                 state = ray.get(monitor.state.remote(told), timeout=5)
             except ray.exceptions.RayError:
                 continue
-            examples, detail, records, points = state
+            examples, detail, records, points, next_doing = state
             stage.advance(examples - shown, detail)
+            if next_doing != doing:
+                doing = next_doing
+                stage.doing(doing)
             shown = examples
             curves.steps(points)
             told += len(points)
@@ -407,7 +417,9 @@ def _step_reporter(
             last = time.monotonic()
             within = min((step + 1) * fitter.config.batch_size, len(fitter.train))
             seen = epoch * len(fitter.train) + within
-            monitor.steps.remote(seen, f"epoch {epoch + 1} loss {loss:.4f}", points.copy())
+            detail = f"epoch {epoch + 1} loss {loss:.4f}"
+            doing = f"epoch {epoch + 1}: validating" if final else ""
+            monitor.steps.remote(seen, detail, points.copy(), doing)
             points.clear()
         if save_every and (step + 1) % save_every == 0 and not final:
             _report(fitter, {**state, "step": step + 1}, {"score": WITHIN_EPOCH}, rank)

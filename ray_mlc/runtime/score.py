@@ -51,7 +51,7 @@ from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.sample import sample_texts
 from ray_mlc.scoring.score import score_block, tokenize_block
-from ray_mlc.storage import open_storage
+from ray_mlc.storage import Storage, open_storage
 
 READS_PER_ACTOR = 4
 """Reads that a small input is cut into per actor, so that all of them work to the end."""
@@ -212,6 +212,10 @@ def resolve_engine(
 class Backend(Protocol):
     """Where the work is done."""
 
+    @property
+    def starting(self) -> str | None:
+        """What `start` does, for the user to see; None: nothing that takes time."""
+
     def start(self) -> AbstractContextManager[None]:
         """Make ready for a block; entered when the lease is held, because it may cost a while."""
 
@@ -298,9 +302,7 @@ def score(
         LeaseError: If another command is writing to the same output.
         RayMlcError: As `open_run` and `finish_run` say.
     """
-    started = time.monotonic()
     inputs = inputs or find_inputs(job)
-    folder = inputs.folder
     storage = open_storage(job.output.path)
     held = (
         hold_lease(storage, expiry_s=job.lease.expiry, take_over=take_over, say=display.say)
@@ -308,42 +310,8 @@ def score(
         else nullcontext()
     )
     with completing(display.say) as results, held as lease, ExitStack() as stack:
-        ready = _Ready(backend, stack)
-
-        def check() -> None:
-            if lease is not None:
-                check_holder(storage, lease.token)
-
-        with display.stage("plan", None, "footers") as stage:
-            run, pending, notes = open_run(
-                job,
-                folder,
-                inputs.listing,
-                lambda model, plan: ready().resolve(model, plan, job),
-                add_new=add_new,
-                check=check,
-                progress=stage.advance,
-            )
-        for note in notes:
-            display.say(f"note: {note}")
-        if run.succeeded and not len(pending):
-            check_limits(run, run.summary, job.limits)
-            display.say("complete already: nothing to do")
-            results.append(run.summary)
-            return run.summary
-        tally = Tally(run, pending)
-        work = Work.of(run, folder, holder=lease.token if lease is not None else None)
-        if len(pending):
-            _work_off(tally, work, pending, job, ready(), display, lease)
-        results.append(
-            finish_run(
-                run,
-                tally,
-                job.limits,
-                seconds=time.monotonic() - started,
-                check=check,
-            )
-        )
+        ready = _Ready(backend, stack, display)
+        results.append(_tag(job, ready, display, inputs, storage, lease, add_new=add_new))
     return results[0]
 
 
@@ -353,13 +321,82 @@ class _Ready:
 
     backend: Backend
     stack: ExitStack
+    display: Display
     started: bool = False
 
     def __call__(self) -> Backend:
         if not self.started:
-            self.stack.enter_context(self.backend.start())
+            text = self.backend.starting
+            with self.display.doing(text) if text else nullcontext():
+                self.stack.enter_context(self.backend.start())
             self.started = True
         return self.backend
+
+
+def _tag(
+    job: ScoreJob,
+    ready: _Ready,
+    display: Display,
+    inputs: Inputs,
+    storage: Storage,
+    lease: Lease | None,
+    *,
+    add_new: bool,
+) -> dict[str, Any]:
+    """Plan or continue, work off, account for it: the summary."""
+    started = time.monotonic()
+    folder = inputs.folder
+
+    def check() -> None:
+        if lease is not None:
+            check_holder(storage, lease.token)
+
+    def resolve_there(model: ModelFolder, plan: CorpusPlan) -> ResolvedEngine:
+        there = ready()
+        with display.doing("loading the model, trying engines"):
+            return there.resolve(model, plan, job)
+
+    with display.stage("plan", None, "footers") as stage:
+        stage.doing("looking at the output and new footers")
+        run, pending, notes = open_run(
+            job,
+            folder,
+            inputs.listing,
+            resolve_there,
+            add_new=add_new,
+            check=check,
+            progress=stage.advance,
+        )
+    for note in notes:
+        display.say(f"note: {note}")
+    if run.succeeded and not len(pending):
+        check_limits(run, run.summary, job.limits)
+        display.say("complete already: nothing to do")
+        return run.summary
+    tally = Tally(run, pending)
+    work = Work.of(run, folder, holder=lease.token if lease is not None else None)
+    backend = ready() if len(pending) else None
+    with listen(job.limits.grace, display.say) as stop:
+        try:
+            if backend is not None:
+                _work_off(tally, work, pending, job, backend, display, lease, stop)
+        except KeyboardInterrupt:
+            if tally.rows(PENDING):
+                raise _interrupted(tally) from None
+        stop.nothing_in_flight()
+        try:
+            with display.doing("accounting for every row"):
+                return finish_run(
+                    run,
+                    tally,
+                    job.limits,
+                    seconds=time.monotonic() - started,
+                    check=check,
+                )
+        except KeyboardInterrupt:
+            if run.succeeded:
+                return run.summary
+            raise _interrupted(tally) from None
 
 
 def _work_off(
@@ -370,6 +407,7 @@ def _work_off(
     backend: Backend,
     display: Display,
     lease: Lease | None,
+    stop: Stop,
 ) -> None:
     """Process the pending units."""
     run = tally.run
@@ -384,28 +422,24 @@ def _work_off(
         display.say(measured)
     if before:
         display.say(f"continuing: {before:,} rows are done already")
-    reads = plan_reads(run, pending, job, actors=backend.actors(job))
-    with (
-        display.stage("score", total, "rows", done=before) as stage,
-        listen(job.limits.grace, display.say) as stop,
-    ):
-        try:
-            for receipts in backend.process(
-                run,
-                work,
-                reads,
-                job,
-                scored=lambda rows: stage.detail(f"· {rows:,} scored {_set_aside(tally)}"),
-                stop=stop,
-            ):
-                stage.advance(tally.add(receipts), _set_aside(tally))
-                if lease is not None:
-                    lease.check()
-        except KeyboardInterrupt:
-            if tally.rows(PENDING):
-                raise _interrupted(tally) from None
-        if stop.requested and tally.rows(PENDING):
-            raise _interrupted(tally)
+    actors = backend.actors(job)
+    reads = plan_reads(run, pending, job, actors=actors)
+    with display.stage("score", total, "rows", done=before) as stage:
+        processes = "1 process" if actors == 1 else f"{actors} processes"
+        stage.doing(f"loading the model in {processes}")
+        for receipts in backend.process(
+            run,
+            work,
+            reads,
+            job,
+            scored=lambda rows: stage.detail(f"· {rows:,} scored {_set_aside(tally)}"),
+            stop=stop,
+        ):
+            stage.advance(tally.add(receipts), _set_aside(tally))
+            if lease is not None:
+                lease.check()
+    if stop.requested and tally.rows(PENDING):
+        raise _interrupted(tally)
 
 
 def _interrupted(tally: Tally) -> InterruptedRunError:

@@ -74,7 +74,7 @@ def ray_session(
         ResourceError: If the cluster does not answer.
         RayMlcError: If a Ray of our own does not start.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = _address(address)
     set_environment(quiet=quiet)
     import ray
 
@@ -108,6 +108,16 @@ def ray_session(
         yield ray
     finally:
         ray.shutdown()
+
+
+def session_starts(address: str | None) -> str:
+    """What `ray_session` does first, for the user to see."""
+    joined = _address(address)
+    return f"joining the Ray cluster at {joined}" if joined else "starting Ray"
+
+
+def _address(asked: str | None) -> str | None:
+    return asked or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager

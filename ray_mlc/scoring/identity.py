@@ -16,6 +16,7 @@ from ray_mlc import __version__
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.listing import Listing, would_list
 from ray_mlc.errors import DataError, RunMismatchError
+from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.int8 import read_int8
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.storage import filesystem_of, scheme_of
@@ -28,7 +29,7 @@ def asked_for(job: ScoreJob, model: ModelFolder) -> dict[str, Any]:
     long = model.long(job.long)
     asked: dict[str, Any] = {
         "model": model.digest,
-        "decision": model.info.decision.model_dump(mode="json"),
+        "decision": model.info.decision.digest,
         "input.root": _list_root(job),
         "input.text": job.input.text,
         "input.max_text_bytes": job.input.max_text_bytes,
@@ -77,20 +78,28 @@ def refuse_output_in_input(job: ScoreJob, listing: Listing) -> None:
 
 
 def refuse_difference(
-    record: Mapping[str, Any], job: ScoreJob, model: ModelFolder, *, uri: str
-) -> None:
+    record: Mapping[str, Any], decision: Decision, job: ScoreJob, model: ModelFolder, *, uri: str
+) -> list[str]:
     """Refuse a command that would make other rows than the run.
+
+    A decision that only the model folder has is no difference: it may be fitted again while a run
+    or its nights go on, which have their own.
 
     Args:
         record: Content of `run.json`.
+        decision: The run's.
         job: The command.
         model: Its model.
         uri: Output, for the error text.
 
+    Returns:
+        Sentences that the user should see.
+
     Raises:
         RunMismatchError: With the first difference.
     """
-    recorded = record["identity"]
+    recorded = {**record["identity"], "decision": decision.digest}
+    notes: list[str] = []
     weights = recorded.get("engine.weights")
     if weights is not None and read_int8(model).weights != weights:
         raise RunMismatchError(
@@ -99,15 +108,27 @@ def refuse_difference(
         )
     for key, value in asked_for(job, model).items():
         if recorded.get(key) != value:
+            if key == "decision" and job.decision is None:
+                notes.append(
+                    f"the decision of {model.name} is not the one that this run was started with: "
+                    "the run goes on with its own; a new output takes the model's"
+                )
+                continue
             shown = (recorded.get(key), value)
             if key == "model":
-                shown = (f"{record['model']} ({shown[0][:12]})", f"{model.name} ({value[:12]})")
+                shown = (
+                    f"{record['model']} ({recorded[key][:12]})",
+                    f"{model.name} ({value[:12]})",
+                )
             if key == "decision":
-                shown = _apart(recorded[key], value)
+                shown = _apart(
+                    *(d.model_dump(mode="json") for d in (decision, model.info.decision))
+                )
             raise RunMismatchError(
                 f"{uri}: holds a run with {key} {_short(shown[0])}, the command has "
                 f"{_short(shown[1])}: repeat the first command, or choose another output"
             )
+    return notes
 
 
 def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Any, Any]:

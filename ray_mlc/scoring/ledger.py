@@ -2,6 +2,7 @@
 
     OUT/_ray_mlc/run.json          what the run is; created once, never rewritten
     OUT/_ray_mlc/job.yaml          the job that started it
+    OUT/_ray_mlc/decision-….json   its decision, see `scoring.recorded`
     OUT/_ray_mlc/runs/<n>/         a night: files and units as Arrow files that are named by their
                                    content; night.json names them and is created last
     OUT/_ray_mlc/lease.json        who is writing
@@ -33,6 +34,7 @@ from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder
+from ray_mlc.scoring import recorded
 from ray_mlc.scoring.changes import compare_inputs
 from ray_mlc.scoring.identity import asked_for, refuse_difference, versions
 from ray_mlc.scoring.nights import LEDGER, Night, now, read_nights, to_json, write_night
@@ -55,7 +57,9 @@ FAILURES_FILE = f"{LEDGER}/failures.json"
 SUMMARY_FILE = f"{LEDGER}/summary.json"
 SUCCESS_FILE = "_SUCCESS"
 SCRATCH = f"{LEDGER}/tmp"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""2: the decision in `run.json` itself; 3: beside it."""
+_READABLE = (2, SCHEMA_VERSION)
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,10 @@ class Run:
         """Labels in column order."""
         return LabelSet(tuple(self.record["labels"]))
 
-    @property
+    @cached_property
     def decision(self) -> Decision:
-        """The decision that makes the labels."""
-        return Decision.model_validate(self.identity["decision"])
+        """The decision that makes the labels: that of the first start, whatever the model's now."""
+        return recorded.read_decision(self.storage, self.identity["decision"])
 
     @property
     def output(self) -> OutputSpec:
@@ -126,7 +130,7 @@ class Run:
             "model": {"id": self.record["model"], "digest": identity["model"]},
             "labels": list(self.label_set.names),
             "columns": {name: column for name, column in columns if name != column},
-            "decision": identity["decision"],
+            "decision": recorded.footer_of(self.decision, self.label_set),
             "long": {
                 key: identity.get(f"long.{key}") for key in ("policy", "max_tokens", "windows")
             },
@@ -200,18 +204,18 @@ def open_run(
         DataError: If the input cannot be scored as asked.
     """
     storage = open_storage(job.output.path)
-    recorded = storage.read(RUN_FILE)
+    found = storage.read(RUN_FILE)
     planner = _Planner(job, model, storage, progress, check)
-    if recorded is None:
+    if found is None:
         _refuse_foreign(storage)
         planner.start(listing, resolve)
-        recorded = storage.read(RUN_FILE)
-        if recorded is None:
+        found = storage.read(RUN_FILE)
+        if found is None:
             raise StorageError(f"{join(storage.uri, RUN_FILE)}: written, but it cannot be read")
-    record = _decode(storage, recorded)
-    refuse_difference(record, job, model, uri=storage.uri)
+    record = _decode(storage, found)
+    decision = recorded.read_decision(storage, record["identity"]["decision"])
+    notes = refuse_difference(record, decision, job, model, uri=storage.uri)
     nights = read_nights(storage)
-    notes: list[str] = []
     if not nights:  # killed between run.json and its first night
         notes += planner.add(1, record, listing, {})
         nights = read_nights(storage)
@@ -240,13 +244,13 @@ def read_run(storage: Storage) -> Run:
     Raises:
         UsageError: If there is none.
     """
-    recorded = storage.read(RUN_FILE)
-    if recorded is None:
+    found = storage.read(RUN_FILE)
+    if found is None:
         raise UsageError(
             f"{storage.uri}: there is no run here ({RUN_FILE} is missing): name the output folder "
             "of `ray-mlc score`"
         )
-    record = _decode(storage, recorded)
+    record = _decode(storage, found)
     nights = read_nights(storage)
     if not nights:
         raise UsageError(
@@ -256,12 +260,12 @@ def read_run(storage: Storage) -> Run:
     return Run(storage, record, nights)
 
 
-def _decode(storage: Storage, recorded: bytes) -> dict[str, Any]:
+def _decode(storage: Storage, found: bytes) -> dict[str, Any]:
     try:
-        record = dict(json.loads(recorded))
+        record = dict(json.loads(found))
     except ValueError:
         raise UsageError(f"{join(storage.uri, RUN_FILE)}: not valid JSON") from None
-    if record.get("schema_version") != SCHEMA_VERSION:
+    if record.get("schema_version") not in _READABLE:
         raise UsageError(
             f"{join(storage.uri, RUN_FILE)}: has schema version {record.get('schema_version')}, "
             f"expected {SCHEMA_VERSION}: continue it with the ray-mlc that started it "
@@ -321,6 +325,7 @@ class _Planner:
             "versions": versions(),
         }
         self.check()
+        recorded.write_decision(self.storage, model.info.decision)
         if self.storage.create(RUN_FILE, to_json(record)):
             self.storage.put(JOB_FILE, dump_job(job).encode())
             self._write(1, plan, listing, {})

@@ -303,20 +303,22 @@ def _summarize(
 
 def serialize(table: pa.Table, schema: pa.Schema, footer: dict[str, Any]) -> bytes:
     """A Parquet file in memory, zstd, with the footer key."""
-    metadata = {FOOTER_KEY: json.dumps(footer, ensure_ascii=False).encode()}
     # column by column: Arrow cannot cast slices of some nested types, not even to themselves
     columns = [
         column if column.type.equals(item.type) else column.cast(item.type)
         for column, item in zip(table.columns, schema, strict=True)
     ]
-    table = pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))
+    table = pa.Table.from_arrays(columns, schema=schema)
     sink = pa.BufferOutputStream()
     repeated = [
         name
         for name in schema.names
         if not pa.types.is_floating(schema.field(name).type) and name != "row"
     ]
-    pq.write_table(table, sink, compression="zstd", use_dictionary=repeated or False)
+    with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=repeated or False) as w:
+        w.write_table(table)
+        # not as metadata of the schema: Arrow would keep it twice, as base64 in its own key as well
+        w.add_key_value_metadata({FOOTER_KEY: json.dumps(footer, ensure_ascii=False)})
     return bytes(sink.getvalue())
 
 

@@ -24,7 +24,6 @@ from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.columns import KeptColumn, ReadSpec, fit_columns, resolve_columns
 from ray_mlc.corpus.footers import Footer, read_footers
 from ray_mlc.corpus.listing import InputFile, Listing
-from ray_mlc.corpus.text import text_columns
 from ray_mlc.corpus.units import UNITS_SCHEMA, Unit, plan_units, units_at
 
 UNIT_S = 5.0
@@ -134,7 +133,6 @@ def inspect_corpus(
         StorageError: If the storage does not answer.
     """
     keep = job.output.keep
-    needed = text_columns(job.input.text)
     footers = read_footers(listing, progress=progress)
     if spec is None:
         spec, footers = resolve_columns(
@@ -142,7 +140,7 @@ def inspect_corpus(
         )
         return Inspected(spec, footers, [])
     footers, unknown = fit_columns(footers, spec)
-    left_out = [] if isinstance(keep, list) else [n for n in unknown if n not in needed]
+    left_out = [] if isinstance(keep, list) else unknown
     return Inspected(spec, footers, left_out)
 
 

@@ -224,15 +224,18 @@ def _set_aside(
     units = [item for item in failures if item["first_row"] is not None]
     if not units:
         return
-    keys = zip(expected.file_U.tolist(), expected.first_U.tolist(), strict=True)
-    part_of = {
-        (plan.sources[file], first): part
-        for (file, first), part in zip(keys, plan.parts, strict=True)
-    }
+    part_of = dict(zip(_unit_keys(expected.run), plan.parts, strict=True))
     for item in units:
         part = part_of.get((item["source"], item["first_row"]))
         if part is not None and part not in listed:
             yield item
+
+
+def _unit_keys(run: Run) -> Iterator[tuple[str, int]]:
+    """Source and first row of every unit, by which failures name them."""
+    files, firsts = (run.plan.units[name].to_pylist() for name in ("file", "first_row"))
+    for file, first in zip(files, firsts, strict=True):
+        yield run.plan.sources[file], first
 
 
 def _judge(found: _Found, expected: _Expected) -> str | None:
@@ -268,16 +271,37 @@ def _compare_keys(file: pq.ParquetFile, source: str, first_row: int) -> str | No
 
 
 def progress_of(output: str) -> dict[str, Any]:
-    """Progress of a run from one listing: for `status`."""
+    """Progress of a run from one listing, no footer read: for `status`.
+
+    Returns:
+        `state` is `complete` or `unfinished`, or `damaged`: it was declared complete, but parts
+        have gone since, or there are Parquet files that no plan knows. `missing` and `extra` name
+        those.
+    """
     storage = open_storage(output)
     run = read_run(storage)
     there = {info.path: info.size for info in storage.list()}
     rows = run.plan.units["rows"].to_pylist()
-    done = [part in there for part in run.part_paths]
+    parts = run.part_paths
+    done = [part in there for part in parts]
     failures = json.loads(storage.read(FAILURES_FILE) or b"[]")
+    complete = SUCCESS_FILE in there
+    missing: list[str] = []
+    if complete:  # what an unfinished run lacks is simply not there yet
+        units = {(item["source"], item["first_row"]) for item in failures}
+        missing = [
+            part
+            for unit, part, yes in zip(_unit_keys(run), parts, done, strict=True)
+            if not yes and unit not in units
+        ]
+    known = set(parts)
+    extra = sorted(path for path in there if path.endswith(".parquet") and path not in known)
+    damaged = missing or extra
     return {
         "output": output,
-        "state": "complete" if SUCCESS_FILE in there else "unfinished",
+        "state": "damaged" if damaged else "complete" if complete else "unfinished",
+        "missing": missing,
+        "extra": extra,
         "units": {"planned": len(done), "written": sum(done)},
         "rows": {
             "planned": sum(rows),

@@ -19,14 +19,13 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from ray_mlc.corpus.fields import column_at, field_paths
 from ray_mlc.errors import DataError, first_line
 from ray_mlc.training.archives import ARCHIVE_ERRORS, BUFFER_BYTES, open_tar
 from ray_mlc.training.pieces import (
     Columns,
     Piece,
     brief,
-    column_at,
-    column_paths,
     is_list,
     is_text,
     wanted_columns,
@@ -69,7 +68,7 @@ def columns_of(file: SourceFile) -> list[str] | None:
     if file.format == TAR:
         return None
     if file.format == "Parquet":
-        return column_paths(parquet_schema(file))
+        return field_paths(parquet_schema(file))
     with _explained(file):
         if file.format == "CSV":
             return _csv_header(file, _head(file))[0]
@@ -142,7 +141,7 @@ def _explained(file: SourceFile) -> Iterator[None]:
 def _parquet_pieces(file: SourceFile, columns: Columns) -> Iterator[Piece]:
     with pq.ParquetFile(file.filesystem.open_input_file(file.path)) as reader:
         schema = reader.schema_arrow
-        names = wanted_columns(file.name, column_paths(schema), columns)
+        names = wanted_columns(file.name, field_paths(schema), columns)
         start = 0
         for batch in reader.iter_batches(batch_size=PIECE_ROWS, columns=names):
             tops = {name: batch.column(name) for name in batch.schema.names}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_mlc.corpus.fields import column_at, field_paths, top_column
 from ray_mlc.errors import DataError, first_line
 from ray_mlc.storage import local_path
 from ray_mlc.training.archives import split_archive
@@ -16,10 +17,7 @@ from ray_mlc.training.formats import PIECE_ROWS
 from ray_mlc.training.pieces import (
     Columns,
     Piece,
-    column_at,
-    column_paths,
     one_array,
-    top_columns,
     wanted_columns,
 )
 
@@ -55,9 +53,9 @@ class HubData:
         with _explained(source):
             self._data: Any = _load(source, split=split, subset=subset)
             schema = _schema_of(self._data)
-        self.columns = column_paths(schema)
+        self.columns = field_paths(schema)
         """Names of columns, and of fields of structs as `text.en`."""
-        self._tops = schema.names
+        self._schema = schema
         self._metadata: Mapping[bytes, bytes] = schema.metadata or {}
 
     def pieces(self, columns: Columns) -> Iterator[Piece]:
@@ -68,11 +66,12 @@ class HubData:
         """
         names = wanted_columns(self._source, self.columns, columns)
         with _explained(self._source):
-            data = self._data.select_columns(top_columns(names, self._tops))
+            tops = dict.fromkeys(top_column(self._schema, name) for name in names)
+            data = self._data.select_columns(list(tops))
             start = 0
             for table in data.with_format("arrow").iter(batch_size=PIECE_ROWS):
-                tops = {name: one_array(table.column(name)) for name in table.column_names}
-                arrays = {name: column_at(tops, name) for name in names}
+                read = {name: one_array(table.column(name)) for name in table.column_names}
+                arrays = {name: column_at(read, name) for name in names}
                 yield Piece(self._source, "hub", start, arrays, metadata=self._metadata)
                 start += len(table)
 

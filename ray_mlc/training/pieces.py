@@ -1,19 +1,19 @@
 """A piece of labelled rows: some consecutive rows of a source, in the columns asked for.
 
-Columns of structs are named with dots: `text.en` is the field `en` of `text`. A template names
-several columns of text.
+Fields of structs are named with dots, see `corpus.fields`. A template names several columns of
+text.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_mlc.corpus.fields import near_name, such_as_a_field
 from ray_mlc.corpus.text import read_texts, text_columns
 from ray_mlc.corpus.types import is_bytes, is_string
 from ray_mlc.errors import DataError
@@ -142,7 +142,7 @@ class Piece:
         if not is_text(column.type):
             raise DataError(
                 f"{self.source}: column {name!r} is {column.type}, expected strings: "
-                f"name a column of text{_such_as_a_field(name, column.type)}"
+                f"name a column of text{such_as_a_field(name, column.type)}"
             )
         try:
             decoded = column.cast(pa.large_string())
@@ -194,9 +194,8 @@ def wanted_columns(source: str, have: Sequence[str], columns: Columns) -> list[s
     """
     for name, option in columns.required.items():
         if name not in have:
-            folded = {other.casefold(): other for other in have}
-            near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.7)
-            hint = f"did you mean {folded[near[0]]!r}? " if near else ""
+            near = near_name(name, have)
+            hint = f"did you mean {near!r}? " if near else ""
             shown = ", ".join(have[:20]) + (f" and {len(have) - 20} more" * (len(have) > 20))
             raise DataError(
                 f"{source}: there is no column {name!r} ({option}): {hint}it has {shown or 'none'}"
@@ -208,44 +207,9 @@ def wanted_columns(source: str, have: Sequence[str], columns: Columns) -> list[s
     return names
 
 
-def column_paths(schema: pa.Schema) -> list[str]:
-    """Names of the columns and, after dots, of the fields of structs."""
-    return list(_paths(schema))
-
-
-def _paths(fields: Iterable[pa.Field], prefix: str = "") -> Iterable[str]:
-    for item in fields:
-        yield prefix + item.name
-        if pa.types.is_struct(item.type):
-            inner = (item.type.field(index) for index in range(item.type.num_fields))
-            yield from _paths(inner, f"{prefix}{item.name}.")
-
-
-def top_columns(names: Iterable[str], have: Sequence[str]) -> list[str]:
-    """The columns of `have` in which the columns or fields `names` are, each once."""
-    return list(dict.fromkeys(n if n in have else n.split(".", 1)[0] for n in names))
-
-
-def column_at(columns: Mapping[str, pa.Array], name: str) -> pa.Array:
-    """A column, or a field of a struct column, null where the struct is."""
-    if name in columns:
-        return columns[name]
-    top, _, path = name.partition(".")
-    found = columns[top]
-    for element in path.split("."):
-        found = pc.struct_field(found, element)
-    return found
-
-
 def one_array(column: pa.ChunkedArray) -> pa.Array:
     """A column in one piece."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-
-
-def _such_as_a_field(name: str, found: pa.DataType) -> str:
-    if not pa.types.is_struct(found) or not found.num_fields:
-        return ""
-    return f", such as {name}.{found.field(0).name}"
 
 
 def is_text(found: pa.DataType) -> bool:

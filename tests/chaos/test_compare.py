@@ -14,6 +14,7 @@ import pytest
 from chaos.compare import compare, compare_unfinished
 from chaos.trial import Moment, Result, Trial
 from chaos.workload import Workload
+from ray_mlc.scoring.parts import FOOTER_KEY
 
 pytestmark = pytest.mark.chaos
 
@@ -32,7 +33,8 @@ def output(workload: Workload, tmp_path: Path) -> Path:
 def rewrite(path: Path, change: Change) -> None:
     """Change the rows of a part, and leave its footer as it is."""
     table = pq.read_table(path, partitioning=None)
-    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+    key = {FOOTER_KEY: pq.read_metadata(path).metadata[FOOTER_KEY]}
+    pq.write_table(change(table).replace_schema_metadata(key), path)
 
 
 def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -95,7 +95,13 @@ def test_score_status_and_verify_work_together(
     assert run(monkeypatch, "verify", out, "--deep", "--json") == 0
     assert json.loads(capsys.readouterr().out)["rows"]["written"] == 4
 
+    shutil.copy(tmp_path / "out/a/000000000000.parquet", tmp_path / "out/stray.parquet")
     shutil.rmtree(tmp_path / "out/a")
+    assert run(monkeypatch, "status", out) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("damaged: 0 of 4 rows")
+    assert said[1].startswith("1 part(s) are gone since the run was complete, such as a/0000")
+    assert said[2].startswith("1 Parquet file(s) are in no plan, such as stray.parquet, but")
     assert run(monkeypatch, "verify", out) == 4
     captured = capsys.readouterr()
     assert "does not hold" in captured.out

@@ -307,6 +307,14 @@ def test_a_run_goes_on_only_with_the_form_that_it_was_begun_with(
     job = load_job(ScoreJob, options=options, overrides=["engine.dtype=int8", "units.rows=30"])
     summary = score(job, LocalBackend(), Display(quiet=True))
     assert summary["engine"]["dtype"] == "int8"
+    own = (folder / "ray_mlc.json").read_text()
+    fitted = json.loads(own)
+    fitted["decision"]["threshold"] = 0.123
+    (folder / "ray_mlc.json").write_text(json.dumps(fitted))
+    shutil.copy(files[2], corpus)
+    summary = score(job, LocalBackend(), Display(quiet=True), add_new=True)
+    assert summary["rows"]["written"] == 160  # by the decision that the form was measured with
+    (folder / "ray_mlc.json").write_text(own)
     shutil.copy(files[1], corpus)
     layers = folder / "int8" / "openvino_model.xml"
     layers.write_text(layers.read_text() + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,15 +15,28 @@ from typing import Any
 import pytest
 
 from ray_mlc.config import ScoreJob
-from ray_mlc.errors import InterruptedRunError
+from ray_mlc.errors import InterruptedRunError, LimitError
 from ray_mlc.runtime.interrupt import Stop, completing, listen
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
+from ray_mlc.scoring import accounts
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.verify import verify
+from ray_mlc.storage.local import LocalStorage
 
 MakeJob = Callable[..., ScoreJob]
+
+
+class Spoken(Display):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +189,112 @@ def test_without_grace_the_work_in_hand_is_dropped(
     with pytest.raises(InterruptedRunError, match="interrupted after 0 of 240 rows"):
         score(job, Impatient(), Display(quiet=True))
     assert list((tmp_path / "out").glob("**/*.parquet")) == []
+
+
+@pytest.fixture
+def job(score_job: MakeJob, tiny_corpus: Path, tmp_path: Path) -> ScoreJob:
+    return score_job(tiny_corpus, tmp_path / "out")
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+class Slow(LocalBackend):
+    """Ctrl-C comes while the process is clearing up: its work is over."""
+
+    @contextmanager
+    def start(self) -> Iterator[None]:
+        yield
+        interrupt()
+        time.sleep(5)
+        pytest.fail("the signal did not end the clearing up")
+
+
+def test_ctrl_c_after_success_changes_no_outcome(job: ScoreJob, tmp_path: Path) -> None:
+    summary = score(job, Slow(), Display(quiet=True))
+    assert summary["rows"]["written"] == 240
+    assert (tmp_path / "out/_SUCCESS").exists()
+    assert not (tmp_path / "out/_ray_mlc/lease.json").exists()
+
+
+def test_ctrl_c_after_a_limit_did_not_hold_leaves_that_to_be_said(
+    score_job: MakeJob, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    corpus = Path(shutil.copytree(tiny_corpus, tmp_path / "in"))
+    (corpus / "bad.parquet").write_bytes(b"not Parquet at all")
+    with pytest.raises(LimitError, match=r"1 bad files") as caught:
+        score(score_job(corpus, tmp_path / "out"), Slow(), Display(quiet=True))
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "out/_SUCCESS").exists()
+
+
+def test_one_ctrl_c_while_rows_are_accounted_for_lets_it_end(
+    job: ScoreJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = accounts._summarize
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        interrupt()
+        return real(*args, **options)
+
+    monkeypatch.setattr(accounts, "_summarize", interrupted)
+    display = Spoken()
+    assert score(job, LocalBackend(), display)["rows"]["written"] == 240
+    assert (tmp_path / "out/_SUCCESS").exists()
+    assert "all rows are written, the end is near; once more stops at once" in display.said
+
+
+@pytest.mark.parametrize("before_success", [True, False])
+def test_two_while_rows_are_accounted_for_are_judged_by_what_is_there(
+    job: ScoreJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before_success: bool
+) -> None:
+    """The same moment, a hair before and a hair after `_SUCCESS` is written."""
+    success = tmp_path / "out/_SUCCESS"
+    real = LocalStorage.put
+
+    def put(self: Any, path: str, data: bytes) -> None:
+        if path != "_SUCCESS":
+            return real(self, path, data)
+        if not before_success:
+            real(self, path, data)
+        interrupt()
+        interrupt()
+        return pytest.fail("nothing was interrupted")
+
+    monkeypatch.setattr(LocalStorage, "put", put)
+    if before_success:
+        with pytest.raises(InterruptedRunError, match="after 240 of 240 rows; what is written"):
+            score(job, LocalBackend(), Display(quiet=True))
+    else:
+        assert score(job, LocalBackend(), Display(quiet=True))["rows"]["written"] == 240
+    assert success.exists() != before_success
+    monkeypatch.undo()
+    assert score(job, LocalBackend(), Display(quiet=True))["rows"]["written"] == 240
+    assert verify(str(tmp_path / "out")).complete
+
+
+def test_ctrl_c_during_the_last_read_ends_in_success(job: ScoreJob, tmp_path: Path) -> None:
+    class Late(LocalBackend):
+        def process(self, run: Any, work: Any, reads: Any, *args: Any, **options: Any) -> Any:
+            for number, receipts in enumerate(super().process(run, work, reads, *args, **options)):
+                if number + 1 == len(reads):
+                    interrupt()
+                yield receipts
+
+    display = Spoken()
+    assert score(job, Late(), display)["rows"]["written"] == 240
+    assert (tmp_path / "out/_SUCCESS").exists()
+    assert any(line.startswith("stopping: ") for line in display.said)
+
+
+def test_ctrl_c_before_anything_is_planned_says_so_at_once(job: ScoreJob) -> None:
+    class Starting(LocalBackend):
+        @contextmanager
+        def start(self) -> Iterator[None]:
+            interrupt()
+            time.sleep(5)
+            yield
+
+    with pytest.raises(KeyboardInterrupt):
+        score(job, Starting(), Display(quiet=True))

@@ -33,7 +33,7 @@ from ray_mlc.errors import (
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.calibration import Calibration, Curve
 from ray_mlc.model.decisions import Decision
-from ray_mlc.model.folder import INFO_FILE, open_model
+from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
@@ -123,6 +123,7 @@ def test_the_output_holds_parts_a_ledger_and_a_success_and_nothing_else(tiny_run
         "_SUCCESS",
         "_ray_mlc/run.json",
         "_ray_mlc/job.yaml",
+        "_ray_mlc/decision.json",
         "_ray_mlc/failures.json",
         "_ray_mlc/summary.json",
         "_ray_mlc/runs/1/files.arrow",
@@ -341,18 +342,7 @@ def test_the_same_model_elsewhere_continues_the_run(
     assert reopen(score_job(tiny_corpus, tiny_run, model=moved)) == []
 
 
-def test_another_threshold_is_refused(
-    tiny_corpus: Path, tiny_run: Path, tiny_model: Path, score_job: MakeJob, tmp_path: Path
-) -> None:
-    model = shutil.copytree(tiny_model, tmp_path / "model")
-    info = json.loads((model / INFO_FILE).read_text())
-    info["decision"]["threshold"] = 0.7
-    (model / INFO_FILE).write_text(json.dumps(info))
-    with pytest.raises(RunMismatchError, match=r"with decision .*0\.6.*, the command has .*0\.7"):
-        reopen(score_job(tiny_corpus, tiny_run, model=model))
-
-
-def test_a_decision_from_a_file_decides_the_run_is_in_its_footers_and_must_be_named_again(
+def test_a_decision_from_a_file_decides_the_run_is_in_its_footers_and_no_other_file_joins_it(
     tiny_corpus: Path,
     tmp_path: Path,
     score_job: MakeJob,
@@ -390,15 +380,16 @@ def test_a_decision_from_a_file_decides_the_run_is_in_its_footers_and_must_be_na
     assert {one, two} <= seen
     footer = read_footer_key(pq.read_metadata(next(iter(out.glob("**/*.parquet")))))
     assert footer is not None
-    assert Decision.model_validate(footer["decision"]) == decision
+    said = footer["decision"]
+    assert said.pop("digest") == decision.digest
+    assert Decision.model_validate(said) == decision.uncalibrated
+    assert read_run(open_storage(str(out))).decision == decision
     assert verify(str(out), deep=True).holds
     before = parts_of(out)
     score_locally(tiny_corpus, out, f"decision={file}")  # finished already
     assert parts_of(out) == before
-    with pytest.raises(
-        RunMismatchError, match=r'decision {"threshold": 0.9.* has {"threshold": 0.6'
-    ):
-        score_locally(tiny_corpus, out)
+    (note,) = reopen(score_job(tiny_corpus, out))  # without naming it: the run has its own
+    assert "is not the one that this run was started with: the run goes on with its own" in note
     file.write_text(decision.model_copy(update={"fallback": 2}).model_dump_json())
     with pytest.raises(
         RunMismatchError, match=r'with decision {"fallback": 1}, .* {"fallback": 2}'
@@ -609,7 +600,7 @@ def test_a_run_of_another_schema_is_refused_with_the_version_that_made_it(run_co
     path = run_copy / "_ray_mlc/run.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "schema_version": 1, "versions": {"ray-mlc": "0.0.9"}}))
-    with pytest.raises(UsageError, match=r"schema version 1, expected 2: .* \(0\.0\.9\)"):
+    with pytest.raises(UsageError, match=r"schema version 1, expected 3: .* \(0\.0\.9\)"):
         verify(str(run_copy))
 
 

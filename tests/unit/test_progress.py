@@ -26,6 +26,8 @@ def shown(*, terminal: bool = False, quiet: bool = False) -> tuple[Display, io.S
     display, stream = Display(quiet=quiet), io.StringIO()
     display.console.file = stream
     display.console._force_terminal = terminal
+    display.console._environ = {"TERM": "xterm"}
+    display.console.is_interactive = terminal  # a test's own terminal can show nothing live
     return display, stream
 
 
@@ -91,6 +93,70 @@ def test_a_terminal_gets_a_bar_and_then_the_line() -> None:
     text = stream.getvalue()
     assert "100%" in text
     assert "score: 4 of 4 rows" in text.replace("\r", "\n").splitlines()[-1]
+
+
+def test_what_begins_is_said_once_in_a_log_and_then_the_work(clock: Any) -> None:
+    display, stream = shown()
+    with display.doing("opening the [model]"):
+        assert stream.getvalue() == "opening the [model] …\n"
+    with display.stage("plan", None, "footers") as stage:
+        stage.doing("looking")
+        stage.advance(3)
+        with display.doing("starting Ray"):
+            pass
+    assert stream.getvalue().splitlines()[1:] == ["looking …", "starting Ray …", "plan: 3 footers"]
+
+
+def test_a_terminal_shows_what_goes_on_and_keeps_none_of_it() -> None:
+    display, stream = shown(terminal=True)
+    with display.doing("opening the [model]"):
+        pass
+    with display.stage("plan", None, "footers") as stage:
+        stage.doing("looking at the [output]")
+        with display.doing("starting Ray"):  # one live display at a time
+            pass
+        stage.doing("no longer of interest")
+        stage.advance(3)
+    text = stream.getvalue()
+    for said in ("opening the [model]", "looking at the [output]", "starting Ray"):
+        assert said in text
+    # what remains after all that was erased
+    assert text.replace("\r", "\n").splitlines()[-1].endswith("plan: 3 footers")
+    assert text.count("\n") == text.count("\x1b[1A\x1b[2K") + 1
+    assert "opening the [model] …" not in text
+
+
+def test_what_goes_on_is_replaced_by_the_next_report_of_work_only() -> None:
+    display, _ = shown(terminal=True)
+    with display.stage("train", 10, "examples") as stage:
+        stage.doing("epoch 1: validating")
+        stage.advance(0, "loss 0.5")
+        assert stage._stage.doing == "epoch 1: validating"
+        stage.advance(1)
+        assert stage._stage.doing == ""
+        stage.doing("epoch 2: validating")
+        stage.detail("scored")
+        assert stage._stage.doing == ""
+
+
+def test_a_phase_that_fails_leaves_the_display_usable() -> None:
+    display, stream = shown(terminal=True)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), display.doing("dividing"):
+            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError), display.stage("score", 3, "rows"):
+            raise ZeroDivisionError
+    with display.stage("score", 3, "rows") as stage:
+        stage.advance(3)
+    assert "score: 3 of 3 rows" in stream.getvalue()
+
+
+def test_quiet_says_nothing_of_phases_either() -> None:
+    for terminal in (True, False):
+        display, stream = shown(quiet=True, terminal=terminal)
+        with display.doing("opening"), display.stage("score", 3, "rows") as stage:
+            stage.doing("loading")
+        assert stream.getvalue() == ""
 
 
 def test_sentences_are_printed_as_they_are() -> None:

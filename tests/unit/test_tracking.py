@@ -305,6 +305,9 @@ def test_the_monitor_hands_out_each_step_until_the_driver_has_it() -> None:
     assert monitor.state(5)[3] == []
     monitor.steps(24, "c", POINTS[5:])
     monitor.epoch(RECORD, 7)
-    examples, detail, records, points = monitor.state(5)
+    examples, detail, records, points, doing = monitor.state(5)
+    assert doing == ""
+    monitor.steps(24, "c", [], "epoch 3: validating")
+    assert monitor.state(7)[4] == "epoch 3: validating"
     assert (examples, detail, records) == (24, "c", [(RECORD, 7)])
     assert points == POINTS[5:]

@@ -14,7 +14,8 @@ import pytest
 
 from ray_mlc import synthetic
 from ray_mlc.errors import UsageError
-from ray_mlc.scoring.verify import FileAccount, Verdict, verify
+from ray_mlc.scoring.parts import FOOTER_KEY
+from ray_mlc.scoring.verify import FileAccount, Verdict, progress_of, verify
 
 PART = "part-00001/000000000025.parquet"
 TWIN = "part-00001/000000000000.parquet"
@@ -30,7 +31,8 @@ def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     """Change a part's rows and keep its footer key."""
     table = pq.ParquetFile(path).read()
-    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+    key = {FOOTER_KEY: pq.read_metadata(path).metadata[FOOTER_KEY]}
+    pq.write_table(change(table).replace_schema_metadata(key), path)
 
 
 def judge(output: Path, *, deep: bool = False) -> Verdict:
@@ -265,3 +267,52 @@ def test_an_input_that_was_changed_or_removed_since_is_left_out_of_the_sample(
     assert verdict.rescored is not None
     assert verdict.rescored.left_out == 6
     assert verdict.rescored.rows > 0
+
+
+def test_status_notices_a_part_that_was_removed_after_success(run_copy: Path) -> None:
+    whole = progress_of(str(run_copy))
+    assert (whole["state"], whole["missing"], whole["extra"]) == ("complete", [], [])
+    (run_copy / PART).unlink()
+    found = progress_of(str(run_copy))
+    assert (found["state"], found["missing"], found["extra"]) == ("damaged", [PART], [])
+    assert found["rows"]["written"] < found["rows"]["planned"]
+    (run_copy / "_SUCCESS").unlink()
+    found = progress_of(str(run_copy))  # of an unfinished run no part is missing: it is to come
+    assert (found["state"], found["missing"]) == ("unfinished", [])
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_status_notices_parquet_files_that_no_plan_knows(run_copy: Path, complete: bool) -> None:
+    shutil.copy(run_copy / PART, run_copy / "part-00001/copy of 0.parquet")
+    (run_copy / "part-00001/notes.txt").write_text("no part, and no Parquet")
+    if not complete:
+        (run_copy / "_SUCCESS").unlink()
+    found = progress_of(str(run_copy))
+    assert (found["state"], found["extra"]) == ("damaged", ["part-00001/copy of 0.parquet"])
+
+
+def test_status_reads_no_footer_and_lists_once(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a footer was read")
+
+    monkeypatch.setattr("ray_mlc.scoring.verify.open_parquet", never)
+    for part in run_copy.glob("**/*.parquet"):
+        part.write_bytes(b"")
+    assert progress_of(str(run_copy))["state"] == "complete"
+
+
+def test_a_unit_that_was_set_aside_is_not_missing(
+    tiny_corpus: Path, tmp_path: Path, score_locally: Callable[..., Any]
+) -> None:
+    corpus = Path(shutil.copytree(tiny_corpus, tmp_path / "in"))
+    damaged = bytearray((corpus / "part-00001.parquet").read_bytes())
+    damaged[4:400] = bytes(396)
+    (corpus / "part-00001.parquet").write_bytes(damaged)
+    out = tmp_path / "out"
+    summary = score_locally(corpus, out, "limits.bad_rows=0.9", "limits.bad_files=3")
+    assert summary["rows"]["set_aside"] > 0
+    assert progress_of(str(out))["state"] == "complete"
+    (out / PART.replace("00001", "00000")).unlink()
+    assert progress_of(str(out))["missing"] == [PART.replace("00001", "00000")]

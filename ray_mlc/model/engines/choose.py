@@ -23,7 +23,7 @@ from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import Rules
 from ray_mlc.model.encoder import load_config, max_positions
 from ray_mlc.model.engines.int8 import FOLDER as INT8_FOLDER
-from ray_mlc.model.engines.int8 import Int8Info, read_int8
+from ray_mlc.model.engines.int8 import Int8Info, read_int8, refuse_other_decision
 from ray_mlc.model.engines.protocol import Engine
 from ray_mlc.model.engines.race import best_budget, probe_budget, race
 from ray_mlc.model.engines.tfidf_engine import TfidfEngine
@@ -153,6 +153,7 @@ def resolve(
                 "engine.dtype is int8, which runs on CPUs, but actors have GPUs: set actors.gpus=0"
             )
         form = read_int8(folder)
+        refuse_other_decision(form, folder)
         weights, canaries, own = form.weights, form.canaries, form.max_tokens
     else:
         canaries = reference_canaries(folder, tokenizer, threads=threads)

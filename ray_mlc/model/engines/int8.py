@@ -193,13 +193,24 @@ def read_int8(folder: ModelFolder) -> Int8Info:
         ) from None
     if info.model != folder.digest:
         raise ModelError(f"{folder.name}: its int8 form is of other weights: {remedy}")
-    if info.decision.uncalibrated != folder.info.decision.uncalibrated:
-        raise ModelError(
-            f"{folder.name}: its int8 form was measured with another decision: {remedy}"
-        )
     if info.weights != weights_digest(place):
         raise ModelError(f"{folder.name}: the files in {FOLDER} are damaged: {remedy}")
     return info
+
+
+def refuse_other_decision(form: Int8Info, folder: ModelFolder) -> None:
+    """Refuse to begin with an int8 form whose agreement is that of another decision.
+
+    What has begun goes on: the weights are what its scores depend on.
+
+    Raises:
+        ModelError: If the model's thresholds were fitted since.
+    """
+    if form.decision.uncalibrated != folder.info.decision.uncalibrated:
+        raise ModelError(
+            f"{folder.name}: its int8 form was measured with another decision: run "
+            f"`ray-mlc quantize {folder.name}`"
+        )
 
 
 def weights_digest(folder: Path) -> str:
