@@ -16,7 +16,7 @@ documents × 4,271 labels then cost no more memory than the scores do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ from ray_mlc.model.calibration import (
 
 BINS = 4096
 """Bins between the lowest and the highest log-odds of some cells."""
+FOLDS = 5
+"""Parts of the documents, each held out once."""
 _DIGITS = 6
 _SLOPES = (0.02, STEEPEST)
 _INTERCEPTS = (-1e4, 1e4)
@@ -120,8 +122,9 @@ def fit_calibration(
     *,
     method: str,
     label_set: LabelSet,
-    folds: int = 5,
+    folds: int = FOLDS,
     seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> FittedCalibration:
     """A calibration for each label, drawn toward the one for all.
 
@@ -132,6 +135,7 @@ def fit_calibration(
         label_set: Labels in column order.
         folds: Parts of the documents, each held out once.
         seed: Of the parts.
+        progress: Called with 1 after each label's curve; there are `curves_to_fit` of them.
 
     Raises:
         ConfigError: If the method is unknown.
@@ -146,7 +150,7 @@ def fit_calibration(
         which = "positive" if positives == 0 else "negative"
         raise DataError(f"no annotated label is {which}: there is nothing to calibrate on")
     parts = list(folds_of(len(targets_NL), folds, seed))
-    fits = [_Fit.of(targets_NL[rest], scores_NL[rest], method) for _, rest in parts]
+    fits = [_Fit.of(targets_NL[rest], scores_NL[rest], method, progress) for _, rest in parts]
     losses = np.zeros(len(SHRINKAGES))
     for (part, _), fit in zip(parts, fits, strict=True):
         losses += fit.losses(targets_NL[part], scores_NL[part])
@@ -155,8 +159,13 @@ def fit_calibration(
     held_out_NL = np.empty(scores_NL.shape, np.float32)
     for (part, _), fit in zip(parts, fits, strict=True):
         held_out_NL[part] = fit.probabilities(scores_NL[part], chosen)
-    whole = _Fit.of(targets_NL, scores_NL, method)
+    whole = _Fit.of(targets_NL, scores_NL, method, progress)
     return FittedCalibration(whole.calibration(chosen, label_set), chosen, held_out_NL)
+
+
+def curves_to_fit(labels: int, documents: int, folds: int = FOLDS) -> int:
+    """Curves that `fit_calibration` fits: of each label without each part, and without none."""
+    return labels * (min(folds, documents) + 1)
 
 
 def calibration_error(
@@ -200,7 +209,11 @@ class _Fit:
 
     @classmethod
     def of(
-        cls, targets_NL: NDArray[np.float32], scores_NL: NDArray[np.float32], method: str
+        cls,
+        targets_NL: NDArray[np.float32],
+        scores_NL: NDArray[np.float32],
+        method: str,
+        progress: Callable[[int], None] | None,
     ) -> _Fit:
         every = Cells.of(targets_NL, scores_NL)
         own: list[Curve | None] = []
@@ -209,6 +222,8 @@ class _Fit:
             cells = Cells.of(targets_NL[:, [column]], scores_NL[:, [column]])
             own.append(_fit_curve(cells, method) if cells.rarer else None)
             rarer.append(cells.rarer)
+            if progress is not None:
+                progress(1)
         pooled = _fit_curve(every, method) if every.rarer else _IDENTITY
         return cls(method, pooled, own, np.array(rarer, np.float64))
 

@@ -30,6 +30,7 @@ from ray_mlc.model.folder import INFO_FILE, ModelInfo, open_model, read_info, wr
 from ray_mlc.model.tfidf import MAX_TOKENS, TfidfModel, is_tfidf
 from ray_mlc.runtime.evaluate import load_here
 from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.session import usable_cores
 from ray_mlc.runtime.thresholds import measured_on
 from ray_mlc.scoring.identity import versions
 from ray_mlc.training.baselines import fit_tfidf, max_features_for
@@ -253,13 +254,6 @@ def _classifier(
             f"room for more with {labels:,} labels (--max-features)"
         )
     return tfidf_classifier(model, learn.label_set), model
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _scores(

@@ -24,12 +24,12 @@ from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.engines.tfidf_engine import tfidf_classifier
 from ray_mlc.model.folder import open_model
-from ray_mlc.runtime.baseline import usable_cores
 from ray_mlc.runtime.evaluate import load_here
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.ray_data import RayBackend
 from ray_mlc.runtime.ray_train import train
 from ray_mlc.runtime.score import score
+from ray_mlc.runtime.session import usable_cores
 from ray_mlc.scoring.verify import Verdict, verify
 from ray_mlc.training.baselines import fit_tfidf
 from ray_mlc.training.examples import Examples, read_examples

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ray_mlc.errors import RayMlcError, StorageError
+from ray_mlc.runtime.session import usable_cores
 from ray_mlc.storage import local_path, open_storage
 
 MIN_FREE_MEMORY = 4 * 2**30
@@ -96,8 +97,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _cores() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Check("cores", "ok", f"{usable} usable of {os.cpu_count()}")
+    return Check("cores", "ok", f"{usable_cores()} usable of {os.cpu_count()}")
 
 
 def _memory() -> Check:

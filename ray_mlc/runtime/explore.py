@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,9 +24,9 @@ from ray_mlc.training.closure import hierarchy_facts
 from ray_mlc.training.duplicates import find_duplicates
 from ray_mlc.training.examples import Examples, read_examples
 from ray_mlc.training.exploration import count_words, explore, lengths_of
+from ray_mlc.training.sources import without_extension
 from ray_mlc.training.splits import usual_place
 
-_EXTENSION = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson|json)(\.gz)?$", re.IGNORECASE)
 LABELS_FILE = "labels.yaml"
 """What a file of label parents beside the examples is called."""
 _KEPT_TOKENS = 64  # only lengths are asked for: the ids of a long text need not be kept
@@ -168,11 +167,7 @@ def split_names(paths: Sequence[str]) -> list[str]:
         raise DataError(f"{twice[0]}: the path is there twice: name each split once")
     for depth in range(1, 1 + max((path.count("/") for path in stripped), default=0) + 1):
         names = ["/".join(path.split("/")[-depth:]) for path in stripped]
-        names = [_without_extension(name) for name in names]
+        names = [without_extension(name) for name in names]
         if len(set(names)) == len(names):
             return names
     return stripped
-
-
-def _without_extension(name: str) -> str:
-    return _EXTENSION.sub("", name) or name

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.config import DataConfig, TrainJob
+from ray_mlc.config import DataConfig, TrainingConfig, TrainJob
 from ray_mlc.errors import DataError, ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classifier_model
@@ -176,6 +176,8 @@ def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
             f"note: {long:.1%} of the training texts are longer than {of}{tokenizer.max_tokens} "
             f"tokens and are cut ({keys})"
         )
+    if (note := _beyond_budget(job.training, tokenized[0].ids.costs)) is not None:
+        display.say(note)
     annotated = len(train_set) - _unannotated_counts(tokenized[0])
     rates_L = splits.counts_L / np.maximum(annotated, 1)
     _check_encoder(job, encoder, label_set, tokenized[0])
@@ -193,6 +195,20 @@ def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
         fingerprint=fingerprint,
         vocabulary_size=tokenizer.vocabulary_size if special_tokens else None,
         about={**splits.about, "lengths": lengths},
+    )
+
+
+def _beyond_budget(settings: TrainingConfig, costs_N: NDArray[np.int64]) -> str | None:
+    """What to say of documents that no forward pass within `max_batch_tokens` can hold."""
+    beyond = int((costs_N > settings.max_batch_tokens).sum())
+    if not beyond:
+        return None
+    windows = " in their windows" if settings.windows is not None else ""
+    lower = "training.windows.max_windows" if windows else "training.max_tokens"
+    return (
+        f"note: {beyond:,} of the training texts have more tokens{windows} (up to "
+        f"{costs_N.max():,}) than training.max_batch_tokens ({settings.max_batch_tokens:,}): each "
+        f"is a forward pass of its own, which memory has to hold; {lower} bounds it"
     )
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -203,7 +203,7 @@ def resolve_engine(
         cuda=cuda,
         long=job.long,
         threads=threads,
-        sample=(lambda: sample_texts(units, spec, max_text_bytes=job.input.max_text_bytes))
+        sample=partial(sample_texts, units, spec, max_text_bytes=job.input.max_text_bytes)
         if tries
         else None,
     )

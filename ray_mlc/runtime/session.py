@@ -165,6 +165,13 @@ def _silence() -> None:
     logging.getLogger("ray.data._internal").setLevel(logging.CRITICAL)
 
 
+def usable_cores() -> int:
+    """Cores of this machine that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cluster_nodes() -> list[NodeResources]:
     """What each living node of the connected cluster has."""
     import ray

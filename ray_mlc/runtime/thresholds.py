@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from ray_mlc.errors import ConfigError, DataError, StorageError, redact
-from ray_mlc.evaluation.calibration import FittedCalibration, describe_fit, fit_calibration
+from ray_mlc.evaluation.calibration import (
+    FittedCalibration,
+    curves_to_fit,
+    describe_fit,
+    fit_calibration,
+)
 from ray_mlc.evaluation.evaluate import evaluate_scores_at, validation_metrics
 from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.evaluation.thresholds import Objective, Thresholds, fit_thresholds, reached
@@ -163,20 +168,23 @@ def fit_decision(
     if not np.isfinite(scores_NL).all():
         raise DataError(f"{model}: the model gives scores that are not finite")
     targets_NL = data.targets_NL()
-    calibrated: FittedCalibration | None = None
     with display.stage("fit", None, "labels") as stage:
         found = fit_thresholds(
             targets_NL, scores_NL, objective=wanted.objective, per_label=per_label, seed=seed
         )
-        if wanted.calibrate != "none":
+        stage.advance(len(folder.label_set))
+    calibrated: FittedCalibration | None = None
+    if wanted.calibrate != "none":
+        curves = curves_to_fit(len(folder.label_set), len(data))
+        with display.stage("calibrate", curves, "curves") as stage:
             calibrated = fit_calibration(
                 targets_NL,
                 scores_NL,
                 method=wanted.calibrate,
                 label_set=folder.label_set,
                 seed=seed,
+                progress=stage.advance,
             )
-        stage.advance(len(folder.label_set))
     decision = found.decision(folder.label_set, wanted.objective).model_copy(
         update={
             "calibration": calibrated.calibration if calibrated is not None else None,
@@ -200,7 +208,8 @@ def fit_decision(
         display.say(f"note: {missed}")
     calibration = None
     if calibrated is not None:
-        calibration = describe_fit(targets_NL, scores_NL, calibrated, folder.label_set)
+        with display.doing("measuring the error of the calibration"):
+            calibration = describe_fit(targets_NL, scores_NL, calibrated, folder.label_set)
     if output is not None:
         write_file(output, decision.model_dump_json(indent=1).encode())
     else:

@@ -20,19 +20,17 @@ from ray_mlc.training.pieces import (
     one_array,
     wanted_columns,
 )
+from ray_mlc.training.sources import names_a_file
 
 PARQUET_REVISION = "refs/convert/parquet"
 """Where the hub keeps its own Parquet conversion of a data set."""
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
-_EXTENSION = re.compile(
-    r"\.(parquet|(csv|tsv|jsonl|ndjson|json)(\.gz)?|zip|tar(\.gz|\.bz2)?|tgz|tbz2)$", re.IGNORECASE
-)
 
 
 def is_hub_id(source: str) -> bool:
     """Whether `source` can only be a data set of the hub: no file, and shaped like an id."""
     path = local_path(source)
-    if path is None or path.exists() or _EXTENSION.search(source) or split_archive(source):
+    if path is None or path.exists() or names_a_file(source) or split_archive(source):
         return False
     return _HUB_ID.fullmatch(source) is not None
 

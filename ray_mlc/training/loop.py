@@ -32,7 +32,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ray_mlc.config import TrainingConfig, WindowsConfig
 from ray_mlc.errors import ModelError
-from ray_mlc.model.batching import plan_batches
+from ray_mlc.model.batching import BATCH_COST, plan_batches
 from ray_mlc.model.classifier import sigmoid
 from ray_mlc.model.encoder import encoder_layers
 from ray_mlc.model.engines.protocol import pad
@@ -112,6 +112,23 @@ def plan_epoch(
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
+def plan_passes(
+    costs_N: NDArray[np.int64], *, max_batch_tokens: int, batch_cost: int
+) -> list[NDArray[np.intp]]:
+    """As `plan_batches`, with a pass of its own for each document that is beyond the budget.
+
+    A document cannot be divided: the gradient of its joined logits needs all its windows at once.
+    That it is larger than the budget is no reason for the batches of others to be.
+    """
+    within_N = costs_N <= max_batch_tokens
+    alone, others = np.flatnonzero(~within_N), np.flatnonzero(within_N)
+    planned = plan_batches(
+        costs_N[others], max_batch_tokens=max_batch_tokens, batch_cost=batch_cost
+    )
+    largest_first = alone[np.argsort(-costs_N[alone], kind="stable")]
+    return [*largest_first[:, None], *(others[rows] for rows in planned)]
+
+
 def share_of_rank(
     batch: NDArray[np.intp],
     lengths_N: NDArray[np.int64],
@@ -129,7 +146,7 @@ def share_of_rank(
     passes = []
     for other in range(world_size):
         rows = dealt[other::world_size]
-        planned = plan_batches(
+        planned = plan_passes(
             lengths_N[rows], max_batch_tokens=max_batch_tokens, batch_cost=PASS_COST
         )
         passes.append([rows[index] for index in planned])
@@ -352,7 +369,7 @@ class Fitter:
             costs_N,
             rank=self.rank,
             world_size=self.world_size,
-            max_batch_tokens=max(self.config.max_batch_tokens, int(costs_N.max())),
+            max_batch_tokens=self.config.max_batch_tokens,
         )
         total = torch.zeros((), device=self.device)
         for index, rows in enumerate(passes):
@@ -457,9 +474,11 @@ class Fitter:
         self.kept.eval()
         ids, costs_N = examples.ids, examples.ids.costs
         mine = np.argsort(-costs_N, kind="stable")[self.rank :: self.world_size]
-        budget = max(self.config.max_batch_tokens, int(costs_N.max(initial=1)))
+        budget = self.config.max_batch_tokens
         scores = np.zeros((len(hows), len(mine), examples.label_count), np.float32)
-        for batch in plan_batches(costs_N[mine], max_batch_tokens=budget):
+        for batch in plan_passes(
+            costs_N[mine], max_batch_tokens=budget, batch_cost=BATCH_COST["cpu"]
+        ):
             rows = mine[batch]
             wrapped, self.wrapped = self.wrapped, self.kept
             try:

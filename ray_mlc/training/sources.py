@@ -105,6 +105,19 @@ def format_of(path: str) -> str | None:
     return None if found == "Parquet" and name.endswith(".gz") else found
 
 
+def names_a_file(path: str) -> bool:
+    """Whether a name ends as those of files and archives do that can be read."""
+    return format_of(path) is not None or _is_archive(path)
+
+
+def without_extension(name: str) -> str:
+    """A file's name without what says its format, `.gz` included; other names as they are."""
+    if format_of(name) is None:
+        return name
+    plain = name[: -len(".gz")] if name.lower().endswith(".gz") else name
+    return posixpath.splitext(plain)[0]
+
+
 def is_hidden(relative: str) -> bool:
     """Whether an element of a path begins as those do that readers pass by."""
     return any(element.startswith(("_", ".")) for element in relative.split("/") if element)

@@ -16,6 +16,8 @@ import pytest
 from ray_mlc.errors import DataError
 from ray_mlc.training import formats
 from ray_mlc.training.examples import Examples, read_examples
+from ray_mlc.training.hub import is_hub_id
+from ray_mlc.training.sources import names_a_file, without_extension
 
 CSV = 'id,text,a,b\n1,"x\n,y",1,0\n2,ü,0,1\n'
 JSONL = "\n".join(
@@ -163,3 +165,30 @@ def test_a_tar_is_read_no_further_than_to_the_file_asked_for(
     monkeypatch.setattr(formats, "of_tar", noted)
     assert_whole(read(f"{archive}/one.csv"))
     assert seen == ["one.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("a/train.parquet", "a/train"),
+        ("x.CSV.GZ", "x"),
+        ("x.ndjson", "x"),
+        ("v1.2.jsonl.gz", "v1.2"),
+        ("data.zip", None),
+        ("data.TAR.BZ2", None),
+        ("data.tgz", None),
+    ],
+)
+def test_one_list_says_which_names_are_files_and_what_they_are_without_it(
+    name: str, stem: str | None
+) -> None:
+    assert names_a_file(name)
+    assert without_extension(name) == (stem or name)
+    assert not is_hub_id(name)
+
+
+@pytest.mark.parametrize("name", ["owner/data", "owner/v1.2", "imdb", "x.parquet.gz", "x.txt"])
+def test_other_names_are_no_files(name: str) -> None:
+    assert not names_a_file(name)
+    assert without_extension(name) == name
+    assert is_hub_id(name)

@@ -18,6 +18,7 @@ from ray_mlc.evaluation.calibration import (
     Cells,
     _fit_curve,
     calibration_error,
+    curves_to_fit,
     describe_fit,
     fit_calibration,
 )
@@ -181,7 +182,11 @@ def test_whatever_the_cells_what_is_fitted_is_a_calibration(
         with pytest.raises(DataError, match="there is nothing to calibrate on"):
             fit_calibration(targets_NL, scores_NL, method=method, label_set=label_set)
         return
-    found = fit_calibration(targets_NL, scores_NL, method=method, label_set=label_set)
+    told: list[int] = []
+    options = {"method": method, "label_set": label_set, "progress": told.append}
+    found = fit_calibration(targets_NL, scores_NL, **options)
+    assert sum(told) == curves_to_fit(len(label_set), len(targets_NL))
+    assert max(told) == 1  # label by label, and not all at the end
     assert Calibration.model_validate_json(found.calibration.model_dump_json())
     rising_NL = np.repeat(with_neighbours([])[:, None], len(label_set), axis=1)
     assert (np.diff(found.calibration.log_odds(rising_NL, label_set), axis=0) > 0).all()

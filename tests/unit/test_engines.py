@@ -148,7 +148,7 @@ def test_of_the_engines_that_hold_the_fastest_on_the_sample_is_taken_and_recorde
 
     monkeypatch.setattr(choose, "race", race)
     named = BatchingConfig(max_batch_tokens=512)
-    options = {"cuda": False, "sample": lambda: TEXTS}
+    options = {"cuda": False, "sample": lambda **_: TEXTS}
     resolved = resolve(plain, EngineConfig(), named, **options)
     assert raced == [["torch", "openvino"]]
     assert (resolved.name, resolved.dtype, resolved.max_batch_tokens) == (winner, "bfloat16", 512)
@@ -162,7 +162,7 @@ def test_batch_sizes_are_tried_on_the_sample_unless_one_is_named(
 ) -> None:
     model = open_model(str(tiny_model))
     exact = EngineConfig(dtype="float32")
-    options = {"cuda": False, "sample": lambda: TEXTS}
+    options = {"cuda": False, "sample": lambda **_: TEXTS}
     resolved = resolve(model, exact, BatchingConfig(), **options)
     tried = [trial.max_batch_tokens for trial in resolved.trials]
     assert len(tried) > 1
@@ -180,7 +180,7 @@ def test_a_sample_over_which_the_engine_fails_is_no_reason_to_stop(
         raise error
 
     monkeypatch.setattr(choose, "race", fail)
-    options = {"cuda": False, "sample": lambda: TEXTS}
+    options = {"cuda": False, "sample": lambda **_: TEXTS}
     exact = EngineConfig(dtype="float32")
     resolved = resolve(open_model(str(tiny_model)), exact, BatchingConfig(), **options)
     assert (resolved.name, resolved.documents_per_s) == ("torch", None)
@@ -199,7 +199,7 @@ def test_an_engine_that_cannot_be_loaded_loses_the_race(
         raise error
 
     monkeypatch.setattr(openvino_engine.OpenVinoEngine, "load", fail)
-    options = {"cuda": False, "sample": lambda: TEXTS}
+    options = {"cuda": False, "sample": lambda **_: TEXTS}
     resolved = resolve(plain, EngineConfig(), BatchingConfig(), **options)
     assert (resolved.name, resolved.dtype) == ("torch", "bfloat16")
     assert str(error) in resolved.trials[1].verdict
@@ -213,7 +213,7 @@ def test_a_sample_that_cannot_be_tokenized_is_no_reason_to_stop(
         EngineConfig(dtype="float32"),
         BatchingConfig(),
         cuda=False,
-        sample=lambda: [7],  # type: ignore[list-item]
+        sample=lambda **_: [7],  # type: ignore[list-item]
     )
     assert resolved.max_batch_tokens == choose.CPU_BATCH_TOKENS
     assert choose.describe_trials(resolved) is None

@@ -179,3 +179,35 @@ def test_validation_without_a_label_of_the_training_rows_is_refused(
     job = load_job(TrainJob, options=options)
     with pytest.raises(DataError, match=r"none of its labels, such as 'b', is in a training row"):
         prepare(job, Display(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lower"),
+    [
+        (("training.windows={max_windows: 5, overlap: 0}",), "training.windows.max_windows"),
+        ((), "training.max_tokens"),
+    ],
+)
+def test_documents_beyond_the_batch_budget_are_counted_and_what_bounds_them_is_named(
+    make_job: Callable[..., TrainJob], tmp_path: Path, overrides: tuple[str, ...], lower: str
+) -> None:
+    class Spoken(Display):
+        said: list[str]
+
+        def say(self, text: str) -> None:
+            self.said.append(text)
+
+    display = Spoken(quiet=True)
+    for budget in (31, 10_000):
+        display.said = []
+        job = make_job(tmp_path / "model", f"training.max_batch_tokens={budget}", *overrides)
+        costs_N = prepare(job, display).train.ids.costs
+        notes = [line for line in display.said if "training.max_batch_tokens" in line]
+        if budget > costs_N.max():
+            assert notes == []
+            continue
+        (note,) = notes
+        beyond = int((costs_N > budget).sum())
+        assert note.startswith(f"note: {beyond:,} of the training texts have more tokens")
+        assert f"(up to {costs_N.max():,}) than training.max_batch_tokens (31)" in note
+        assert note.endswith(f"; {lower} bounds it")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -89,6 +89,13 @@ class ResolvedEngine(Section):
     """What it was chosen from."""
 
 
+class Sample(Protocol):
+    """Fetches some documents of a corpus."""
+
+    def __call__(self, *, max_tokens: int) -> Sequence[str]:
+        """Fetch them; of each document `max_tokens` are read at most, in all its windows."""
+
+
 def resolve(
     folder: ModelFolder,
     engine: EngineConfig,
@@ -97,7 +104,7 @@ def resolve(
     cuda: bool,
     long: LongConfig | None = None,
     threads: int | None = None,
-    sample: Callable[[], Sequence[str]] | None = None,
+    sample: Sample | None = None,
 ) -> ResolvedEngine:
     """Turn every `auto` into a fact, on the hardware that will score.
 
@@ -112,8 +119,9 @@ def resolve(
         cuda: Whether the actors have a GPU.
         long: What happens to long documents as the job says; None: as the model says.
         threads: CPU threads; None: PyTorch's default.
-        sample: Fetches documents like those that will be scored; None: nothing is timed, and the
-            first candidate that holds is taken, with the default batch size.
+        sample: Fetches documents like those that will be scored, so much of each as will be read;
+            None: nothing is timed, and the first candidate that holds is taken, with the default
+            batch size.
 
     Raises:
         ModelError: If what is named does not hold on the canaries or cannot be loaded, or the model
@@ -196,8 +204,10 @@ def resolve(
                 return holding[0][0].model_copy(update={"trials": trials})
             # nothing is padded in TF-IDF's batches: the largest costs no more than others
             probe = asked == "auto" and library != "tfidf"
+            windows = tokenizer.windows.max_windows if tokenizer.windows else 1
             try:
-                return _fastest(holding, trials, tokenizer, sample(), probe=probe)
+                texts = sample(max_tokens=windows * tokenizer.max_tokens)
+                return _fastest(holding, trials, tokenizer, texts, probe=probe)
             except Exception as error:  # scoring finds the guilty document, and names it
                 log.warning("nothing is timed: %s", first_line(error))
                 return holding[0][0].model_copy(update={"trials": trials})
