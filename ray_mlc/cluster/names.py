@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated
 from zoneinfo import available_timezones
 
@@ -178,8 +179,13 @@ def _is_cron_item(item: str, low: int, high: int, names: tuple[str, ...]) -> boo
     return len(ends) <= 2 and low <= ends[0] <= ends[-1] <= high
 
 
+@cache
+def _known_zones() -> frozenset[str]:
+    return frozenset(available_timezones())  # looks through hundreds of files
+
+
 def _time_zone(value: str) -> str:
-    known = available_timezones()
+    known = _known_zones()
     fits = re.fullmatch(r"[A-Za-z]+(?:/[A-Za-z0-9_+-]+)*", value) is not None
     # a machine without zone files knows none: the cluster will say so
     if not fits or (known and value not in known):
