@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ VARIANTS = {
     ),
     "Amazon's identity": ("storage.identity=arn:aws:iam::123456789012:role/tagger",),
     "labels that look like numbers": (
-        "labels={team: '1e3', cost: '0o17', on: 'y', x: '12:30', a.example.com/b: ''}",
+        "labels={team: '1e3', cost: '0o17', 'on': 'y', x: '0x1f', a.example.com/b: ''}",
         "cpu.node_selector={pool: 'true'}",
         "head.node_selector={pool: '1'}",
         "gpu.node_selector={pool: 'null'}",
@@ -54,16 +55,18 @@ def cluster(*overrides: str) -> ClusterConfig:
     return load_job(ClusterConfig, overrides=overrides)
 
 
+@cache
 def rendered(kind: str, *overrides: str) -> dict[str, str]:
     """The texts of a kind's files."""
     return render(kind, cluster(*overrides))[0]
 
 
+@cache
 def documents(kind: str, *overrides: str) -> dict[str, list[Any]]:
-    """The YAML documents of a kind's files."""
-    texts = rendered(kind, *overrides)
+    """The YAML documents of a kind's files: copy them before changing anything."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return {
-        name: list(yaml.safe_load_all(text))
-        for name, text in texts.items()
+        name: list(yaml.load_all(text, Loader=loader))
+        for name, text in rendered(kind, *overrides).items()
         if name.endswith(".yaml")
     }
