@@ -37,7 +37,7 @@ ray_node() {
     trap 'kill -TERM "$ray" 2>/dev/null' TERM INT
     if [[ $1 == --head ]]; then
         while kill -0 "$ray" 2>/dev/null && [[ ! -s $folder/ray_current_cluster ]]; do
-            sleep 0.5
+            sleep 0.2
         done
         # renamed, so that nobody reads half of it
         cat "$folder/ray_current_cluster" >"$STATE/address.new" 2>/dev/null || true
@@ -87,12 +87,12 @@ start_node() {
 
 # Waits for a file or a command in short steps, so that a signal is answered meanwhile.
 wait_for() {
-    local waited=0
+    local patience=$((SECONDS + STARTUP))
     until "$@"; do
-        if ((stopping)) || ((waited++ >= STARTUP)) || ! kill -0 "${steps[0]}" 2>/dev/null; then
+        if ((stopping || SECONDS > patience)) || ! kill -0 "${steps[0]}" 2>/dev/null; then
             return 1
         fi
-        sleep 1 &
+        sleep 0.3 &
         wait "$!" || true
     done
 }
