@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from importlib import resources
+from typing import Any
 
 from ray_mlc.cluster.config import ClusterConfig
 from ray_mlc.cluster.jobs import NO_TRAINING, score_job, train_job
@@ -19,10 +20,14 @@ def render_slurm(config: ClusterConfig) -> Rendered:
     """
     nodes = config.slurm.nodes
     score, train = score_job(config, machines=nodes), train_job(config, machines=nodes)
-    files = {"score.sbatch": _script(config, "score"), "score.yaml": [score]}
+    files: dict[str, list[dict[str, Any]] | str] = {
+        "score.sbatch": _script(config, "score"),
+        "score.yaml": [score],
+    }
     if train is None:
         return Rendered(files, {"train.sbatch": NO_TRAINING})
-    return Rendered(files | {"train.sbatch": _script(config, "train"), "train.yaml": [train]})
+    files |= {"train.sbatch": _script(config, "train"), "train.yaml": [train]}
+    return Rendered(files)
 
 
 def _script(config: ClusterConfig, command: str) -> str:

@@ -74,7 +74,7 @@ def sbatch(
     """Start a batch script as Slurm would on the first node of an allocation."""
     variables = {
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(submit),
+        "HOME": str(submit.parent),
         "LOG": str(log),
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "n[1-2]",

@@ -18,7 +18,7 @@ HEAVY = ("torch", "ray", "transformers", "pyarrow", "sklearn", "numpy", "dataset
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["score", "--help"], ["tune", "--help"], ["data", "--help"]]
+    "arguments", [["--help"], ["score", "--help"], ["tune", "--help"], ["cluster", "render", "--help"]]
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
