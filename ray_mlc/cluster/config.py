@@ -7,6 +7,7 @@ never written: this tree and what is rendered from it may be committed.
 
 from __future__ import annotations
 
+import posixpath
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -371,5 +372,5 @@ class ClusterConfig(Section):
 
 
 def is_below(path: str, mount: str | None) -> bool:
-    """Whether a path is a mounted folder or in it."""
-    return mount is not None and (path == mount or path.startswith(f"{mount}/"))
+    """Whether a path is a mounted folder or in it, also where it goes up and down."""
+    return mount is not None and f"{posixpath.normpath(path)}/".startswith(f"{mount}/")

@@ -14,6 +14,10 @@ GROUP_LABEL = "ray-mlc.io/group"
 NO_TRAINING = "training writes its model to a folder that all nodes see, and there is no volume"
 
 
+class NotSeenError(ConfigError):
+    """A job names a path of one machine, which the others do not see."""
+
+
 def score_job(config: ClusterConfig, *, machines: int | None = None) -> dict[str, Any]:
     """The scoring job as a mapping of what differs from the defaults.
 
@@ -23,12 +27,15 @@ def score_job(config: ClusterConfig, *, machines: int | None = None) -> dict[str
             whose nodes carry `GROUP_LABEL`.
 
     Raises:
-        ConfigError: If the job file is wrong, or names what other nodes do not see.
+        ConfigError: If the job file is wrong.
+        NotSeenError: If it names what other nodes do not see.
     """
     if config.jobs.score is not None:
         job = load_job(ScoreJob, config.jobs.score)
         inputs = [job.input.path] if isinstance(job.input.path, str) else job.input.path
         paths = {"output": job.output.path, **{f"input {path}": path for path in inputs}}
+        if job.decision is not None:
+            paths["decision"] = job.decision
         _check(config, "jobs.score", paths, {"model": job.model}, job.ray.address)
         return job.model_dump(mode="json", exclude_unset=True) | {"kind": "score"}
     root, volume = config.storage.root, config.volume
@@ -61,13 +68,16 @@ def train_job(config: ClusterConfig, *, machines: int | None = None) -> dict[str
         machines: As for `score_job`.
 
     Raises:
-        ConfigError: If the job file is wrong, or names what other nodes do not see.
+        ConfigError: If the job file is wrong.
+        NotSeenError: If it names what other nodes do not see.
     """
     if config.jobs.train is not None:
         job = load_job(TrainJob, config.jobs.train)
         paths = {"output": job.output}
         if job.checkpoints.path is not None:
             paths["checkpoints.path"] = job.checkpoints.path
+        if job.data.hierarchy is not None:
+            paths["data.hierarchy"] = job.data.hierarchy
         for key in ("train", "validation"):
             given = getattr(job.data, key)
             listed = [given] if isinstance(given, str) else given
@@ -112,7 +122,7 @@ def _check(
     mount = config.volume.mount if config.volume else None
     for key, path in (paths | local).items():
         if scheme_of(path) == "file" and not is_below(path.removeprefix("file://"), mount):
-            raise ConfigError(
+            raise NotSeenError(
                 f"{where}: {key}: {path} is a local path, which other nodes do not see: "
                 + (f"put it below {mount}, or into a bucket" if mount else "put it into a bucket")
             )

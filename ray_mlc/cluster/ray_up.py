@@ -10,7 +10,7 @@ from typing import Any
 
 from ray_mlc.cluster.config import ClusterConfig
 from ray_mlc.cluster.gpus import GPUS, gcp_cpus
-from ray_mlc.cluster.jobs import GROUP_LABEL, NO_TRAINING, score_job, train_job
+from ray_mlc.cluster.jobs import GROUP_LABEL, NO_TRAINING, NotSeenError, score_job, train_job
 from ray_mlc.cluster.rendered import Rendered
 from ray_mlc.errors import ConfigError
 from ray_mlc.storage import scheme_of
@@ -50,11 +50,17 @@ def render_ray_up(config: ClusterConfig) -> Rendered:
     files["ssh.yaml"] = [_ssh(config)]
     machines = len(config.ssh.workers)
     for name, of, count in (("cloud", cloud, None), ("ssh", config, machines)):
-        files[f"jobs/{name}-score.yaml"] = [score_job(of, machines=count)]
-        if train := train_job(of, machines=count):
-            files[f"jobs/{name}-train.yaml"] = [train]
-        else:
-            left_out[f"jobs/{name}-train.yaml"] = NO_TRAINING
+        for command, job_of in (("score", score_job), ("train", train_job)):
+            file = f"jobs/{name}-{command}.yaml"
+            try:
+                job = job_of(of, machines=count)
+            except NotSeenError as reason:  # by machines of a cloud, where others may see it
+                left_out[file] = str(reason)
+            else:
+                if job is None:
+                    left_out[file] = NO_TRAINING
+                else:
+                    files[file] = [job]
     return Rendered(files, left_out)
 
 

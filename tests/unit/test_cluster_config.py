@@ -259,6 +259,14 @@ def test_a_job_files_texts_stay_data(kind: str, tmp_path: Path) -> None:
         ("{model: s3://b/m, input: /data/c, output: s3://b/t}", "/data/c is a local path"),
         ("{model: s3://b/m, input: s3://b/c, output: tags}", "output: tags is a local path"),
         (
+            "{model: s3://b/m, input: s3://b/c, output: /mnt/ray-mlc/../../t}",
+            "/mnt/ray-mlc/../../t is a local path",
+        ),
+        (
+            "{model: s3://b/m, input: s3://b/c, output: s3://b/t, decision: d.json}",
+            "decision: d.json is a local path",
+        ),
+        (
             "{model: s3://b/m, input: s3://b/c, output: s3://b/t, ray: {address: auto}}",
             "ray.address is set",
         ),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clusters import VARIANTS, documents
+from support.clusters import VARIANTS, cluster, documents
+
+from ray_mlc.cluster.render import render
 
 VARIANT = pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
 CLOUDS = ("aws.yaml", "gcp.yaml")
@@ -136,3 +139,11 @@ def test_without_one_clouds_read_the_model_from_the_bucket() -> None:
     assert "/mnt/ray-mlc" not in str([found[name] for name in CLOUDS])
     # machines that are there are presumed to have it
     assert found["jobs/ssh-train.yaml"][0]["output"].startswith("/mnt/ray-mlc/")
+
+
+def test_a_job_on_the_volume_is_left_out_for_machines_that_mount_none(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("{model: /mnt/ray-mlc/m, input: s3://b/c, output: s3://b/t}")
+    files, left_out = render("ray-up", cluster(f"jobs.score={job}"))
+    assert "/mnt/ray-mlc/m is a local path" in left_out["jobs/cloud-score.yaml"]
+    assert {"aws.yaml", "jobs/ssh-score.yaml"} <= set(files)
