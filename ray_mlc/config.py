@@ -670,7 +670,7 @@ def with_values(job: TrainJob, values: Mapping[str, object]) -> TrainJob:
         raise ConfigError(describe(error, TrainJob)) from None
 
 
-JobT = TypeVar("JobT", ScoreJob, TrainJob, TuneJob)
+JobT = TypeVar("JobT", bound=Section)
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -711,7 +711,7 @@ def load_job(
     """Decode a job from a file, direct options and `--set` overrides; the later ones win.
 
     Args:
-        kind: `ScoreJob`, `TrainJob` or `TuneJob`.
+        kind: `ScoreJob`, `TrainJob`, `TuneJob`, or another section with a `kind`.
         path: YAML file, or None where options say it all.
         options: Dotted keys and values of direct options; None values are left out.
         overrides: `section.key=value` texts; the value is read as YAML.
@@ -754,7 +754,7 @@ def kind_of(path: str | Path) -> str:
     return str(_read_yaml(Path(path)).get("kind", "score"))
 
 
-def dump_job(job: ScoreJob | TrainJob | TuneJob) -> str:
+def dump_job(job: Section) -> str:
     """The resolved job as YAML that `load_job` reads back."""
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

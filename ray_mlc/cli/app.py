@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ray_mlc.cli import data, jobs, models, runs
+from ray_mlc.cli import cluster, data, jobs, models, runs
 
 app = typer.Typer(
     name="ray-mlc",
@@ -21,6 +21,8 @@ data_app = typer.Typer(help="Make, look at and split examples.", no_args_is_help
 config_app = typer.Typer(help="Job files: their schema, and what they come to.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+cluster_app = typer.Typer(help="Clusters that jobs run on.", no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
 
 
 def _version(shown: bool) -> None:
@@ -51,3 +53,4 @@ _add(app, models.thresholds, models.quantize, models.predict)
 _add(app, runs.score, runs.status, runs.verify, runs.doctor)
 _add(data_app, data.convert, data.explore, data.split)
 _add(config_app, jobs.schema, jobs.render)
+_add(cluster_app, cluster.render)

@@ -12,9 +12,9 @@ from ray_mlc.errors import ConfigError
 
 
 def schema(
-    kind: Annotated[str, typer.Argument(help="score, train or tune.")],
+    kind: Annotated[str, typer.Argument(help="score, train, tune or cluster.")],
 ) -> None:
-    """JSON schema of a job file, for editors."""
+    """JSON schema of a job or cluster file, for editors."""
     print_json(_kind(kind).model_json_schema())
 
 
@@ -27,9 +27,10 @@ def render(job: Annotated[Path, typer.Argument(help="YAML job file.")], set_: Se
 
 
 def _kind(kind: str) -> Any:
+    from ray_mlc.cluster.config import ClusterConfig
     from ray_mlc.config import ScoreJob, TrainJob, TuneJob
 
-    kinds = {"score": ScoreJob, "train": TrainJob, "tune": TuneJob}
+    kinds = {"score": ScoreJob, "train": TrainJob, "tune": TuneJob, "cluster": ClusterConfig}
     if kind not in kinds:
-        raise ConfigError(f"kind is {kind!r}, expected score, train or tune")
+        raise ConfigError(f"kind is {kind!r}, expected score, train, tune or cluster")
     return kinds[kind]

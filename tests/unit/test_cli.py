@@ -18,7 +18,14 @@ HEAVY = ("torch", "ray", "transformers", "pyarrow", "sklearn", "numpy", "dataset
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["score", "--help"], ["tune", "--help"], ["data", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["score", "--help"],
+        ["tune", "--help"],
+        ["data", "--help"],
+        ["cluster", "render", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -55,7 +62,7 @@ def test_the_module_runs_as_the_script_does() -> None:
         (["predict", "./no-model", "a text"], "there is no such folder"),
         (["status", "./no-run"], "there is no run here"),
         (["verify", "./no-run"], "there is no run here"),
-        (["config", "schema", "sing"], "expected score, train or tune"),
+        (["config", "schema", "sing"], "expected score, train, tune or cluster"),
         (["data", "convert", "./none.csv", "out.parquet"], "none.csv"),
     ],
 )
