@@ -112,7 +112,7 @@ def resolve_columns(
         wanted = list(dict.fromkeys(keep))
         for name in wanted:
             if name not in known:
-                raise DataError(f"output.keep: no file has a column {name!r}{_near(name, known)}")
+                raise DataError(f"output.keep: no file has a column {name!r}{near_name(name, known)}")
     types: dict[str, pa.DataType] = _hive_types(readable, wanted)
     verdicts: dict[tuple[str, ...], str | None] = {}
     result = []
@@ -132,15 +132,20 @@ def resolve_columns(
         else _judged(footer, _bad_path_value(footer.schema, footer.file.hive_keys, types))
         for footer in result
     ]
-    ours = {name.casefold() for name in reserved}
-    named = [f"input_{name}" if _is_ours(name.casefold(), ours) else name for name in wanted]
-    outputs = unique_when_folded(named, taken=ours)
+    outputs = output_names(wanted, reserved)
     kept = tuple(
         KeptColumn(name, output, types[name])
         for name, output in zip(wanted, outputs, strict=True)
         if name in types
     )
     return ReadSpec(root, text, kept), result
+
+
+def output_names(wanted: Iterable[str], reserved: Iterable[str]) -> list[str]:
+    """What input columns are called beside `reserved` ones of ours, whatever the case."""
+    ours = {name.casefold() for name in reserved}
+    named = [f"input_{name}" if _is_ours(name.casefold(), ours) else name for name in wanted]
+    return unique_when_folded(named, taken=ours)
 
 
 def _is_ours(folded: str, ours: Container[str]) -> bool:
@@ -159,7 +164,7 @@ def _check_text(
                 if name in item.schema.names:
                     raise DataError(f"{item.file.source}: text column {name!r} is there twice")
             raise DataError(
-                f"input.text: no file has a column {name!r}{_near(name, known)}; "
+                f"input.text: no file has a column {name!r}{near_name(name, known)}; "
                 f"columns are {', '.join(known[:12])}"
             )
         if (
@@ -246,7 +251,8 @@ def _hive_types(readable: Sequence[Readable], wanted: Sequence[str]) -> dict[str
     return types
 
 
-def _near(name: str, known: Sequence[str]) -> str:
+def near_name(name: str, known: Sequence[str]) -> str:
+    """What to add to an error over a column that is not among those known."""
     near = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {near[0]!r}?" if near else ""
 
