@@ -1,1 +1,1 @@
-"""What `from ray_mlc import …` gives: the commands and the classifier, for notebooks and programs."""
+"""What `from ray_mlc import …` gives: commands and classifier, for notebooks and programs."""

@@ -41,8 +41,10 @@ class ScoreActor:
         >>> actor = ScoreActor("models/topics", text="{title} {body}")
         >>> batch = pa.table({"title": ["News:", None], "body": ["The bait has medolated.", None]})
         >>> tagged = actor(batch)
-        >>> tagged.column_names[:4], tagged.column_names[-4:]
-        (['title', 'body', 'labels', 'score_agriculture'], ['n_tokens', 'truncated', 'n_windows', 'status'])
+        >>> tagged.column_names[:4]
+        ['title', 'body', 'labels', 'score_agriculture']
+        >>> tagged.column_names[-4:]
+        ['n_tokens', 'truncated', 'n_windows', 'status']
         >>> tagged["status"].to_pylist()
         ['ok', 'null_text']
     """

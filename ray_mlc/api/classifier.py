@@ -49,7 +49,7 @@ class Classifier:
         The labels that the decision gives, best first, and all of it as the columns of `score`:
 
         >>> classifier.predict(["The bait has medolated.", None])
-        [['sport', 'health'], []]
+        [['culture', 'transport', 'sport'], []]
         >>> tags = classifier.tag(["The bait has medolated.", None])
         >>> tags.select(["n_tokens", "truncated", "status"]).to_pylist()[1]
         {'n_tokens': None, 'truncated': None, 'status': 'null_text'}
@@ -214,4 +214,3 @@ class Classifier:
             "engine": f"{engine.name} {engine.dtype} on {engine.device}",
             "tokens": tokens,
         }
-

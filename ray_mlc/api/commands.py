@@ -84,8 +84,8 @@ def score(
     Examples:
         >>> from ray_mlc import score
         >>> summary = score(model="models/topics", input="corpus/", output="tags/", local=True)
-        >>> summary["rows"], summary["statuses"]
-        (240, {'empty': 1, 'null_text': 1, 'ok': 238})
+        >>> summary["rows"], summary["statuses"]["ok"]
+        ({'planned': 240, 'written': 240, 'set_aside': 0}, 238)
 
         A job with a typo:
 
@@ -158,9 +158,9 @@ def train(
 
     Examples:
         >>> from ray_mlc import train
-        >>> train({"encoder": "encoders/tiny", "output": "models/new"}, train="examples.parquet")
+        >>> train(train="examples.parquet", output="models/new", training={"epoch": 2})
         Traceback (most recent call last):
-        ray_mlc.errors.ConfigError: options: data.validation is missing: name it in a job file, or as an option
+        ray_mlc.errors.ConfigError: options: unknown key training.epoch: did you mean epochs?
     """
     options = {
         "data.train": train,

@@ -52,8 +52,11 @@ def as_column(values: Any, name: str) -> pa.Array | pa.ChunkedArray:
     """
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
-    kind = getattr(getattr(values, "dtype", None), "kind", "O")
-    return pa.array(values, from_pandas=True) if kind in "biuf" else as_texts(values, name)
+    if getattr(getattr(values, "dtype", None), "kind", "O") not in "biuf":
+        return as_texts(values, name)
+    numbers = pa.array(values, from_pandas=True)
+    # where there is not one text, pandas has a column of NaN
+    return numbers if numbers.null_count < len(numbers) else pa.nulls(len(numbers))
 
 
 def _bytes(value: object, position: int, name: str) -> bytes | None:
@@ -61,7 +64,11 @@ def _bytes(value: object, position: int, name: str) -> bytes | None:
         return value.encode("utf-8", "surrogatepass")
     if isinstance(value, bytes):
         return value
-    if value is None or type(value).__name__ in MISSING or (isinstance(value, float) and value != value):
+    if (
+        value is None
+        or type(value).__name__ in MISSING
+        or (isinstance(value, float) and value != value)
+    ):
         return None
     raise DataError(
         f"{name}: expected texts, but at position {position} is {type(value).__name__}: convert it "

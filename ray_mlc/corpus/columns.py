@@ -112,7 +112,9 @@ def resolve_columns(
         wanted = list(dict.fromkeys(keep))
         for name in wanted:
             if name not in known:
-                raise DataError(f"output.keep: no file has a column {name!r}{near_name(name, known)}")
+                raise DataError(
+                    f"output.keep: no file has a column {name!r}{near_name(name, known)}"
+                )
     types: dict[str, pa.DataType] = _hive_types(readable, wanted)
     verdicts: dict[tuple[str, ...], str | None] = {}
     result = []

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -39,7 +40,9 @@ HISTORY_FILE = "history.jsonl"
 CARD_FILE = "README.md"
 SCHEMA_VERSION = 2
 """1: thresholds; 2: calibration, hierarchy and fall-back beside them."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+Form = Literal["hub", "onnx", "openvino"]
+"""What a folder holds a model as: a checkpoint, or a graph that other runtimes load."""
 
 
 class ModelInfo(Section):
@@ -102,7 +105,7 @@ class ModelFolder:
     @cached_property
     def tokenizer_digest(self) -> str:
         """SHA-256 over what tokens depend on; costs no look at the weights."""
-        names = ("config.json", *_TOKENIZER_FILES)
+        names = ("config.json", *TOKENIZER_FILES)
         return _digest([self.path / name for name in names if (self.path / name).is_file()])
 
     def with_decision(self, decision: Decision) -> ModelFolder:
@@ -274,11 +277,34 @@ def _finish(output: Path, info: ModelInfo, canaries: Canaries, more: Mapping[str
     for weights in output.glob("*.safetensors"):
         # safetensors writes for its user alone; a folder is read by others
         weights.chmod((output / "config.json").stat().st_mode)
+    describe_folder(output, info, canaries, more)
+
+
+def describe_folder(
+    output: Path,
+    info: ModelInfo,
+    canaries: Canaries,
+    more: Mapping[str, bytes] = MappingProxyType({}),
+    *,
+    form: Form = "hub",
+    note: str = "",
+) -> None:
+    """Write what lies beside a model: canaries, card, and `ray_mlc.json`, which comes last.
+
+    Args:
+        output: Folder with `config.json` and the model.
+        info: Content of `ray_mlc.json`.
+        canaries: Recorded with the very weights.
+        more: Other files, by name.
+        form: What the folder holds the model as.
+        note: A sentence for the card.
+    """
     storage = open_storage(str(output), scratch="_tmp")
     storage.put(CANARIES_FILE, canaries.model_dump_json().encode())
     for name, content in more.items():
         storage.put(name, content)
-    storage.put(CARD_FILE, model_card(info, pooling=_pooling(info, output)).encode())
+    card = model_card(info, pooling=_pooling(info, output), form=form, note=note)
+    storage.put(CARD_FILE, card.encode())
     storage.put(INFO_FILE, _dump(info))
     shutil.rmtree(output / "_tmp", ignore_errors=True)
 
@@ -326,15 +352,19 @@ def _dump(info: ModelInfo) -> bytes:
     return stated.model_dump_json(indent=2, exclude=silent).encode()
 
 
-def model_card(info: ModelInfo, *, pooling: str | None) -> str:
+def model_card(info: ModelInfo, *, pooling: str | None, form: Form = "hub", note: str = "") -> str:
     """The folder's README.md.
 
     Args:
         info: Content of `ray_mlc.json`.
         pooling: `cls` or `mean` for a folder that only ray_mlc loads.
+        form: What the folder holds the model as.
+        note: A sentence on that.
     """
     tfidf = info.kind == "tfidf"
     library = "transformers" if pooling is None and not tfidf else "ray_mlc"
+    if form != "hub":
+        library = form
     front = ["---", f"library_name: {library}", "pipeline_tag: text-classification", "---", ""]
     body = [
         "# Multi-label text classifier",
@@ -346,7 +376,7 @@ def model_card(info: ModelInfo, *, pooling: str | None) -> str:
         f"for {info.decision.objective or 'nothing: the default'}).{_beside(info)} "
         f"{_long_texts(info.long)}",
         "",
-        *_usage(info, pooling),
+        *(_usage(info, pooling) if form == "hub" else _graph_usage(form, note)),
         "",
     ]
     columns = {
@@ -403,6 +433,52 @@ def _usage(info: ModelInfo, pooling: str | None) -> list[str]:
         "",
         "```bash",
         'ray-mlc predict FOLDER "a text"',
+        "```",
+    ]
+
+
+_SESSIONS = {
+    "onnx": (
+        "import onnxruntime",
+        'session = onnxruntime.InferenceSession(f"{FOLDER}/model.onnx")',
+        'logits = session.run(["logits"], inputs)[0]',
+    ),
+    "openvino": (
+        "import openvino",
+        'model = openvino.Core().compile_model(f"{FOLDER}/openvino_model.xml", "CPU")',
+        "logits = model(inputs)[0]",
+    ),
+}
+"""By form: how a graph is loaded and run."""
+
+
+def _graph_usage(form: Form, note: str) -> list[str]:
+    """How to run a graph without ray_mlc, as lines of the card."""
+    library, load, run = _SESSIONS[form]
+    return [
+        f"The model as a graph, in float32. {note} `{INFO_FILE}` has labels and thresholds:",
+        "",
+        "```python",
+        "import json",
+        "",
+        "import numpy as np",
+        library,
+        "from transformers import AutoTokenizer",
+        "",
+        load,
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
+        f'info = json.load(open(f"{{FOLDER}}/{INFO_FILE}"))',
+        "",
+        'texts = ["a text", "another one"]',
+        'batch = tokenizer(texts, padding=True, truncation=True, return_tensors="np")',
+        'inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}',
+        run,
+        "scores = 1 / (1 + np.exp(-logits))  # a row for each text, a column for each label",
+        'decision = info["decision"]',
+        "thresholds = [",
+        '    decision["per_label"].get(label, decision["threshold"]) for label in info["labels"]',
+        "]",
+        "given = scores >= np.array(thresholds)",
         "```",
     ]
 
@@ -471,7 +547,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 def _scoring_files(path: Path, kind: str) -> list[Path]:
     weights = sorted(path.glob("*.safetensors"))
-    pieces = (VOCABULARY_FILE,) if kind == "tfidf" else _TOKENIZER_FILES
+    pieces = (VOCABULARY_FILE,) if kind == "tfidf" else TOKENIZER_FILES
     fixed = [path / "config.json", *(path / name for name in pieces)]
     return [file for file in [*fixed, *weights] if file.is_file()]
 
