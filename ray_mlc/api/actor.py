@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,6 @@ from ray_mlc.errors import DataError
 
 if TYPE_CHECKING:
     from ray_mlc.model.decisions import Decision
-
-Batch = TypeVar("Batch", bound=Any)
-"""A `pyarrow.Table`, a `pandas.DataFrame`, or a mapping of names to NumPy arrays."""
 
 
 class ScoreActor:
@@ -89,14 +86,14 @@ class ScoreActor:
         if threads is not None:
             # read by the tokenizers when they begin their first batch
             os.environ["RAYON_NUM_THREADS"] = str(threads)
-        self._form = {"format": format, "k": k, "floor": floor}
+        self._form: dict[str, Any] = {"format": format, "k": k, "floor": floor}
         self._classifier = Classifier.from_pretrained(
             model, engine=engine, dtype=dtype, device=device, decision=decision, threads=threads
         )
         nothing = {name: pa.nulls(0) for name in self._columns}
         self._own = self._classifier.tag_rows(nothing, text, **self._form).column_names
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Any) -> Any:
         """Tag one batch.
 
         Args:
@@ -117,10 +114,10 @@ class ScoreActor:
         tags = self._classifier.tag_rows(rows, self._text, **self._form)
         renamed = output_names(names, self._own)
         if isinstance(batch, pa.Table):
-            return _beside_arrow(batch.rename_columns(renamed), tags)  # type: ignore[return-value]
+            return _beside_arrow(batch.rename_columns(renamed), tags)
         if isinstance(batch, Mapping):
             kept = dict(zip(renamed, batch.values(), strict=True))
-            return kept | _as_numpy(tags)  # type: ignore[return-value]
+            return kept | _as_numpy(tags)
         return _beside_pandas(batch, renamed, tags)
 
     def _column(self, batch: Any, name: str, names: Sequence[str]) -> Any:

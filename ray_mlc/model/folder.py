@@ -445,7 +445,9 @@ _SESSIONS = {
     ),
     "openvino": (
         "import openvino",
-        'model = openvino.Core().compile_model(f"{FOLDER}/openvino_model.xml", "CPU")',
+        # OpenVINO rounds to bfloat16 by itself where the processor has it
+        'exact = {"INFERENCE_PRECISION_HINT": "f32"}\n'
+        'model = openvino.Core().compile_model(f"{FOLDER}/openvino_model.xml", "CPU", exact)',
         "logits = model(inputs)[0]",
     ),
 }
@@ -460,6 +462,7 @@ def _graph_usage(form: Form, note: str) -> list[str]:
         "",
         "```python",
         "import json",
+        "from pathlib import Path",
         "",
         "import numpy as np",
         library,
@@ -467,7 +470,7 @@ def _graph_usage(form: Form, note: str) -> list[str]:
         "",
         load,
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
-        f'info = json.load(open(f"{{FOLDER}}/{INFO_FILE}"))',
+        f'info = json.loads(Path(f"{{FOLDER}}/{INFO_FILE}").read_text())',
         "",
         'texts = ["a text", "another one"]',
         'batch = tokenizer(texts, padding=True, truncation=True, return_tensors="np")',

@@ -15,7 +15,8 @@ from ray_mlc.errors import ConfigError, StorageError, first_line
 
 TOKEN_VARIABLE = "HF_TOKEN"
 ENDPOINT_VARIABLE = "HF_ENDPOINT"
-ATTEMPTS = 6
+ATTEMPTS = 3
+"""Whole attempts; within each the client repeats a single request that fails, for half a minute."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 """Seconds before the second attempt, about, and before any."""
 
@@ -42,7 +43,7 @@ def check_repository(repository: str) -> None:
         ConfigError: If it is no hub id.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)
@@ -79,15 +80,19 @@ def publish(
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
     api = HfApi(endpoint=os.environ.get(ENDPOINT_VARIABLE) or None, token=token)
     # errors of the library's HTTP client, which has another name in other versions of it
-    broken = tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx"))
+    broken: tuple[type[Exception], ...] = tuple(
+        kind
+        for kind in HfHubHTTPError.__mro__
+        if kind.__module__.startswith("httpx") and issubclass(kind, Exception)
+    )
     retrying = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, broken) and _may_pass(error)),
         stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential_jitter(initial=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+        wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
         reraise=True,
     )
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine: what uploading a model asks of one, and failures on request."""
+"""A Hugging Face hub on this machine: what an upload asks of one, and failures on request."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def serve() -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = _do  # noqa: N815
+        do_GET = do_POST = do_PUT = _do
 
         def log_message(self, *_: Any) -> None:
             """Say nothing."""

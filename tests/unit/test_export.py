@@ -21,9 +21,12 @@ from ray_mlc import Classifier, synthetic
 from ray_mlc.config import LongConfig, WindowsConfig
 from ray_mlc.errors import ConfigError, GateError, ModelError, StorageError
 from ray_mlc.labels import LabelSet
-from ray_mlc.model.decisions import Decision
+from ray_mlc.model.canaries import record_canaries
+from ray_mlc.model.classifier import Classifier as LoadedClassifier
+from ray_mlc.model.engines.choose import load_encoder_tokenizer
+from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import CARD_FILE, INFO_FILE, open_model
-from ray_mlc.runtime import export, publish
+from ray_mlc.runtime import export
 from ray_mlc.runtime.export import Target, export_model, score_with_pipeline, without_paths
 from ray_mlc.runtime.progress import Display
 
@@ -82,8 +85,6 @@ def run_card(folder: Path) -> NDArray[np.float32]:
     names: dict[str, Any] = {"FOLDER": str(folder)}
     exec(named, names)
     scores_NL: NDArray[np.float32] = names["scores"]
-    classifier = Classifier.from_pretrained(folder) if "safetensors" in named else None
-    assert classifier is None
     assert names["given"].shape == scores_NL.shape
     return scores_NL
 
@@ -167,33 +168,17 @@ def test_a_graph_that_takes_padding_for_text_is_found_out(
 def test_a_model_of_windows_is_a_checkpoint_of_which_transformers_sees_the_first(
     tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    from ray_mlc.model.canaries import record_canaries
-    from ray_mlc.runtime.evaluate import load_here
-
-    write_tiny_model(tiny_encoder, tmp_path / "model", max_tokens=16)
-    info = json.loads((tmp_path / "model" / INFO_FILE).read_text())
+    place = tmp_path / "model"
+    write_tiny_model(tiny_encoder, place, max_tokens=16)
     windows = WindowsConfig(overlap=4, max_windows=3, aggregate="max")
     long = LongConfig(policy="windows", max_tokens=16, windows=windows)
+    info = json.loads((place / INFO_FILE).read_text())
     info |= {"long": long.model_dump(mode="json"), "schema_version": 2}
-    (tmp_path / "model" / INFO_FILE).write_text(json.dumps(info))
-    (tmp_path / "model/canaries.json").rename(tmp_path / "old.json")
-    # those of the folder were recorded without windows
-    text = (tmp_path / "old.json").read_text()
-    (tmp_path / "model/canaries.json").write_text(text)
-    folder = open_model(str(tmp_path / "model"))
-    plain = folder.with_decision(Decision())
-    from ray_mlc.model.engines.choose import load_encoder_tokenizer
-    from ray_mlc.model.classifier import Classifier as Loaded
-    from ray_mlc.model.encoder import load_classifier_model
-    from ray_mlc.model.engines.torch_engine import TorchEngine
-
-    del plain, load_here
-    tokenizer = load_encoder_tokenizer(folder, max_tokens=16, windows=windows)
-    engine = TorchEngine(
-        load_classifier_model(folder.path), pad_id=tokenizer.pad_id, device="cpu", dtype="float32"
-    )
-    canaries = record_canaries(Loaded(folder.label_set, tokenizer, engine, 4096))
-    (tmp_path / "model/canaries.json").write_text(canaries.model_dump_json())
+    (place / INFO_FILE).write_text(json.dumps(info))
+    tokenizer = load_encoder_tokenizer(open_model(str(place)), max_tokens=16, windows=windows)
+    engine = TorchEngine.load(place, pad_id=tokenizer.pad_id, device="cpu", dtype="float32")
+    loaded = LoadedClassifier(synthetic.LABELS, tokenizer, engine, 4096)
+    (place / "canaries.json").write_text(record_canaries(loaded).model_dump_json())
     result = exported(tmp_path / "model", "hub", tmp_path / "out")
     assert result["check"]["loaded_by"] == "transformers"
     assert "reads the first window only" in (tmp_path / "out" / CARD_FILE).read_text()
@@ -289,8 +274,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serve() as found:
         monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(publish, "FIRST_WAIT_S", 0.001)
-        monkeypatch.setattr(publish, "LONGEST_WAIT_S", 0.002)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
         yield found
     huggingface_hub.close_session()
 
@@ -331,7 +315,7 @@ def test_a_hub_that_stays_away_ends_the_command_and_keeps_the_folder(
     with pytest.raises(StorageError, match="503") as caught:
         push(model, output=tmp_path / "out")
     assert TOKEN not in str(caught.value)
-    assert set(path.name for path in (tmp_path / "out").iterdir()) == HUB_FILES
+    assert {path.name for path in (tmp_path / "out").iterdir()} == HUB_FILES
 
 
 def test_weights_of_an_earlier_upload_do_not_stay_beside_new_ones(hub: Hub, model: Path) -> None:
