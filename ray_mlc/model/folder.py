@@ -483,6 +483,9 @@ def _graph_usage(form: Form, note: str) -> list[str]:
         "]",
         "given = scores >= np.array(thresholds)",
         "```",
+        "",
+        "That is thresholds alone, of a text's first window: parents, fall-back and windows, where "
+        "the model has them, are for ray_mlc to add.",
     ]
 
 
