@@ -703,7 +703,7 @@ def parse_yaml(text: str) -> object:
 
 def load_job(
     kind: type[JobT],
-    path: str | Path | None = None,
+    path: str | Path | Mapping[str, object] | None = None,
     *,
     options: Mapping[str, object] | None = None,
     overrides: Sequence[str] = (),
@@ -712,17 +712,21 @@ def load_job(
 
     Args:
         kind: `ScoreJob`, `TrainJob`, `TuneJob`, or another section with a `kind`.
-        path: YAML file, or None where options say it all.
+        path: YAML file, or its content, dotted keys allowed; None where options say it all.
         options: Dotted keys and values of direct options; None values are left out.
         overrides: `section.key=value` texts; the value is read as YAML.
 
     Raises:
         ConfigError: One line with file, dotted path, value, and what was expected.
     """
-    where = str(path) if path is not None else "options"
+    where = "options" if path is None or isinstance(path, Mapping) else str(path)
     tree: dict[str, Any] = {}
-    if path is not None:
+    if isinstance(path, Mapping):
+        for key, value in path.items():
+            _assign(tree, key, value)
+    elif path is not None:
         tree = _read_yaml(Path(path))
+    if path is not None:
         stated = tree.get("kind")
         expected = kind.model_fields["kind"].default
         if stated is not None and stated != expected:
@@ -743,6 +747,21 @@ def load_job(
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {describe(error, kind)}") from None
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def section(kind: type[SectionT], values: Mapping[str, object]) -> SectionT:
+    """One section, of arguments that a caller gives.
+
+    Raises:
+        ConfigError: One line, if a key is unknown or a value wrong.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(describe(error, kind)) from None
 
 
 def kind_of(path: str | Path) -> str:

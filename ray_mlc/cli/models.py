@@ -363,3 +363,46 @@ def predict(
         print_json(results)
         return
     print_predictions(results, top=top)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder, URI or hub id.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", help="hub (what transformers loads), onnx or openvino.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default=False)
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id to upload to, with the token in HF_TOKEN; private unless --public.",
+            show_default=False,
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see what is uploaded.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an export that is there.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give a model away: a clean checkpoint for the hub, or a graph that runs without PyTorch.
+
+    What is written is loaded anew and has to reproduce the model's canaries; else nothing is kept.
+    """
+    from ray_mlc.cli.tables import print_export
+    from ray_mlc.runtime.export import Target, export_model
+    from ray_mlc.runtime.progress import Display
+
+    target = Target(output, push, public, overwrite)
+    result = export_model(model, format, target, Display(quiet=quiet))
+    if json:
+        print_json(result)
+        return
+    print_export(result)

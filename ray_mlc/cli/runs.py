@@ -115,27 +115,17 @@ def score(
 
 
 def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
+    from ray_mlc.runtime.backends import backend_of
     from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.score import Backend, find_inputs
+    from ray_mlc.runtime.score import find_inputs
     from ray_mlc.runtime.score import score as run_score
 
     display = Display(quiet=quiet)
     shown = spec.input.path if isinstance(spec.input.path, str) else f"{len(spec.input.path)} paths"
     with display.doing(f"opening {spec.model} and listing {shown}"):
         inputs = find_inputs(spec)  # a typo should not cost an import of Ray
-    backend: Backend
-    if local:
-        from ray_mlc.runtime.local import LocalBackend
-
-        backend = LocalBackend()
-    else:
-        from ray_mlc.runtime.session import set_environment
-
-        set_environment()
-        with display.doing("importing Ray"):
-            from ray_mlc.runtime.ray_data import RayBackend
-
-        backend = RayBackend(spec)
+    with display.doing("importing PyTorch" if local else "importing Ray"):
+        backend = backend_of(spec, local=local)
     return run_score(spec, backend, display, inputs=inputs, **options)
 
 

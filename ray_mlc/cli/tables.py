@@ -486,3 +486,20 @@ def print_checks(checks: Iterable[Check]) -> None:
     for check in checks:
         table.add_row(check.name, check.state, check.finding)
     _console().print(table)
+
+
+def print_export(result: Mapping[str, Any]) -> None:
+    """What was written, and how it was proven."""
+    check, total = result["check"], sum(result["files"].values())
+    _say(
+        f"{result['model']} as {result['format']}: {len(result['files'])} files, "
+        f"{total / 2**20:,.1f} MiB; loaded by {check['loaded_by']}, it reproduces the canaries: "
+        f"largest score difference {check['max_difference']:.2g}, {check['flips']} of "
+        f"{check['cells']:,} labels differ"
+    )
+    for note in result["notes"]:
+        _say(f"note: {note}")
+    if result["output"] is not None:
+        _say(f"written: {result['output']}")
+    if result["pushed"] is not None:
+        _say(f"pushed: {result['pushed']}")

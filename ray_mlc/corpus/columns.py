@@ -120,7 +120,9 @@ def resolve_columns(
         wanted = list(dict.fromkeys(keep))
         for name in wanted:
             if name not in known:
-                raise DataError(f"output.keep: no file has a column {name!r}{_near(name, known)}")
+                raise DataError(
+                    f"output.keep: no file has a column {name!r}{did_you_mean(name, known)}"
+                )
     types: dict[str, pa.DataType] = _hive_types(readable, wanted)
     verdicts: dict[tuple[str, ...], str | None] = {}
     result = []
@@ -140,15 +142,20 @@ def resolve_columns(
         else _judged(footer, _bad_path_value(footer.schema, footer.file.hive_keys, types))
         for footer in result
     ]
-    ours = {name.casefold() for name in reserved}
-    named = [f"input_{name}" if _is_ours(name.casefold(), ours) else name for name in wanted]
-    outputs = unique_when_folded(named, taken=ours)
+    outputs = output_names(wanted, reserved)
     kept = tuple(
         KeptColumn(name, output, types[name])
         for name, output in zip(wanted, outputs, strict=True)
         if name in types
     )
     return ReadSpec(root, text, kept), result
+
+
+def output_names(wanted: Iterable[str], reserved: Iterable[str]) -> list[str]:
+    """What input columns are called beside `reserved` ones of ours, whatever the case."""
+    ours = {name.casefold() for name in reserved}
+    named = [f"input_{name}" if _is_ours(name.casefold(), ours) else name for name in wanted]
+    return unique_when_folded(named, taken=ours)
 
 
 def _is_ours(folded: str, ours: Container[str]) -> bool:
@@ -168,7 +175,7 @@ def _check_text(readable: Sequence[Readable], text: str, needed: Sequence[str]) 
             every = (path for item in readable for path in field_paths(item.schema))
             paths = list(dict.fromkeys(every))
             raise DataError(
-                f"input.text: no file has a column {name!r}{_near(name, paths)}; "
+                f"input.text: no file has a column {name!r}{did_you_mean(name, paths)}; "
                 f"columns are {', '.join(paths[:12])}"
             )
         if having and text == name and not any(is_text(type_) for _, type_ in having):
@@ -255,7 +262,8 @@ def _hive_types(readable: Sequence[Readable], wanted: Sequence[str]) -> dict[str
     return types
 
 
-def _near(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """What to add to an error over a column that is not among those known."""
     near = near_name(name, known)
     return f": did you mean {near!r}?" if near else ""
 

@@ -9,7 +9,7 @@ ends it, because that says nothing about the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -223,7 +223,7 @@ def _source_array(source: str, count: int) -> pa.DictionaryArray:
 
 
 def make_text(
-    rows: pa.Table, text: str, *, max_text_bytes: int
+    rows: pa.Table | Mapping[str, pa.Array], text: str, *, max_text_bytes: int
 ) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.int8]]]:
     """The text of each row and what became of it.
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError
 from ray_mlc.model.classifier import Classifier
@@ -122,8 +123,19 @@ def record_canaries(classifier: Classifier, *, special_tokens: Sequence[str] = (
 
 def check_canaries(classifier: Classifier, canaries: Canaries, rules: Rules) -> CanaryReport:
     """Compare an engine's scores with the recorded ones."""
-    expected_NL = np.array(canaries.scores, np.float32)
     scores_NL = classifier.predict_proba(canaries.texts)
+    return compare_scores(scores_NL, canaries.scores, rules, dtype=classifier.engine.dtype)
+
+
+def compare_scores(
+    scores_NL: NDArray[np.float32], recorded: Sequence[Sequence[float]], rules: Rules, *, dtype: str
+) -> CanaryReport:
+    """Compare scores of canaries with those that are recorded.
+
+    Raises:
+        ModelError: If there are others of them.
+    """
+    expected_NL = np.array(recorded, np.float32)
     if scores_NL.shape != expected_NL.shape:
         raise ModelError(
             f"canaries.json holds scores of shape {expected_NL.shape}, the model gives "
@@ -131,4 +143,4 @@ def check_canaries(classifier: Classifier, canaries: Canaries, rules: Rules) -> 
         )
     difference = float(np.abs(scores_NL - expected_NL).max())
     differs = decide(scores_NL, rules) != decide(expected_NL, rules)
-    return CanaryReport(difference, int(differs.sum()), differs.size, classifier.engine.dtype)
+    return CanaryReport(difference, int(differs.sum()), differs.size, dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ray_mlc.config import TrainingConfig
 from ray_mlc.errors import redact
@@ -19,6 +19,8 @@ from ray_mlc.model.tfidf import VOCABULARY_FILE
 if TYPE_CHECKING:
     from ray_mlc.model.folder import ModelInfo
 
+Form = Literal["hub", "onnx", "openvino"]
+"""What a folder holds a model as: a checkpoint, or a graph that other runtimes load."""
 LABELS_SHOWN = 300
 """Labels that are named; all of them are in `config.json`."""
 FILES_SHOWN = 12
@@ -54,16 +56,18 @@ _SEES = {
 }
 
 
-def model_card(info: ModelInfo, *, pooling: str | None) -> str:
+def model_card(info: ModelInfo, *, pooling: str | None, form: Form = "hub", note: str = "") -> str:
     """The folder's README.md.
 
     Args:
         info: Content of `ray_mlc.json`.
         pooling: `cls` or `mean` for a folder that only ray_mlc loads.
+        form: What the folder holds the model as.
+        note: A sentence on that.
     """
     tfidf = info.kind == "tfidf"
     sections = {
-        "Use": _usage(info, pooling),
+        "Use": _usage(info, pooling) if form == "hub" else _graph_usage(form, note),
         "Labels from scores": _decision(info),
         "Figures": _figures(info),
         "Long texts": _long_texts(info),
@@ -77,14 +81,15 @@ def model_card(info: ModelInfo, *, pooling: str | None) -> str:
     for title, words in sections.items():
         if words:
             lines += ["", f"## {title}", "", *words]
-    return f"---\n{_front(info, pooling)}\n---\n" + "\n".join(lines) + "\n"
+    return f"---\n{_front(info, pooling, form)}\n---\n" + "\n".join(lines) + "\n"
 
 
-def _front(info: ModelInfo, pooling: str | None) -> str:
+def _front(info: ModelInfo, pooling: str | None, form: Form) -> str:
     """What the hub reads: YAML, as its own library writes it."""
     from huggingface_hub import EvalResult, ModelCardData
 
     plain = pooling is None and info.kind == "encoder"
+    library = form if form != "hub" else "transformers" if plain else "ray_mlc"
     about = _measured_on(info)
     name = _stem(about["examples"]) or "validation"
     held_out = "decision_held_out" in info.metrics
@@ -103,7 +108,7 @@ def _front(info: ModelInfo, pooling: str | None) -> str:
         if isinstance(metrics.get(key), float)
     ]
     data = ModelCardData(
-        library_name="transformers" if plain else "ray_mlc",
+        library_name=library,
         pipeline_tag="text-classification",
         tags=["ray_mlc", "multi-label-classification"],
         base_model=info.training.get("base_model"),
@@ -167,6 +172,58 @@ def _usage(info: ModelInfo, pooling: str | None) -> list[str]:
         "",
     ]
     return lines + ours
+
+
+_SESSIONS = {
+    "onnx": (
+        "import onnxruntime",
+        'session = onnxruntime.InferenceSession(f"{FOLDER}/model.onnx")',
+        'logits = session.run(["logits"], inputs)[0]',
+    ),
+    "openvino": (
+        "import openvino",
+        # OpenVINO rounds to bfloat16 by itself where the processor has it
+        'exact = {"INFERENCE_PRECISION_HINT": "f32"}\n'
+        'model = openvino.Core().compile_model(f"{FOLDER}/openvino_model.xml", "CPU", exact)',
+        "logits = model(inputs)[0]",
+    ),
+}
+"""By form: how a graph is loaded and run."""
+
+
+def _graph_usage(form: Form, note: str) -> list[str]:
+    """How to run a graph without ray_mlc, as lines of the card."""
+    library, load, run = _SESSIONS[form]
+    return [
+        f"The model as a graph, in float32. {note} `ray_mlc.json` has labels and thresholds:",
+        "",
+        "```python",
+        "import json",
+        "from pathlib import Path",
+        "",
+        "import numpy as np",
+        library,
+        "from transformers import AutoTokenizer",
+        "",
+        load,
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
+        'info = json.loads(Path(f"{FOLDER}/ray_mlc.json").read_text())',
+        "",
+        'texts = ["a text", "another one"]',
+        'batch = tokenizer(texts, padding=True, truncation=True, return_tensors="np")',
+        'inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}',
+        run,
+        "scores = 1 / (1 + np.exp(-logits))  # a row for each text, a column for each label",
+        'decision = info["decision"]',
+        "thresholds = [",
+        '    decision["per_label"].get(label, decision["threshold"]) for label in info["labels"]',
+        "]",
+        "given = scores >= np.array(thresholds)",
+        "```",
+        "",
+        "That is thresholds alone, of a text's first window: parents, fall-back and windows, where "
+        "the model has them, are for ray_mlc to add.",
+    ]
 
 
 def _decision(info: ModelInfo) -> list[str]:

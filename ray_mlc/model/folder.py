@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -25,7 +26,7 @@ from pydantic import Field, ValidationError
 from ray_mlc.config import LongConfig, Section, WindowsConfig, describe
 from ray_mlc.errors import ConfigError, DataError, ModelError
 from ray_mlc.labels import LabelSet
-from ray_mlc.model.card import model_card
+from ray_mlc.model.card import Form, model_card
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.encoder import fetch, pooling_of, quiet_transformers
 from ray_mlc.model.tfidf import MODEL_TYPE as TFIDF_MODEL_TYPE
@@ -40,7 +41,7 @@ HISTORY_FILE = "history.jsonl"
 CARD_FILE = "README.md"
 SCHEMA_VERSION = 2
 """1: thresholds; 2: calibration, hierarchy and fall-back beside them."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class ModelInfo(Section):
@@ -107,7 +108,7 @@ class ModelFolder:
     @cached_property
     def tokenizer_digest(self) -> str:
         """SHA-256 over what tokens depend on; costs no look at the weights."""
-        names = ("config.json", *_TOKENIZER_FILES)
+        names = ("config.json", *TOKENIZER_FILES)
         return _digest([self.path / name for name in names if (self.path / name).is_file()])
 
     def with_decision(self, decision: Decision) -> ModelFolder:
@@ -279,11 +280,34 @@ def _finish(output: Path, info: ModelInfo, canaries: Canaries, more: Mapping[str
     for weights in output.glob("*.safetensors"):
         # safetensors writes for its user alone; a folder is read by others
         weights.chmod((output / "config.json").stat().st_mode)
+    describe_folder(output, info, canaries, more)
+
+
+def describe_folder(
+    output: Path,
+    info: ModelInfo,
+    canaries: Canaries,
+    more: Mapping[str, bytes] = MappingProxyType({}),
+    *,
+    form: Form = "hub",
+    note: str = "",
+) -> None:
+    """Write what lies beside a model: canaries, card, and `ray_mlc.json`, which comes last.
+
+    Args:
+        output: Folder with `config.json` and the model.
+        info: Content of `ray_mlc.json`.
+        canaries: Recorded with the very weights.
+        more: Other files, by name.
+        form: What the folder holds the model as.
+        note: A sentence for the card.
+    """
     storage = open_storage(str(output), scratch="_tmp")
     storage.put(CANARIES_FILE, canaries.model_dump_json().encode())
     for name, content in more.items():
         storage.put(name, content)
-    storage.put(CARD_FILE, model_card(info, pooling=_pooling(info, output)).encode())
+    card = model_card(info, pooling=_pooling(info, output), form=form, note=note)
+    storage.put(CARD_FILE, card.encode())
     storage.put(INFO_FILE, _dump(info))
     shutil.rmtree(output / "_tmp", ignore_errors=True)
 
@@ -331,7 +355,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 def _scoring_files(path: Path, kind: str) -> list[Path]:
     weights = sorted(path.glob("*.safetensors"))
-    pieces = (VOCABULARY_FILE,) if kind == "tfidf" else _TOKENIZER_FILES
+    pieces = (VOCABULARY_FILE,) if kind == "tfidf" else TOKENIZER_FILES
     fixed = [path / "config.json", *(path / name for name in pieces)]
     return [file for file in [*fixed, *weights] if file.is_file()]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc import __version__
-from ray_mlc.config import BatchingConfig, EngineConfig
+from ray_mlc.config import BatchingConfig, EngineConfig, section
 from ray_mlc.errors import ConfigError, DataError
 from ray_mlc.evaluation.calibration import calibration_error
 from ray_mlc.evaluation.evaluate import evaluate
@@ -43,35 +43,46 @@ _SCRATCH = ".tmp"
 EXPLAIN_SECONDS = 60.0
 """Time for the explanations of an evaluation."""
 DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
+ENGINES = ("torch", "openvino", "auto")
 
 
-def load_here(folder: ModelFolder, *, dtype: str, device: str) -> Classifier:
-    """A classifier in this process.
+def load_here(
+    folder: ModelFolder,
+    *,
+    dtype: str,
+    device: str,
+    engine: str = "auto",
+    threads: int | None = None,
+) -> Classifier:
+    """A classifier in this process, which has reproduced the model's canaries.
 
     Args:
         folder: The model.
         dtype: `float32`, `bfloat16`, `float16`, `int8` or `auto`.
         device: `cpu`, `cuda` or `auto`.
+        engine: `torch`, `openvino` or `auto`: the first that holds, there is no race.
+        threads: CPU threads; None: the library's default.
 
     Raises:
-        ConfigError: If a name is none of these.
+        ConfigError: If a name is none of these, or they contradict one another.
         ModelError: If the model cannot run as asked.
     """
     if device not in ("cpu", "cuda", "auto"):
-        raise ConfigError(f"--device is {device!r}, expected cpu, cuda or auto")
+        raise ConfigError(f"device is {device!r}, expected cpu, cuda or auto")
     if dtype not in DTYPES:
-        raise ConfigError(f"--dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    if dtype == "int8" and device == "cuda":
-        raise ConfigError("--dtype is int8, which runs on CPUs: leave out --device cuda")
+        raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if engine not in ENGINES:
+        raise ConfigError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    if device == "cuda" and (dtype == "int8" or engine == "openvino"):
+        which = "dtype is int8" if dtype == "int8" else "engine is openvino"
+        raise ConfigError(f"{which}, which runs on CPUs: leave out device cuda")
     if folder.info.kind == "tfidf" and device == "cuda":
-        raise ConfigError(
-            f"{folder.name}: is a TF-IDF model, which runs on CPUs: leave out --device"
-        )
-    free = device == "auto" and dtype != "int8" and folder.info.kind == "encoder"
-    cuda = device == "cuda" or (free and _has_cuda())
-    engine = EngineConfig(dtype=dtype)  # type: ignore[arg-type]
-    resolved = resolve(folder, engine, BatchingConfig(), cuda=cuda)
-    return load_classifier(folder, resolved)
+        raise ConfigError(f"{folder.name}: is a TF-IDF model, which runs on CPUs: leave out device")
+    on_cpu = dtype == "int8" or engine == "openvino" or folder.info.kind == "tfidf"
+    cuda = device == "cuda" or (device == "auto" and not on_cpu and _has_cuda())
+    asked = section(EngineConfig, {"name": engine, "dtype": dtype})
+    resolved = resolve(folder, asked, BatchingConfig(), cuda=cuda, threads=threads)
+    return load_classifier(folder, resolved, threads=threads)
 
 
 def _has_cuda() -> bool:

@@ -310,7 +310,7 @@ class RayBackend:
         Raises:
             ResourceError: If the cluster does not answer, or is too small for what the job asks.
         """
-        with ray_session(self._job.ray.address):
+        with ray_session(self._job.ray.address), _context_kept():
             self.plan = self._plan(self._job)
             yield
 
@@ -441,6 +441,13 @@ def _tokenizer_pool(job: ScoreJob) -> ActorPoolStrategy:
         total = sum(node.cpus for node in cluster_nodes())
         return ActorPoolStrategy(min_size=1, max_size=max(1, int(total / 2 / job.tokenizers.cpus)))
     return ActorPoolStrategy(size=count)
+
+
+@contextmanager
+def _context_kept() -> Iterator[None]:
+    """Leave Ray Data's settings as they were: a notebook has pipelines of its own after the run."""
+    with DataContext.current(DataContext.get_current().copy()):
+        yield
 
 
 def _set_context(plan: ActorPlan) -> None:

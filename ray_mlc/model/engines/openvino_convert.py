@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.encoder import load_classifier_model, quiet_transformers
 from ray_mlc.model.engines.openvino_engine import import_openvino
+from ray_mlc.model.engines.traced import TracedLogits
 
 
 def convert(folder: Path, path: Path) -> None:
@@ -20,7 +20,7 @@ def convert(folder: Path, path: Path) -> None:
         ModelError: If OpenVINO cannot convert it.
     """
     openvino = import_openvino()
-    model = _Logits(load_classifier_model(folder).eval())
+    model = TracedLogits(load_classifier_model(folder).eval())
     # two documents, so that nothing takes the batch for one
     example_BT = torch.ones((2, 8), dtype=torch.int64)
     open_shape = [([-1, -1], openvino.Type.i64)] * 2
@@ -36,15 +36,3 @@ def convert(folder: Path, path: Path) -> None:
             f"{folder}: OpenVINO cannot convert the model ({first_line(error)}): set "
             "engine.name=torch"
         ) from None
-
-
-class _Logits(torch.nn.Module):
-    """Tensors in, tensor out: what can be traced."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits
