@@ -34,7 +34,7 @@ from ray_mlc.model.engines.choose import (
     resolve,
 )
 from ray_mlc.model.folder import ModelFolder, open_model
-from ray_mlc.runtime.interrupt import Stop, listen
+from ray_mlc.runtime.interrupt import Deadline, Stop, listen
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.accounts import (
     EARLIER,
@@ -295,10 +295,12 @@ def score(
 
     Raises:
         InterruptedRunError: On Ctrl-C or SIGTERM; what was committed stays.
+        RayMlcError: When it is `limits.stop_at`; the same.
         LeaseError: If another command is writing to the same output.
         RayMlcError: As `open_run` and `finish_run` say.
     """
     started = time.monotonic()
+    deadline = Deadline.next(job.limits.stop_at)
     inputs = inputs or find_inputs(job)
     folder = inputs.folder
     storage = open_storage(job.output.path)
@@ -333,7 +335,7 @@ def score(
         tally = Tally(run, pending)
         work = Work.of(run, folder, holder=lease.token if lease is not None else None)
         if len(pending):
-            _work_off(tally, work, pending, job, ready(), display, lease)
+            _work_off(tally, work, pending, job, ready(), display, lease, deadline)
         return finish_run(
             run,
             tally,
@@ -366,6 +368,7 @@ def _work_off(
     backend: Backend,
     display: Display,
     lease: Lease | None,
+    deadline: Deadline | None,
 ) -> None:
     """Process the pending units."""
     run = tally.run
@@ -383,7 +386,7 @@ def _work_off(
     reads = plan_reads(run, pending, job, actors=backend.actors(job))
     with (
         display.stage("score", total, "rows", done=before) as stage,
-        listen(job.limits.grace, display.say) as stop,
+        listen(job.limits.grace, display.say, deadline=deadline) as stop,
     ):
         try:
             for receipts in backend.process(
@@ -398,17 +401,21 @@ def _work_off(
                 if lease is not None:
                     lease.check()
         except KeyboardInterrupt:
-            raise _interrupted(tally) from None
+            raise _interrupted(tally, deadline if stop.late else None) from None
         if stop.requested and tally.rows(PENDING):
-            raise _interrupted(tally)
+            raise _interrupted(tally, deadline if stop.late else None)
 
 
-def _interrupted(tally: Tally) -> InterruptedRunError:
+def _interrupted(tally: Tally, deadline: Deadline | None) -> RayMlcError:
+    """What a run that did not come to its end says; a deadline if it was that."""
     done = tally.rows(EARLIER, WRITTEN)
-    return InterruptedRunError(
-        f"interrupted after {done:,} of {tally.run.plan.rows:,} rows; what is written stays, run "
-        "the same command to continue"
+    rest = (
+        f"after {done:,} of {tally.run.plan.rows:,} rows; what is written stays, run the same "
+        "command to continue"
     )
+    if deadline is not None:
+        return RayMlcError(f"stopped at {deadline.text} (limits.stop_at) {rest}")
+    return InterruptedRunError(f"interrupted {rest}")
 
 
 def plan_reads(
