@@ -21,6 +21,8 @@ from ray_mlc.errors import GateError, LimitError, ResourceError
 
 if TYPE_CHECKING:
     from ray_mlc.config import ScoreJob
+    from ray_mlc.runtime.score import Backend
+    from ray_mlc.scoring.verify import Verdict
 
 
 def demo(
@@ -114,25 +116,59 @@ def score(
     print_score_summary(spec.output.path, summary)
 
 
+def nightly(
+    job: JobFile = None,
+    local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
+    set_: Set = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score what has arrived since (score --add-new), then verify the whole output.
+
+    Run the same command again to continue; the first step that does not hold gives the exit code.
+    """
+    from ray_mlc.cli.tables import print_score_summary, print_verdict
+    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.runtime.nightly import run_night
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.score import find_inputs
+
+    spec = load_job(ScoreJob, job, options={"ray.address": address}, overrides=set_ or ())
+    inputs = find_inputs(spec)
+    backend = _backend(spec, local=local)
+    summary, verdict, beyond = run_night(spec, backend, Display(quiet=quiet), inputs=inputs)
+    if json:
+        print_json({"score": summary, "verify": verdict.to_dict()})
+    else:
+        print_score_summary(spec.output.path, summary)
+        print_verdict(verdict)
+    if beyond is not None:
+        raise beyond
+    _check(spec.output.path, verdict)
+
+
 def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
     from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.score import Backend, find_inputs
+    from ray_mlc.runtime.score import find_inputs
     from ray_mlc.runtime.score import score as run_score
 
     inputs = find_inputs(spec)  # a typo should not cost an import of Ray
-    backend: Backend
+    backend = _backend(spec, local=local)
+    return run_score(spec, backend, Display(quiet=quiet), inputs=inputs, **options)
+
+
+def _backend(spec: ScoreJob, *, local: bool) -> Backend:
     if local:
         from ray_mlc.runtime.local import LocalBackend
 
-        backend = LocalBackend()
-    else:
-        from ray_mlc.runtime.session import set_environment
+        return LocalBackend()
+    from ray_mlc.runtime.session import set_environment
 
-        set_environment()
-        from ray_mlc.runtime.ray_data import RayBackend
+    set_environment()
+    from ray_mlc.runtime.ray_data import RayBackend
 
-        backend = RayBackend(spec)
-    return run_score(spec, backend, Display(quiet=quiet), inputs=inputs, **options)
+    return RayBackend(spec)
 
 
 def status(
@@ -176,6 +212,10 @@ def verify(
         print_json(verdict.to_dict())
     else:
         print_verdict(verdict)
+    _check(output, verdict)
+
+
+def _check(output: str, verdict: Verdict) -> None:
     if not verdict.holds:
         first = verdict.problems[0] if verdict.problems else "rows are missing"
         raise GateError(f"{output}: does not hold: {first}")

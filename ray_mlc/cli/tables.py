@@ -435,3 +435,15 @@ def print_checks(checks: Iterable[Check]) -> None:
     for check in checks:
         table.add_row(check.name, check.state, check.finding)
     _console().print(table)
+
+
+def print_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Submissions of a cluster; times are UTC."""
+    table = _table("jobs", "id", "status", "exit", "started", "output")
+    table.columns[0].no_wrap = True
+    table.columns[4].justify, table.columns[4].no_wrap = "left", False
+    for job in jobs:
+        code = "–" if job["exit_code"] is None else str(job["exit_code"])
+        started = (job["started"] or "–")[:16].replace("T", " ")
+        table.add_row(job["id"], job["status"], code, started, job["output"] or "–")
+    _console().print(table)
