@@ -59,7 +59,8 @@ def run_id(job: Job, *, night: datetime.date | None = None) -> str:
         job: With absolute paths, so that it means the same wherever it was submitted.
         night: The day on which a night began; None: the job is submitted once, not nightly.
     """
-    tree = job.model_dump(mode="json")
+    # without defaults: a key that a later version adds makes no other run of a job under way
+    tree = job.model_dump(mode="json", exclude_defaults=True)
     for key in _HOW[job.kind]:
         _drop(tree, key.split("."))
     if isinstance(job, ScoreJob) and job.long is not None:
@@ -72,8 +73,10 @@ def run_id(job: Job, *, night: datetime.date | None = None) -> str:
 def _drop(tree: dict[str, Any], path: Sequence[str]) -> None:
     if len(path) == 1:
         tree.pop(path[0], None)
-    elif isinstance(tree.get(path[0]), dict):
-        _drop(tree[path[0]], path[1:])
+    elif isinstance(section := tree.get(path[0]), dict):
+        _drop(section, path[1:])
+        if not section:
+            del tree[path[0]]
 
 
 def output_of(job: Job) -> str:
