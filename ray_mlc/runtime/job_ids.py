@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +122,7 @@ def with_absolute_paths(
         return full
 
     for key in (*_INPUTS[job.kind], *_OUTPUTS[job.kind]):
-        _change(tree, key.split("."), lambda path, key=key: absolute(key, path))
+        _change(tree, key.split("."), partial(absolute, key))
     if isinstance(job, TuneJob):
         for key in _INPUTS["train"]:
             space = tree["search"].get(key)

@@ -1,0 +1,104 @@
+"""What the doctor makes of what nodes say; each finding says what to do. No Ray is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_mlc.errors import RayMlcError, ResourceError
+from ray_mlc.runtime.cluster_checks import (
+    check_answers,
+    check_gpus,
+    check_room,
+    check_token,
+    check_versions,
+    gcs_address,
+)
+from ray_mlc.runtime.nodes import NodeFacts, exists
+from ray_mlc.runtime.session import NodeResources
+
+VERSIONS = {
+    "python": "3.11",
+    "ray-mlc": "0.1.0",
+    "ray": "2.60.0",
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+}
+
+
+def node(**more: Any) -> NodeFacts:
+    known = {"versions": VERSIONS, "gpus_present": 0, "cuda": "", "cuda_works": True}
+    return NodeFacts(**{**known, "gpus": 0.0, "cpus": 8.0, **more})
+
+
+def test_nodes_that_are_alike_are_said_to_be() -> None:
+    check = check_versions({"a": node(), "b": node()})
+    assert check.state == "ok"
+    assert "alike on 2 node(s): ray-mlc 0.1.0, ray 2.60.0" in check.finding
+
+
+@pytest.mark.parametrize("package", VERSIONS)
+def test_the_odd_node_is_named_not_the_others(package: str) -> None:
+    odd = node(versions={**VERSIONS, package: "9.9"})
+    check = check_versions({"a": node(), "odd": odd, "c": node()})
+    assert check.state == "fails"
+    assert f"{package} is {VERSIONS[package]}, but odd has 9.9: install the same" in check.finding
+
+
+def test_a_package_that_one_node_lacks_is_found() -> None:
+    more = node(versions={**VERSIONS, "tokenizers": "0.23"})
+    check = check_versions({"a": node(), "b": more, "c": more})
+    assert "a has absent" in check.finding
+
+
+def test_a_node_that_runs_nothing_fails_the_cluster_by_name() -> None:
+    silent = RayMlcError("No module named 'ray_mlc'")
+    check = check_answers("h:1", {"a": node(), "b": silent, "c": silent}, 1.0)
+    assert check.state == "fails"
+    assert "node b (and 1 more) runs no tasks: No module named 'ray_mlc'" in check.finding
+    assert "2 node(s), 16 CPUs" in check_answers("h:1", {"a": node(), "b": node()}, 1.0).finding
+
+
+def test_a_gpu_that_pytorch_does_not_find_and_one_that_ray_does_not_count() -> None:
+    broken = node(gpus=1.0, gpus_present=1, cuda="torch 2+cpu finds no CUDA", cuda_works=False)
+    (check,) = check_gpus({"a": node(), "b": broken})
+    assert (check.state, "b: torch 2+cpu finds no CUDA" in check.finding) == ("fails", True)
+    (check,) = check_gpus({"a": node(gpus_present=2)})
+    assert (check.state, "--num-gpus" in check.finding) == ("warning", True)
+    (check,) = check_gpus({"a": node(gpus=1.0, gpus_present=1, cuda="H100"), "b": node()})
+    assert (check.state, check.finding) == ("ok", "H100 on 1 node(s)")
+
+
+def test_room_for_reading_beside_the_actors() -> None:
+    nodes = [NodeResources(8, 0)]
+    assert check_room(nodes, NodeResources(8, 0)).state == "ok"
+    taken = check_room(nodes, NodeResources(1, 0))
+    assert taken.state == "fails"
+    assert "or wait for what runs there" in taken.finding
+    tight = check_room([NodeResources(4, 4)], NodeResources(4, 4))
+    assert tight.state == "warning"
+    assert "add CPU nodes" in tight.finding
+
+
+def test_a_cluster_without_a_token_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert check_token().state == "ok"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert check_token().state == "warning"
+
+
+def test_the_address_of_the_dashboard_is_explained() -> None:
+    assert gcs_address("head:6379") == "head:6379"
+    with pytest.raises(ResourceError, match="run doctor on a node"):
+        gcs_address("https://head:8265")
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [("in", True), ("in/*.parquet", True), ("in/x.parquet", False), ("no", False)],
+)
+def test_a_glob_is_looked_for_where_it_begins(tmp_path: Path, path: str, found: bool) -> None:
+    (tmp_path / "in").mkdir()
+    assert exists(str(tmp_path / path)) is found
