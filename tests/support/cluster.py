@@ -116,6 +116,7 @@ class RayCluster:
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "RAY_AUTH_MODE": "token" if self.token_file else "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # on a busy machine its 15 would mean minutes
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "HOME": str(self.folder),  # no token of the machine's user is found there

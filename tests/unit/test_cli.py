@@ -18,7 +18,9 @@ HEAVY = ("torch", "ray", "transformers", "pyarrow", "sklearn", "numpy", "dataset
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["score", "--help"], ["tune", "--help"], ["data", "--help"]]
+    "arguments",
+    [["--help"], ["score", "--help"], ["tune", "--help"], ["data", "--help"]]
+    + [["jobs", "--help"], ["jobs", "submit", "--help"], ["nightly", "--help"]],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -56,6 +58,11 @@ def test_the_module_runs_as_the_script_does() -> None:
         (["status", "./no-run"], "there is no run here"),
         (["verify", "./no-run"], "there is no run here"),
         (["config", "schema", "sing"], "expected score, train or tune"),
+        (["nightly", "missing.yaml"], "missing.yaml: there is no such job file"),
+        (["jobs", "submit", "missing.yaml"], "missing.yaml: there is no such job file"),
+        (["jobs", "sumbit"], "No such command 'sumbit'"),
+        (["jobs", "list"], "no cluster is named"),
+        (["jobs", "logs", "x", "--follow", "--json"], "--json has no meaning with --follow"),
         (["data", "convert", "./none.csv", "out.parquet"], "none.csv"),
     ],
 )
@@ -67,6 +74,7 @@ def test_a_wrong_command_says_so_in_one_line_and_exits_2(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert run(monkeypatch, *arguments) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1

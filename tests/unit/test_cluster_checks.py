@@ -16,7 +16,8 @@ from ray_mlc.runtime.cluster_checks import (
     check_versions,
     gcs_address,
 )
-from ray_mlc.runtime.nodes import NodeFacts, exists
+from ray_mlc.runtime import nodes
+from ray_mlc.runtime.nodes import NodeFacts, exists, refuse_unshared
 from ray_mlc.runtime.session import NodeResources
 
 VERSIONS = {
@@ -102,3 +103,53 @@ def test_the_address_of_the_dashboard_is_explained() -> None:
 def test_a_glob_is_looked_for_where_it_begins(tmp_path: Path, path: str, found: bool) -> None:
     (tmp_path / "in").mkdir()
     assert exists(str(tmp_path / path)) is found
+
+
+class Elsewhere:
+    """Two nodes, of which the second has other local folders."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.lacks = 2, set[str]()
+        self.wrong: RayMlcError | None = None
+        self.asked: list[str] = []
+        monkeypatch.setattr(nodes, "node_names", lambda: dict.fromkeys(range(self.count)))
+        monkeypatch.setattr(nodes, "on_every_node", self._missing)
+        monkeypatch.setattr(nodes, "write_from_every_node", self._write)
+
+    def _missing(self, look: Any) -> dict[str, Any]:
+        return {"a": look(), "b": [*look(), *self.lacks]}
+
+    def _write(self, output: str) -> dict[str, Any]:
+        self.asked.append(output)
+        return {"a": None, "b": self.wrong}
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    return Elsewhere(monkeypatch)
+
+
+def test_an_input_that_another_node_lacks_is_refused_with_advice(
+    elsewhere: Elsewhere, tmp_path: Path
+) -> None:
+    refuse_unshared({"model": "some/hub-id", "input.path": str(tmp_path)}, {})
+    elsewhere.lacks = {"input.path"}
+    with pytest.raises(ResourceError, match="node b has no such path: name a folder on storage"):
+        refuse_unshared({"model": "some/hub-id", "input.path": str(tmp_path)}, {})
+
+
+def test_an_output_that_nodes_do_not_share_is_refused_and_a_bucket_not_tried(
+    elsewhere: Elsewhere, tmp_path: Path
+) -> None:
+    elsewhere.wrong = RayMlcError("writes there what other nodes do not see")
+    refuse_unshared({"input.path": "s3://b/in"}, {"output.path": "s3://b/out"})
+    assert elsewhere.asked == []
+    with pytest.raises(ResourceError, match=r"output.path .* node b writes there what other nodes"):
+        refuse_unshared({}, {"output.path": str(tmp_path)})
+
+
+def test_on_one_node_any_path_will_do(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    elsewhere.count, elsewhere.lacks = 1, {"input.path"}
+    elsewhere.wrong = RayMlcError("no")
+    refuse_unshared({"input.path": str(tmp_path)}, {"output.path": str(tmp_path)})
+    assert elsewhere.asked == []
