@@ -30,6 +30,7 @@ AWAY_S = 300.0
 SILENCE_S = 60.0
 """A stream of logs that is silent for so long is opened anew: it may be dead."""
 POLL_S = 1.0
+CLOSING_S = 0.1
 Answer = TypeVar("Answer")
 
 
@@ -195,15 +196,19 @@ class JobClient:
     async def _tail(self, id: str, seen: int, passed_on: Callable[[str, int], None]) -> None:
         """Read the stream once, from the beginning of the log, and leave out what was seen."""
         position = 0
-        async with aclosing(self._client.tail_job_logs(id)) as stream:
-            while True:
-                text = await asyncio.wait_for(anext(stream, None), SILENCE_S)
-                if text is None:
-                    return
-                skip = min(len(text), max(0, seen - position))
-                position += len(text)
-                if skip < len(text):
-                    passed_on(text, skip)
+        try:
+            async with aclosing(self._client.tail_job_logs(id)) as stream:
+                while True:
+                    text = await asyncio.wait_for(anext(stream, None), SILENCE_S)
+                    if text is None:
+                        return
+                    skip = min(len(text), max(0, seen - position))
+                    position += len(text)
+                    if skip < len(text):
+                        passed_on(text, skip)
+        finally:
+            # aiohttp closes connections, above all those of TLS, in later turns of the loop
+            await asyncio.sleep(CLOSING_S)
 
     def _patiently(self, ask: Callable[[], Answer]) -> Answer:
         """Ask again while the cluster does not answer: a network drops, a head restarts."""

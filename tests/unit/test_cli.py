@@ -19,8 +19,10 @@ HEAVY = ("torch", "ray", "transformers", "pyarrow", "sklearn", "numpy", "dataset
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["score", "--help"], ["tune", "--help"], ["data", "--help"]]
-    + [["jobs", "--help"], ["jobs", "submit", "--help"], ["nightly", "--help"]],
+    [
+        *(["--help"], ["score", "--help"], ["tune", "--help"], ["data", "--help"]),
+        *(["jobs", "--help"], ["jobs", "submit", "--help"], ["nightly", "--help"]),
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (

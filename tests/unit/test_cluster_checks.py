@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ray_mlc.errors import RayMlcError, ResourceError
+from ray_mlc.runtime import nodes
 from ray_mlc.runtime.cluster_checks import (
     check_answers,
     check_gpus,
@@ -16,7 +17,6 @@ from ray_mlc.runtime.cluster_checks import (
     check_versions,
     gcs_address,
 )
-from ray_mlc.runtime import nodes
 from ray_mlc.runtime.nodes import NodeFacts, exists, refuse_unshared
 from ray_mlc.runtime.session import NodeResources
 

@@ -6,10 +6,15 @@ The real dashboard is in `tests/integration/test_jobs_on_ray.py`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,12 @@ from ray_mlc.errors import (
 from ray_mlc.runtime import job_client, jobs
 from ray_mlc.runtime.job_client import JobClient, choose_address
 from ray_mlc.runtime.job_ids import PASSED
+
+# Ray's client leaves the closing of a stream that is given up to the garbage collector
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 TOKEN = "a-token-that-nobody-may-see-1234"
 
@@ -52,10 +63,11 @@ class Dashboard:
     headers: list[dict[str, str]] = field(default_factory=list)
     packages: list[bytes] = field(default_factory=list)
     port: int = 0
+    tls: ssl.SSLContext | None = None
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def add(self, id: str, status: str = "RUNNING", log: str = "", **more: Any) -> None:
         self.jobs[id] = {
@@ -156,7 +168,7 @@ class Dashboard:
         app.router.add_route("*", "/api/packages/{protocol}/{name}", self._package)
         runner = web.AppRunner(app)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self.tls)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         ready.set()
@@ -167,11 +179,17 @@ class Dashboard:
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
     """A server in a thread, and nothing else that would wait."""
+    with serving(Dashboard(), monkeypatch) as found:
+        yield found
+
+
+@contextmanager
+def serving(found: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_HEADERS", "REQUESTS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(job_client, "POLL_S", 0.01)
-    found, ready = Dashboard(), threading.Event()
+    ready = threading.Event()
     loop, done = asyncio.new_event_loop(), asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(found.serve(ready, done)))
     thread.start()
@@ -182,6 +200,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
     loop.call_soon_threadsafe(done.set)
     thread.join(30)
     loop.close()
+    gc.collect()  # here, where it may warn
 
 
 @pytest.fixture
@@ -292,9 +311,6 @@ def test_a_log_is_followed_over_broken_connections_without_a_line_twice_or_lost(
     assert dashboard.streams >= 5
 
 
-# Ray's client leaves the closing of a stream that is given up to the garbage collector
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stream_that_died_without_a_word_is_opened_anew(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,3 +440,40 @@ def test_what_travels_along_is_checked(dashboard: Dashboard, job: ScoreJob, tmp_
     with pytest.raises(ConfigError, match="a name of ours"):
         jobs.submit(job, client, working_dir=tmp_path, say=lambda _: None)
     assert not dashboard.jobs
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate")
+def test_an_https_address_is_trusted_by_its_certificate_only_and_followed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = tmp_path / "server.pem"
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *(
+                "-nodes",
+                "-days",
+                "2",
+                *names,
+                "-keyout",
+                str(pem),
+                "-out",
+                str(tmp_path / "ca.pem"),
+            ),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "ca.pem", pem)
+    with serving(Dashboard(tls=context), monkeypatch) as dashboard:
+        dashboard.add("j", "SUCCEEDED", "one\ntwo\n")
+        with pytest.raises(UsageError, match="its certificate is not trusted: give --verify FILE"):
+            JobClient(dashboard.address)
+        seen: list[str] = []
+        JobClient(dashboard.address, verify=str(tmp_path / "ca.pem")).follow("j", seen.append)
+        assert "".join(seen) == "one\ntwo\n"
+        assert dashboard.streams == 1  # the stream was trusted too
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        assert [item.id for item in JobClient(dashboard.address).attempts()] == ["j"]
