@@ -36,7 +36,7 @@ def check_cluster(address: str | None, output: str | None) -> Iterator[Check]:
     try:
         check_version()
         started = time.monotonic()
-        with ray_session(gcs_address(address)):
+        with ray_session(address):
             facts = node_facts()
             seconds = time.monotonic() - started
             yield check_answers(address, facts, seconds)
@@ -48,20 +48,6 @@ def check_cluster(address: str | None, output: str | None) -> Iterator[Check]:
                 yield _shared(output, facts)
     except RayMlcError as error:
         yield Check("ray", "fails", str(error))
-
-
-def gcs_address(address: str) -> str:
-    """Address that a driver joins at, of one for `jobs`; others as they are.
-
-    Raises:
-        ResourceError: If it is that of a dashboard, which takes jobs, no drivers.
-    """
-    if address.startswith(("http://", "https://")):
-        raise ResourceError(
-            f"{address} is the address for jobs: run doctor on a node of the cluster with "
-            "--address auto (or HEAD:6379), where its drivers run"
-        )
-    return address
 
 
 def check_answers(address: str, facts: Facts, seconds: float) -> Check:

@@ -83,7 +83,9 @@ class JobClient:
     @property
     def ray_version(self) -> str:
         """Version of the Ray that the cluster runs."""
-        return str(getattr(self._client, "_server_ray_version", None) or "")
+        from ray_mlc.runtime.ray_private import server_version
+
+        return server_version(self._client)
 
     def attempts(self) -> list[Attempt]:
         """All submissions that the cluster remembers."""
@@ -177,15 +179,15 @@ class JobClient:
         import aiohttp
 
         seen = 0
+
+        def pass_on(text: str) -> None:
+            nonlocal seen
+            write(text)
+            seen += len(text)
+
         while True:
-
-            def passed_on(text: str, skip: int) -> None:
-                nonlocal seen
-                write(text[skip:])
-                seen += len(text) - skip
-
             with suppress(RuntimeError, OSError, aiohttp.ClientError, TimeoutError):
-                asyncio.run(self._tail(id, seen, passed_on))
+                asyncio.run(self._tail(id, seen, pass_on))
             attempt = self._patiently(lambda: self.attempt(id))
             if attempt.over:
                 with suppress(RayMlcError):  # its node, and with it the log, may be gone
@@ -193,7 +195,7 @@ class JobClient:
                 return attempt
             time.sleep(POLL_S)
 
-    async def _tail(self, id: str, seen: int, passed_on: Callable[[str, int], None]) -> None:
+    async def _tail(self, id: str, seen: int, pass_on: Callable[[str], None]) -> None:
         """Read the stream once, from the beginning of the log, and leave out what was seen."""
         position = 0
         try:
@@ -205,7 +207,7 @@ class JobClient:
                     skip = min(len(text), max(0, seen - position))
                     position += len(text)
                     if skip < len(text):
-                        passed_on(text, skip)
+                        pass_on(text[skip:])
         finally:
             # aiohttp closes connections, above all those of TLS, in later turns of the loop
             await asyncio.sleep(CLOSING_S)

@@ -90,12 +90,17 @@ def ray_session(
         The `ray` module, connected.
 
     Raises:
-        ResourceError: If the cluster does not answer.
+        ResourceError: If the cluster does not answer, or the address is one for jobs.
         RayMlcError: If a Ray of our own does not start.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     set_environment(quiet=quiet)
     if address:
+        if address.startswith(("http://", "https://")):
+            raise ResourceError(
+                f"{address} takes jobs (`ray-mlc jobs submit`), no other commands: those run on a "
+                "node of the cluster, with --address auto"
+            )
         use_token_if_there_is_one()
     import ray
 

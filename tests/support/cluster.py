@@ -17,8 +17,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +59,8 @@ class Node:
     def end(self) -> None:
         """End it in order, and kill what is left."""
         group = self.group
-        _send(psutil.Process(self.process.pid) if group else None, signal.SIGTERM)
+        for process in group[-1:]:
+            _send(process, signal.SIGTERM)
         _, left = psutil.wait_procs(group, timeout=10)
         for process in left:
             _send(process, signal.SIGKILL)
@@ -67,12 +68,9 @@ class Node:
         self.process.wait(timeout=10)
 
 
-def _send(process: psutil.Process | None, number: int) -> None:
-    try:
-        if process is not None:
-            process.send_signal(number)
-    except psutil.Error:
-        return
+def _send(process: psutil.Process, number: int) -> None:
+    with suppress(psutil.Error):
+        process.send_signal(number)
 
 
 @dataclass
@@ -172,8 +170,7 @@ class RayCluster:
         self.nodes.append(node)
         return node
 
-    def _wait(self, node: Node, ready: object) -> None:
-        assert callable(ready)
+    def _wait(self, node: Node, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_S
         while not ready():
             ended = node.process.poll() is not None

@@ -11,11 +11,11 @@ from ray_mlc.errors import RayMlcError, ResourceError
 from ray_mlc.runtime import nodes
 from ray_mlc.runtime.cluster_checks import (
     check_answers,
+    check_cluster,
     check_gpus,
     check_room,
     check_token,
     check_versions,
-    gcs_address,
 )
 from ray_mlc.runtime.nodes import NodeFacts, exists, refuse_unshared
 from ray_mlc.runtime.session import NodeResources
@@ -90,10 +90,11 @@ def test_a_cluster_without_a_token_is_warned_about(monkeypatch: pytest.MonkeyPat
     assert check_token().state == "warning"
 
 
-def test_the_address_of_the_dashboard_is_explained() -> None:
-    assert gcs_address("head:6379") == "head:6379"
-    with pytest.raises(ResourceError, match="run doctor on a node"):
-        gcs_address("https://head:8265")
+@pytest.mark.parametrize("address", ["http://head:8265", "https://head"])
+def test_the_address_for_jobs_is_told_from_that_for_drivers(address: str) -> None:
+    (check,) = check_cluster(address, None)
+    assert check.state == "fails"
+    assert "on a node of the cluster, with --address auto" in check.finding
 
 
 @pytest.mark.parametrize(
