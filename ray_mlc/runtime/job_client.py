@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from ray_mlc.errors import ConfigError, RayMlcError, ResourceError, UsageError, first_line
 from ray_mlc.runtime.job_ids import Attempt
-from ray_mlc.runtime.session import set_environment, use_token_if_there_is_one
+from ray_mlc.runtime.session import set_environment
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Where Ray looks for an address; both would win over one that is given to its client."""
@@ -72,7 +72,7 @@ class JobClient:
         headers = _headers(os.environ.get("RAY_JOB_HEADERS"))
         trusted = _verify(verify or os.environ.get("REQUESTS_CA_BUNDLE"))
         set_environment()
-        use_token_if_there_is_one()
+        _use_token_if_there_is_one()
         from ray.job_submission import JobSubmissionClient
 
         for name in ("ray.dashboard", "ray._private.runtime_env.packaging"):
@@ -320,6 +320,21 @@ def _refused(address: str, text: str) -> UsageError:
         f"{address} asks for a token, and none was sent: put the cluster's into {where} (on its "
         "head: `ray get-auth-token`), and leave RAY_AUTH_MODE unset or `token`"
     )
+
+
+def _use_token_if_there_is_one() -> None:
+    """Let Ray's client send the token to the address that it is given.
+
+    Ray 2.60 does so only if `RAY_AUTH_MODE` says so, and reads that when it is imported. Whoever
+    has set it is left alone. Not for drivers: one that asks for a token is not heard by the workers
+    of a cluster without.
+    """
+    named = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    file = Path(os.environ.get("HOME", "/")) / ".ray" / "auth_token"  # where Ray looks
+    if any(os.environ.get(name) for name in named) or file.is_file():
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _headers(text: str | None) -> dict[str, str]:

@@ -25,7 +25,13 @@ ANSWER_S = 120.0
 """Longest time that a node may take: it starts a process, and imports Arrow."""
 SCRATCH = "_ray_mlc"
 """Folder below an output for what probes write, as for all that is not a part."""
+BUSY_S = 30.0
+"""Longest time that a GPU may take: one that others hold all of does not answer."""
 Answer = TypeVar("Answer")
+
+
+class SilentNodeError(RayMlcError):
+    """A node did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def on_every_node(
             found[name] = ray.get(reference, timeout=0)
         except ray.exceptions.GetTimeoutError:
             ray.cancel(reference, force=True)
-            found[name] = RayMlcError(f"did not answer within {timeout_s:.0f} s")
+            found[name] = SilentNodeError(f"did not answer within {timeout_s:.0f} s")
         except ray.exceptions.RayTaskError as error:
             found[name] = RayMlcError(first_line(error.cause or error))
         except ray.exceptions.RayError as error:
@@ -105,7 +111,9 @@ def node_facts() -> dict[str, NodeFacts | RayMlcError]:
     of_ray = {ids[node["NodeID"]]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     with_gpus = {id: name for id, name in ids.items() if of_ray[name].get("GPU")}
     answers = on_every_node(_look_around, names=ids)
-    devices = on_every_node(_cuda, names=with_gpus, gpus=0.01) if with_gpus else {}
+    devices: dict[str, str | RayMlcError] = {}
+    if with_gpus:
+        devices = on_every_node(_cuda, names=with_gpus, gpus=0.01, timeout_s=BUSY_S)
     found: dict[str, NodeFacts | RayMlcError] = {}
     for name, answer in answers.items():
         if isinstance(answer, RayMlcError):
@@ -113,6 +121,8 @@ def node_facts() -> dict[str, NodeFacts | RayMlcError]:
             continue
         known, present = answer
         device, counted = devices.get(name, ""), of_ray[name]
+        if isinstance(device, SilentNodeError):
+            device = "a GPU in use, not tried,"
         found[name] = NodeFacts(
             versions=known,
             gpus_present=present,
@@ -162,15 +172,16 @@ def write_from_every_node(output: str) -> dict[str, RayMlcError | None]:
                 there.delete(own)  # nobody else would find it
             return seen
 
-        answers = on_every_node(probe)
-        ids = {name: id for id, name in node_names().items()}
+        names = node_names()
+        answers = on_every_node(probe, names=names)
+        ids = {name: id for id, name in names.items()}
         wrong: dict[str, RayMlcError | None] = {}
         for node, answer in answers.items():
             if isinstance(answer, RayMlcError):
                 wrong[node] = answer
             elif not answer:
                 wrong[node] = RayMlcError("does not see what other nodes write there")
-            elif storage.read(f"{name}-{ids.get(node)}") != b"node":
+            elif storage.read(f"{name}-{ids[node]}") != b"node":
                 wrong[node] = RayMlcError("writes there what other nodes do not see")
             else:
                 wrong[node] = None
@@ -212,18 +223,24 @@ def refuse_unshared(inputs: Mapping[str, str], outputs: Mapping[str, str]) -> No
 
     if paths:
         here = set(missing())  # a hub id, or what is refused with its own words
-        for node, answer in on_every_node(missing).items():
+        for node, answer in _still_living(on_every_node(missing)):
             if isinstance(answer, RayMlcError):
-                raise ResourceError(f"node {node}: {answer}")
+                raise RayMlcError(f"node {node}: {answer}")
             for key in answer:
                 if key not in here:
                     raise ResourceError(_advice(key, paths[key], f"node {node} has no such path"))
     for key, path in outputs.items():
         if local_path(path) is None:
             continue
-        for node, wrong in write_from_every_node(path).items():
+        for node, wrong in _still_living(write_from_every_node(path)):
             if wrong is not None:
                 raise ResourceError(_advice(key, path, f"node {node} {wrong}"))
+
+
+def _still_living(answers: Mapping[str, Answer]) -> list[tuple[str, Answer]]:
+    """Without nodes that went away meanwhile: a run survives that, and so does this."""
+    names = set(node_names().values())
+    return [(name, answer) for name, answer in answers.items() if name in names]
 
 
 def _advice(key: str, path: str, finding: str) -> str:

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray_mlc.errors import RayMlcError, ResourceError, first_line
@@ -57,24 +56,6 @@ def set_environment(*, quiet: bool = True) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
-def use_token_if_there_is_one() -> None:
-    """Let Ray send its token to a cluster that is joined, as it does for one found by itself.
-
-    Ray 2.60 sends none to an address that it is given unless `RAY_AUTH_MODE` says so, and reads
-    that when it is imported. Whoever has set it is left alone.
-    """
-    named = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    if "RAY_AUTH_MODE" in os.environ:
-        return
-    if any(os.environ.get(name) for name in named) or _token_file().is_file():
-        os.environ["RAY_AUTH_MODE"] = "token"
-
-
-def _token_file() -> Path:
-    """Where Ray keeps a token by default."""
-    return Path(os.environ.get("HOME", "/")) / ".ray" / "auth_token"
-
-
 @contextmanager
 def ray_session(
     address: str | None = None, *, num_cpus: int | None = None, quiet: bool = True
@@ -101,7 +82,6 @@ def ray_session(
                 f"{address} takes jobs (`ray-mlc jobs submit`), no other commands: those run on a "
                 "node of the cluster, with --address auto"
             )
-        use_token_if_there_is_one()
     import ray
 
     if ray.is_initialized():

@@ -113,7 +113,8 @@ class Elsewhere:
         self.count, self.lacks = 2, set[str]()
         self.wrong: RayMlcError | None = None
         self.asked: list[str] = []
-        monkeypatch.setattr(nodes, "node_names", lambda: dict.fromkeys(range(self.count)))
+        names = {"1": "a", "2": "b"}
+        monkeypatch.setattr(nodes, "node_names", lambda: dict(list(names.items())[: self.count]))
         monkeypatch.setattr(nodes, "on_every_node", self._missing)
         monkeypatch.setattr(nodes, "write_from_every_node", self._write)
 
@@ -147,6 +148,15 @@ def test_an_output_that_nodes_do_not_share_is_refused_and_a_bucket_not_tried(
     assert elsewhere.asked == []
     with pytest.raises(ResourceError, match=r"output.path .* node b writes there what other nodes"):
         refuse_unshared({}, {"output.path": str(tmp_path)})
+
+
+def test_a_node_that_goes_away_meanwhile_refuses_nothing(
+    elsewhere: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere.wrong = RayMlcError("NodeDiedError: gone")
+    living = [{"1": "a", "2": "b"}, {"1": "a"}]
+    monkeypatch.setattr(nodes, "node_names", lambda: living.pop(0))
+    refuse_unshared({}, {"output.path": str(tmp_path)})
 
 
 def test_on_one_node_any_path_will_do(elsewhere: Elsewhere, tmp_path: Path) -> None:

@@ -387,6 +387,36 @@ def test_a_missing_and_a_wrong_token_are_told_apart_and_never_shown(
     assert "Bearer" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("mode", "token", "file", "found"),
+    [
+        (None, None, False, None),
+        (None, TOKEN, False, "token"),
+        (None, None, True, "token"),
+        ("disabled", TOKEN, True, "disabled"),
+    ],
+)
+def test_a_token_is_used_where_there_is_one_unless_the_user_has_decided(
+    mode: str | None,
+    token: str | None,
+    file: bool,
+    found: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token}.items():
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if file:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray/auth_token").write_text(TOKEN)
+    job_client._use_token_if_there_is_one()
+    assert os.environ.get("RAY_AUTH_MODE") == found
+
+
 def test_headers_of_the_environment_are_sent_and_wrong_ones_not_repeated(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
