@@ -76,12 +76,11 @@ def ray_session(
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     set_environment(quiet=quiet)
-    if address:
-        if address.startswith(("http://", "https://")):
-            raise ResourceError(
-                f"{address} takes jobs (`ray-mlc jobs submit`), no other commands: those run on a "
-                "node of the cluster, with --address auto"
-            )
+    if address and address.startswith(("http://", "https://")):
+        raise ResourceError(
+            f"{address} takes jobs (`ray-mlc jobs submit`), no other commands: those run on a "
+            "node of the cluster, with --address auto"
+        )
     import ray
 
     if ray.is_initialized():
