@@ -13,13 +13,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_mlc.errors import ConfigError, RayMlcError, ResourceError, UsageError, first_line
 from ray_mlc.runtime.job_ids import Attempt
-from ray_mlc.runtime.session import set_environment
+from ray_mlc.runtime.session import set_environment, stderr_closed
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Where Ray looks for an address; both would win over one that is given to its client."""
@@ -77,7 +77,9 @@ class JobClient:
 
         for name in ("ray.dashboard", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.ERROR)  # what it says is said here too
-        with self._asking(), _without(ADDRESS_VARIABLES):
+        # for any address but the dashboard's, Ray's C++ side looks for one, and talks
+        quiet = nullcontext() if "://" in address else stderr_closed()
+        with self._asking(), _without(ADDRESS_VARIABLES), quiet:
             self._client = JobSubmissionClient(address, headers=headers, verify=trusted)
 
     @property
@@ -257,7 +259,11 @@ class JobClient:
             return AlreadySubmittedError(text)
         if "does not exist" in text and "status code 404" in str(error):
             return UsageError(f"{self.address}: {text}: see `ray-mlc jobs list`")
-        if isinstance(error, OSError):
+        if "parsed from address" in text:
+            return ConfigError(
+                f"{self.address}: expected http://HEAD:8265, https://…, HEAD:6379 or auto"
+            )
+        if isinstance(error, OSError) or "waiting for GCS" in text:
             return RayMlcError(
                 f"{self.address}: no Ray cluster answers there: is the address that of the "
                 "dashboard (http://HEAD:8265), and does its port answer from here?"

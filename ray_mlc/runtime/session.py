@@ -90,7 +90,7 @@ def ray_session(
     level = logging.ERROR if quiet else logging.INFO
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": not quiet}
     try:
-        with _stderr_closed() if quiet else nullcontext():
+        with stderr_closed() if quiet else nullcontext():
             if address:
                 ray.init(address=address, **options)
             else:
@@ -138,7 +138,7 @@ def _groups_of_their_own() -> Iterator[None]:
 
 
 @contextmanager
-def _stderr_closed() -> Iterator[None]:
+def stderr_closed() -> Iterator[None]:
     """Drop what C++ code writes to file descriptor 2; exceptions still say what failed."""
     sys.stderr.flush()
     kept = os.dup(2)

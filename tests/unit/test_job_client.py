@@ -448,6 +448,8 @@ def test_nobody_there_and_an_unknown_job_are_one_line_each(dashboard: Dashboard)
     with pytest.raises(RayMlcError, match="no Ray cluster answers there") as caught:
         JobClient("http://127.0.0.1:9")
     assert caught.value.exit_code == 1
+    with pytest.raises(ConfigError, match="foo://x: expected http://HEAD:8265"):
+        JobClient("foo://x")
     with pytest.raises(UsageError, match="Job nope does not exist"):
         JobClient(dashboard.address).attempt("nope")
     with pytest.raises(ConfigError, match="no such file or folder of certificates"):
