@@ -29,6 +29,11 @@ AWAY_S = 300.0
 """Longest time that a cluster may be away while a job is followed."""
 SILENCE_S = 60.0
 """A stream of logs that is silent for so long is opened anew: it may be dead."""
+TALKATIVE = (
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers of Ray's client, each with a level of its own: of uploads and closed streams."""
 POLL_S = 1.0
 CLOSING_S = 0.1
 Answer = TypeVar("Answer")
@@ -75,8 +80,8 @@ class JobClient:
         _use_token_if_there_is_one()
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("ray.dashboard", "ray._private.runtime_env.packaging"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # what it says is said here too
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
         # for any address but the dashboard's, Ray's C++ side looks for one, and talks
         quiet = nullcontext() if "://" in address else stderr_closed()
         with self._asking(), _without(ADDRESS_VARIABLES), quiet:
@@ -255,8 +260,8 @@ class JobClient:
                 f"{self.address}: its certificate is not trusted: give --verify FILE with the one "
                 "that signed it, or set REQUESTS_CA_BUNDLE"
             )
-        if "already exists" in text:
-            return AlreadySubmittedError(text)
+        if "submission_id" in str(error) and "already exists" in str(error):
+            return AlreadySubmittedError(f"{self.address}: {text}")
         if "does not exist" in text and "status code 404" in str(error):
             return UsageError(f"{self.address}: {text}: see `ray-mlc jobs list`")
         if "parsed from address" in text:
@@ -367,8 +372,8 @@ def _verify(text: str | None) -> str | bool:
 
 
 def _last_line(text: str) -> str:
-    """The line of a server's traceback that says what happened."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
+    """The line of a server's traceback that says what happened; Ray's client adds a dot to it."""
+    lines = [line for line in text.splitlines() if line.strip(" .")]
     return first_line(RuntimeError(lines[-1])) if lines else "without a reason"
 
 

@@ -139,7 +139,8 @@ class Dashboard:
             self.not_ready -= 1
             return web.Response(status=500, text="No available agent to submit job, try later.")
         if asked["submission_id"] in self.jobs:
-            text = f"Traceback:\nValueError: Job {asked['submission_id']} already exists. Use other"
+            id = asked["submission_id"]  # what Ray answers: a traceback, to its last line break
+            text = f"Traceback:\n  x\nValueError: Job with submission_id {id} already exists. Or\n"
             return web.Response(status=400, text=text)
         log = f"Runtime env is setting up.{PASSED}scored\n"
         more = {key: asked[key] for key in ("entrypoint", "metadata", "runtime_env")}
