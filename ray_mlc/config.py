@@ -8,11 +8,13 @@ never the whole job.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -61,6 +63,19 @@ def parse_duration(value: object) -> object:
     if match is None or match[2] not in _TIME_UNITS:
         raise ValueError("expected a duration such as 30s, 10m or 2h")
     return float(match[1]) * _TIME_UNITS[match[2]]
+
+
+def parse_time_of_day(text: str) -> datetime.time:
+    """The time of day that `06:00`, `06:00+02:00` or `04:00Z` stands for.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    match = re.fullmatch(r"\s*(\d{1,2}):(\d\d)\s*(Z|[+-]\d\d:\d\d)?\s*", text)
+    with suppress(ValueError):
+        if match is not None:
+            return datetime.time.fromisoformat(f"{int(match[1]):02}:{match[2]}{match[3] or ''}")
+    raise ValueError("expected a time of day such as 06:00, or 06:00+02:00")
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=2**63)]
@@ -250,6 +265,20 @@ class LimitsConfig(Section):
     """Longest time without any progress before the run stops and names the stuck stage."""
     grace: Duration = 60.0
     """Time that work in flight has to finish after Ctrl-C or SIGTERM; then it is dropped."""
+    stop_at: str | None = None
+    """Time of day such as `06:00`, by the clock of the machine that drives the run, or with an
+    offset from UTC (`06:00+02:00`, `04:00Z`): the next time it is then, the run stops as by SIGTERM
+    and exits with 1; null: it goes on to its end."""
+
+    @field_validator("stop_at", mode="before")
+    @classmethod
+    def _time_of_day(cls, value: object) -> object:
+        if type(value) is int and value >= 60:
+            # YAML 1.1 reads 22:30 as a number in base 60
+            value = f"{value // 60}:{value % 60:02}"
+        if isinstance(value, str):
+            parse_time_of_day(value)
+        return value
 
 
 class LeaseConfig(Section):
@@ -264,6 +293,9 @@ class RayConfig(Section):
 
     address: str | None = None
     """Address of a cluster; null: `RAY_ADDRESS`, else a Ray that ends with the command."""
+    job_stop_wait: Duration = 120.0
+    """Time that `jobs stop` gives a job before Ray kills it: more than `limits.grace`, so that what
+    is in flight can be finished."""
 
 
 class ScoreJob(Section):

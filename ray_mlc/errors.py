@@ -9,6 +9,7 @@
     │   └── ResourceError          the machine or cluster is too small for what was asked
     ├── StorageError            1  a disk or an object store refused
     ├── LeaseError              1  another command writes to the same output
+    ├── JobFailedError             a job on a cluster: its own exit code
     ├── LimitError              3  finished, but more rows or files set aside than `limits` allow
     ├── GateError               4  `verify` or `compare` did not hold
     └── InterruptedRunError   130  Ctrl-C or SIGTERM
@@ -96,6 +97,15 @@ class StorageError(RayMlcError):
 
 class LeaseError(RayMlcError):
     """Another command writes to the same output."""
+
+
+class JobFailedError(RayMlcError):
+    """A job on a cluster did not succeed; its exit code is passed on."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        """Take a message, and the exit code of the command on the cluster."""
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class LimitError(RayMlcError):

@@ -7,6 +7,7 @@ inside the commands, so that `--help` answers at once. Data goes to stdout, talk
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import sys
 from types import FrameType
@@ -50,7 +51,8 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
 
 def _fail(message: str, exit_code: int) -> None:
     sys.stderr.write(f"error: {message}\n")
-    if exit_code == 130:
+    # in the log of a job on a cluster, the command is not what its user typed
+    if exit_code == 130 and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         sys.stderr.write(f"continue with: {_command()}\n")
     sys.stderr.flush()
     sys.exit(exit_code)

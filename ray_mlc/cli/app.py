@@ -19,7 +19,11 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make, look at and split examples.", no_args_is_help=True)
 config_app = typer.Typer(help="Job files: their schema, and what they come to.")
+jobs_app = typer.Typer(
+    help="The same jobs on a cluster, by the Ray Jobs API.", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(config_app, name="config")
 cluster_app = typer.Typer(help="Clusters that jobs run on.", no_args_is_help=True)
 app.add_typer(cluster_app, name="cluster")
@@ -50,7 +54,10 @@ def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
 
 _add(app, runs.demo, models.train, models.tune, models.baseline, models.evaluate)
 _add(app, models.thresholds, models.quantize, models.predict, models.export)
-_add(app, runs.score, runs.status, runs.verify, runs.doctor)
+_add(app, runs.score, runs.nightly, runs.status, runs.verify, runs.doctor)
 _add(data_app, data.convert, data.explore, data.split)
 _add(config_app, jobs.schema, jobs.render)
+_add(jobs_app, jobs.submit)
+jobs_app.command("list")(jobs.list_)
+_add(jobs_app, jobs.status, jobs.logs, jobs.stop)
 _add(cluster_app, cluster.render)

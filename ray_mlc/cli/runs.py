@@ -21,6 +21,9 @@ from ray_mlc.errors import GateError, LimitError, ResourceError
 
 if TYPE_CHECKING:
     from ray_mlc.config import ScoreJob
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.score import Backend, Inputs
+    from ray_mlc.scoring.verify import Verdict
 
 
 def demo(
@@ -114,19 +117,56 @@ def score(
     print_score_summary(spec.output.path, summary)
 
 
-def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
-    from ray_mlc.runtime.backends import backend_of
+def nightly(
+    job: JobFile = None,
+    local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
+    set_: Set = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score what has arrived since (score --add-new), then verify the whole output.
+
+    Run the same command again to continue; the first step that does not hold gives the exit code.
+    """
+    from ray_mlc.cli.tables import print_score_summary, print_verdict
+    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.runtime.nightly import run_night
     from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.score import find_inputs
+
+    spec = load_job(ScoreJob, job, options={"ray.address": address}, overrides=set_ or ())
+    display = Display(quiet=quiet)
+    inputs, backend = _opened(spec, display, local=local)
+    summary, verdict, beyond = run_night(spec, backend, display, inputs=inputs)
+    if json:
+        print_json({"score": summary, "verify": verdict.to_dict()})
+    else:
+        print_score_summary(spec.output.path, summary)
+        print_verdict(verdict)
+    if beyond is not None:
+        raise beyond
+    _check(spec.output.path, verdict)
+
+
+def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
+    from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import score as run_score
 
     display = Display(quiet=quiet)
+    inputs, backend = _opened(spec, display, local=local)
+    return run_score(spec, backend, display, inputs=inputs, **options)
+
+
+def _opened(spec: ScoreJob, display: Display, *, local: bool) -> tuple[Inputs, Backend]:
+    """What a job names, found before anything costs time, and where it is worked on."""
+    from ray_mlc.runtime.backends import backend_of
+    from ray_mlc.runtime.score import find_inputs
+
     shown = spec.input.path if isinstance(spec.input.path, str) else f"{len(spec.input.path)} paths"
     with display.doing(f"opening {spec.model} and listing {shown}"):
         inputs = find_inputs(spec)  # a typo should not cost an import of Ray
     with display.doing("importing PyTorch" if local else "importing Ray"):
-        backend = backend_of(spec, local=local)
-    return run_score(spec, backend, display, inputs=inputs, **options)
+        return inputs, backend_of(spec, local=local)
 
 
 def status(
@@ -165,6 +205,10 @@ def verify(
         print_json(verdict.to_dict())
     else:
         print_verdict(verdict)
+    _check(output, verdict)
+
+
+def _check(output: str, verdict: Verdict) -> None:
     if not verdict.holds:
         first = verdict.problems[0] if verdict.problems else "rows are missing"
         raise GateError(f"{output}: does not hold: {first}")

@@ -503,3 +503,15 @@ def print_export(result: Mapping[str, Any]) -> None:
         _say(f"written: {result['output']}")
     if result["pushed"] is not None:
         _say(f"pushed: {result['pushed']}")
+
+
+def print_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Submissions of a cluster; times are UTC."""
+    table = _table("jobs", "id", "status", "exit", "started", "output")
+    table.columns[0].no_wrap = True
+    table.columns[4].justify, table.columns[4].no_wrap = "left", False
+    for job in jobs:
+        code = "–" if job["exit_code"] is None else str(job["exit_code"])
+        started = (job["started"] or "–")[:16].replace("T", " ")
+        table.add_row(job["id"], job["status"], code, started, job["output"] or "–")
+    _console().print(table)

@@ -86,17 +86,52 @@ def _download_hub(encoder: str) -> Path:
 
 
 def _download_uri(uri: str) -> Path:
-    """Copy a remote model folder to the user's cache."""
+    """Copy a remote model folder to the user's cache, once for all processes of this machine.
+
+    The copy is named after what the store lists: another content gets another copy, and one that
+    processes have open is not touched. It appears whole: its folder is renamed when all is there.
+    """
     import hashlib
+    import shutil
+    import tempfile
 
     import pyarrow.fs as pa_fs
+    from filelock import FileLock
 
     from ray_mlc.storage import filesystem_of
 
-    filesystem, path = filesystem_of(uri)
+    filesystem, root = filesystem_of(uri)
     try:
-        target = cache_folder("models") / hashlib.sha256(uri.encode()).hexdigest()[:16]
-        pa_fs.copy_files(path, str(target), source_filesystem=filesystem)
+        found = filesystem.get_file_info(pa_fs.FileSelector(root, recursive=True))
+        root = root.rstrip("/")
+        files = {
+            info.path[len(root) + 1 :]: info
+            for info in found
+            # `_checkpoints` and the like are no part of a model
+            if info.is_file and not info.path[len(root) + 1 :].startswith(("_", "."))
+        }
+        listed = [(name, files[name].size, files[name].mtime_ns) for name in sorted(files)]
+        digest = hashlib.sha256(repr((uri.rstrip("/"), listed)).encode()).hexdigest()[:16]
+        folder = cache_folder("models")
+        target = folder / digest
+        if target.is_dir():
+            return target
+        with FileLock(folder / f"{digest}.lock"):
+            if target.is_dir():  # another process has copied it meanwhile
+                return target
+            scratch = Path(tempfile.mkdtemp(prefix=f"{digest}-", dir=folder))
+            try:
+                for name, info in files.items():
+                    copy = scratch / name
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    with filesystem.open_input_stream(info.path) as source, copy.open("wb") as sink:
+                        shutil.copyfileobj(source, sink, 8 * 2**20)
+                    if copy.stat().st_size != info.size:
+                        raise ModelError(f"{uri}: {name} changed while it was copied: try again")
+                scratch.chmod(0o755)
+                scratch.rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{uri}: cannot be copied ({first_line(error)})") from None
     return target

@@ -1,4 +1,4 @@
-"""Stop with grace: the first Ctrl-C or SIGTERM asks, the second insists.
+"""Stop with grace: the first Ctrl-C or SIGTERM asks, the second insists; so does a time of day.
 
 Only the driver listens. What is in flight is finished while `limits.grace` lasts and dropped after
 it; either way the output holds whole parts only, and the same command continues.
@@ -6,15 +6,52 @@ it; either way the output holds whole parts only, and the same command continues
 
 from __future__ import annotations
 
+import datetime
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from ray_mlc.config import parse_time_of_day
 from ray_mlc.errors import RayMlcError
+
+
+def seconds_until(time_of_day: str, now: datetime.datetime) -> float:
+    """Seconds from `now` to the next time that it is `time_of_day`.
+
+    Args:
+        time_of_day: As `limits.stop_at` has it; without an offset by this machine's clock.
+        now: A time with its time zone.
+    """
+    wanted = parse_time_of_day(time_of_day)
+    here = now.astimezone(wanted.tzinfo)  # None: this machine's
+    moments = (
+        datetime.datetime.combine(here.date() + datetime.timedelta(days=days), wanted)
+        for days in range(3)
+    )
+    return next(left for moment in moments if (left := moment.timestamp() - now.timestamp()) > 0)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When a run is to stop by itself."""
+
+    text: str
+    """`limits.stop_at`."""
+    at_s: float
+    """The moment, by the monotonic clock."""
+
+    @classmethod
+    def next(cls, time_of_day: str | None) -> Deadline | None:
+        """The next time that it is `time_of_day`; None for none."""
+        if time_of_day is None:
+            return None
+        now = datetime.datetime.now(datetime.UTC)
+        return cls(time_of_day, time.monotonic() + seconds_until(time_of_day, now))
 
 
 class Stop:
@@ -26,6 +63,8 @@ class Stop:
         self._asked_s: float | None = None
         self._at_once = False
         self._last_words = False
+        self.late = False
+        """Whether it was the clock that asked first."""
 
     @property
     def requested(self) -> bool:
@@ -45,13 +84,21 @@ class Stop:
         """
         if self.requested or self._at_once:
             raise KeyboardInterrupt
+        self._ask("stopping")
+
+    def due(self, deadline: Deadline) -> None:
+        """Ask to stop because it is time; from any thread."""
+        if not self.requested:
+            self.late = True
+            self._ask(f"it is {deadline.text} (limits.stop_at), stopping")
+
+    def _ask(self, why: str) -> None:
         self._asked_s = time.monotonic()
         if self._last_words:
             self._say("all rows are written, the end is near; once more stops at once")
             return
         self._say(
-            f"stopping: what is in flight has {self._grace_s:.0f} s to finish; "
-            "once more stops at once"
+            f"{why}: what is in flight has {self._grace_s:.0f} s to finish; once more stops at once"
         )
 
     def nothing_in_flight(self) -> None:
@@ -74,14 +121,37 @@ class Stop:
 
 
 @contextmanager
-def listen(grace_s: float, say: Callable[[str], None]) -> Iterator[Stop]:
-    """Turn Ctrl-C and SIGTERM into a request for the block; elsewhere they raise as ever.
+def listen(
+    grace_s: float, say: Callable[[str], None], *, deadline: Deadline | None = None
+) -> Iterator[Stop]:
+    """Turn Ctrl-C, SIGTERM and a deadline into a request for the block; elsewhere signals raise.
 
-    In a thread other than the main one Python allows no handlers: the request then never comes.
+    In a thread other than the main one Python allows no handlers: no signal then asks.
     """
     stop = Stop(grace_s, say)
-    if threading.current_thread() is not threading.main_thread():
+    with _alarm(stop, deadline), _handlers(stop):
         yield stop
+
+
+@contextmanager
+def _alarm(stop: Stop, deadline: Deadline | None) -> Iterator[None]:
+    if deadline is None:
+        yield
+        return
+    left = max(0.0, deadline.at_s - time.monotonic())
+    timer = threading.Timer(left, stop.due, [deadline])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _handlers(stop: Stop) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -94,7 +164,7 @@ def listen(grace_s: float, say: Callable[[str], None]) -> Iterator[Stop]:
         if handler not in (signal.SIG_IGN, None):
             signal.signal(number, ask)
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             if handler is not None:

@@ -22,6 +22,7 @@ from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classif
 from ray_mlc.model.hierarchy import read_hierarchy
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.runtime.progress import Display
+from ray_mlc.storage import local_path
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 from ray_mlc.training.loop import TokenizedExamples, parameter_groups
 from ray_mlc.training.provenance import about_examples, about_lengths
@@ -32,6 +33,9 @@ class Prepared:
     """What training starts from."""
 
     encoder: Path
+    """Where its files are on this machine."""
+    encoder_name: str
+    """Where another node finds it: an absolute path, or the name of a remote one."""
     tokenizer: Tokenizer
     label_set: LabelSet
     train: TokenizedExamples
@@ -53,7 +57,7 @@ class Prepared:
     def material(self) -> Material:
         """What a worker needs of it."""
         return Material(
-            encoder=str(self.encoder),
+            encoder=self.encoder_name,
             labels=self.label_set.names,
             rates_L=self.rates_L,
             pad_id=self.tokenizer.pad_id,
@@ -183,8 +187,10 @@ def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
     _check_encoder(job, encoder, label_set, tokenized[0])
     fingerprint = _fingerprint(job, encoder, label_set, tokenized, splits.hierarchy)
     targets = _targets(validation_set, label_set)
+    is_folder = local_path(job.encoder) == encoder
     return Prepared(
         encoder=encoder,
+        encoder_name=str(encoder) if is_folder else job.encoder,
         tokenizer=tokenizer,
         label_set=label_set,
         train=tokenized[0],

@@ -34,6 +34,7 @@ from ray_mlc.errors import RayMlcError, ResourceError, first_line
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.interrupt import Stop
+from ray_mlc.runtime.nodes import refuse_unshared
 from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Reporter, Watch, start_pulse
 from ray_mlc.runtime.ray_private import limit_blocks_ahead, map_whole_blocks
 from ray_mlc.runtime.score import ReadStep, ScoreStep, TokenizeStep, Work, resolve_engine
@@ -288,6 +289,12 @@ def _write(scored: pa.Table, work: Work, reporter: Reporter) -> pa.Table:
     return pa.table({RECEIPT_COLUMN: pa.array(lines, pa.string())})
 
 
+def _paths_of(job: ScoreJob) -> tuple[dict[str, str], dict[str, str]]:
+    """What every node reads, and what it writes to; of many inputs the first stands for all."""
+    first = job.input.path if isinstance(job.input.path, str) else job.input.path[0]
+    return {"model": job.model, "input.path": first}, {"output.path": job.output.path}
+
+
 class RayBackend:
     """Ray Data: on the cluster that the job names, or on the Ray that is connected already."""
 
@@ -308,9 +315,11 @@ class RayBackend:
         """See `Backend.start`: connect, and size the pool once, while nothing of ours runs yet.
 
         Raises:
-            ResourceError: If the cluster does not answer, or is too small for what the job asks.
+            ResourceError: If the cluster does not answer, is too small for what the job asks, or
+                its nodes do not see the job's local paths.
         """
         with ray_session(self._job.ray.address), _context_kept():
+            refuse_unshared(*_paths_of(self._job))
             self.plan = self._plan(self._job)
             yield
 

@@ -36,6 +36,14 @@ def check_version() -> None:
         )
 
 
+def server_version(client: Any) -> str:
+    """Version of the Ray that a Jobs client talks to; empty where it does not say.
+
+    The client asks for it when it connects, and has no public name for the answer.
+    """
+    return str(getattr(client, "_server_ray_version", None) or "")
+
+
 def map_whole_blocks(data: Dataset, function: Any, **options: Any) -> Dataset:
     """`map_batches` with whole blocks as batches, for CPU and GPU stages alike.
 

@@ -46,6 +46,7 @@ from ray_mlc.errors import (
 )
 from ray_mlc.evaluation.metrics import METRIC_NAMES
 from ray_mlc.runtime.interrupt import completing
+from ray_mlc.runtime.nodes import refuse_unshared
 from ray_mlc.runtime.prepare import Material, Prepared, prepare
 from ray_mlc.runtime.progress import Display, StageHandle
 from ray_mlc.runtime.ray_private import check_version
@@ -103,6 +104,8 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
         return finished
     # not earlier: a typo should not cost a start of Ray
     with completing(display.say) as results, ray_session(job.ray.address):
+        checkpoints = job.checkpoints.path or str(output)
+        refuse_unshared({"encoder": job.encoder}, {"output": checkpoints})
         scaling = plan_workers(job.workers, cluster_nodes(), free_resources())
         result = _fit(job, prepared, scaling, output, display)
         results.append(_finish(job, prepared, result, output, display))

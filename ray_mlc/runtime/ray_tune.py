@@ -41,6 +41,7 @@ from ray_mlc.errors import (
 )
 from ray_mlc.model.folder import read_info
 from ray_mlc.runtime.interrupt import Stop, completing, listen
+from ray_mlc.runtime.nodes import refuse_unshared
 from ray_mlc.runtime.prepare import Material, Prepared
 from ray_mlc.runtime.progress import Display, StageHandle
 from ray_mlc.runtime.ray_train import (
@@ -137,6 +138,7 @@ def tune(job: TuneJob, display: Display) -> dict[str, Any]:
     ledger = Ledger(output / STATE_FOLDER / EVENTS_FILE)
     # not earlier: a typo should not cost a start of Ray
     with completing(display.say) as results, ray_session(job.train.ray.address):
+        refuse_unshared({"train.encoder": job.train.encoder}, {"train.output": str(output)})
         run = Run(search, prepared, ledger, output, display)
         try:
             run.train_all(_digest([*comparable(job), data]))

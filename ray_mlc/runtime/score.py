@@ -34,7 +34,7 @@ from ray_mlc.model.engines.choose import (
     resolve,
 )
 from ray_mlc.model.folder import ModelFolder, open_model
-from ray_mlc.runtime.interrupt import Stop, completing, listen
+from ray_mlc.runtime.interrupt import Deadline, Stop, completing, listen
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.accounts import (
     EARLIER,
@@ -299,9 +299,11 @@ def score(
 
     Raises:
         InterruptedRunError: On Ctrl-C or SIGTERM; what was committed stays.
+        RayMlcError: When it is `limits.stop_at`; the same.
         LeaseError: If another command is writing to the same output.
         RayMlcError: As `open_run` and `finish_run` say.
     """
+    deadline = Deadline.next(job.limits.stop_at)
     inputs = inputs or find_inputs(job)
     storage = open_storage(job.output.path)
     held = (
@@ -311,7 +313,7 @@ def score(
     )
     with completing(display.say) as results, held as lease, ExitStack() as stack:
         ready = _Ready(backend, stack, display)
-        results.append(_tag(job, ready, display, inputs, storage, lease, add_new=add_new))
+        results.append(_tag(job, ready, display, inputs, storage, lease, deadline, add_new=add_new))
     return results[0]
 
 
@@ -340,6 +342,7 @@ def _tag(
     inputs: Inputs,
     storage: Storage,
     lease: Lease | None,
+    deadline: Deadline | None,
     *,
     add_new: bool,
 ) -> dict[str, Any]:
@@ -376,13 +379,13 @@ def _tag(
     tally = Tally(run, pending)
     work = Work.of(run, folder, holder=lease.token if lease is not None else None)
     backend = ready() if len(pending) else None
-    with listen(job.limits.grace, display.say) as stop:
+    with listen(job.limits.grace, display.say, deadline=deadline) as stop:
         try:
             if backend is not None:
-                _work_off(tally, work, pending, job, backend, display, lease, stop)
+                _work_off(tally, work, pending, job, backend, display, lease, stop, deadline)
         except KeyboardInterrupt:
             if tally.rows(PENDING):
-                raise _interrupted(tally) from None
+                raise _interrupted(tally, deadline if stop.late else None) from None
         stop.nothing_in_flight()
         try:
             with display.doing("accounting for every row"):
@@ -396,7 +399,7 @@ def _tag(
         except KeyboardInterrupt:
             if run.succeeded:
                 return run.summary
-            raise _interrupted(tally) from None
+            raise _interrupted(tally, deadline if stop.late else None) from None
 
 
 def _work_off(
@@ -408,6 +411,7 @@ def _work_off(
     display: Display,
     lease: Lease | None,
     stop: Stop,
+    deadline: Deadline | None,
 ) -> None:
     """Process the pending units."""
     run = tally.run
@@ -439,15 +443,19 @@ def _work_off(
             if lease is not None:
                 lease.check()
     if stop.requested and tally.rows(PENDING):
-        raise _interrupted(tally)
+        raise _interrupted(tally, deadline if stop.late else None)
 
 
-def _interrupted(tally: Tally) -> InterruptedRunError:
+def _interrupted(tally: Tally, deadline: Deadline | None) -> RayMlcError:
+    """What a run that did not come to its end says; a deadline if it was that."""
     done = tally.rows(EARLIER, WRITTEN)
-    return InterruptedRunError(
-        f"interrupted after {done:,} of {tally.run.plan.rows:,} rows; what is written stays, run "
-        "the same command to continue"
+    rest = (
+        f"after {done:,} of {tally.run.plan.rows:,} rows; what is written stays, run the same "
+        "command to continue"
     )
+    if deadline is not None:
+        return RayMlcError(f"stopped at {deadline.text} (limits.stop_at) {rest}")
+    return InterruptedRunError(f"interrupted {rest}")
 
 
 def plan_reads(

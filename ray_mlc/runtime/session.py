@@ -71,11 +71,16 @@ def ray_session(
         The `ray` module, connected.
 
     Raises:
-        ResourceError: If the cluster does not answer.
+        ResourceError: If the cluster does not answer, or the address is one for jobs.
         RayMlcError: If a Ray of our own does not start.
     """
     address = _address(address)
     set_environment(quiet=quiet)
+    if address and address.startswith(("http://", "https://")):
+        raise ResourceError(
+            f"{address} takes jobs (`ray-mlc jobs submit`), no other commands: those run on a "
+            "node of the cluster, with --address auto"
+        )
     import ray
 
     if ray.is_initialized():
@@ -85,7 +90,7 @@ def ray_session(
     level = logging.ERROR if quiet else logging.INFO
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": not quiet}
     try:
-        with _stderr_closed() if quiet else nullcontext():
+        with stderr_closed() if quiet else nullcontext():
             if address:
                 ray.init(address=address, **options)
             else:
@@ -143,7 +148,7 @@ def _groups_of_their_own() -> Iterator[None]:
 
 
 @contextmanager
-def _stderr_closed() -> Iterator[None]:
+def stderr_closed() -> Iterator[None]:
     """Drop what C++ code writes to file descriptor 2; exceptions still say what failed."""
     sys.stderr.flush()
     kept = os.dup(2)

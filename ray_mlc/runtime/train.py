@@ -25,7 +25,7 @@ from ray_mlc.labels import LabelSet
 from ray_mlc.model.canaries import record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import Decision, decide
-from ray_mlc.model.encoder import hub_id, new_classifier_model
+from ray_mlc.model.encoder import fetch, hub_id, new_classifier_model
 from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
@@ -106,7 +106,7 @@ def new_fitter(
         world_size: Workers.
     """
     model = new_classifier_model(
-        Path(material.encoder),
+        fetch(material.encoder),  # where this node has it
         LabelSet(tuple(material.labels)),
         head_bias=head_bias(settings.head_bias, material.rates_L, len(material.train)),
         seed=settings.seed,

@@ -20,10 +20,8 @@ HEAVY = ("torch", "ray", "transformers", "pyarrow", "sklearn", "numpy", "dataset
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--help"],
-        ["score", "--help"],
-        ["tune", "--help"],
-        ["data", "--help"],
+        *(["--help"], ["score", "--help"], ["tune", "--help"], ["data", "--help"]),
+        *(["jobs", "--help"], ["jobs", "submit", "--help"], ["nightly", "--help"]),
         ["cluster", "render", "--help"],
     ],
 )
@@ -63,6 +61,11 @@ def test_the_module_runs_as_the_script_does() -> None:
         (["status", "./no-run"], "there is no run here"),
         (["verify", "./no-run"], "there is no run here"),
         (["config", "schema", "sing"], "expected score, train, tune or cluster"),
+        (["nightly", "missing.yaml"], "missing.yaml: there is no such job file"),
+        (["jobs", "submit", "missing.yaml"], "missing.yaml: there is no such job file"),
+        (["jobs", "sumbit"], "No such command 'sumbit'"),
+        (["jobs", "list"], "no cluster is named"),
+        (["jobs", "logs", "x", "--follow", "--json"], "--json has no meaning with --follow"),
         (["data", "convert", "./none.csv", "out.parquet"], "none.csv"),
     ],
 )
@@ -74,6 +77,7 @@ def test_a_wrong_command_says_so_in_one_line_and_exits_2(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert run(monkeypatch, *arguments) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1

@@ -343,3 +343,17 @@ def test_a_value_that_is_huge_or_holds_itself_is_shown_in_short(tmp_path: Path, 
         load_job(ScoreJob, job)
     assert len(str(caught.value)) < 600
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    # YAML reads 22:30 as a number in base 60
+    [("06:00", "06:00"), ("22:30", "22:30"), ("04:00Z", "04:00Z"), ("null", None)],
+)
+def test_a_time_of_day_is_read_as_it_was_written(said: str, found: str | None) -> None:
+    assert score(f"limits.stop_at={said}").limits.stop_at == found
+
+
+@pytest.mark.parametrize("said", ["6am", "25:00", "7", "true", "6.5", "06:60"])
+def test_what_is_no_time_of_day_is_refused(said: str) -> None:
+    assert "limits.stop_at is " in refused(f"limits.stop_at={said}")

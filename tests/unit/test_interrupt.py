@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import signal
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from ray_mlc.config import ScoreJob
-from ray_mlc.errors import InterruptedRunError, LimitError
-from ray_mlc.runtime.interrupt import Stop, completing, listen
+from ray_mlc.errors import InterruptedRunError, LimitError, RayMlcError
+from ray_mlc.runtime.interrupt import Deadline, Stop, completing, listen, seconds_until
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
@@ -298,3 +299,81 @@ def test_ctrl_c_before_anything_is_planned_says_so_at_once(job: ScoreJob) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         score(job, Starting(), Display(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("time_of_day", "now", "hours"),
+    [
+        ("06:00Z", "2026-11-24T22:00:00+00:00", 8),
+        ("06:00Z", "2026-11-24T05:30:00+00:00", 0.5),
+        ("06:00Z", "2026-11-24T06:00:00+00:00", 24),  # a night that is begun now has a day
+        ("06:00+02:00", "2026-11-24T22:00:00+00:00", 6),
+        ("23:30-05:00", "2026-11-24T04:00:00+00:00", 0.5),
+    ],
+)
+def test_the_next_time_of_day_is_at_most_a_day_away(
+    time_of_day: str, now: str, hours: float
+) -> None:
+    found = seconds_until(time_of_day, datetime.datetime.fromisoformat(now))
+    assert found == pytest.approx(hours * 3600)
+
+
+@pytest.mark.parametrize(("now", "hours"), [("2026-03-28T23:00", 6), ("2026-10-24T23:00", 8)])
+def test_a_clock_that_is_moved_in_the_night_moves_the_end_of_it(
+    now: str, hours: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        here = datetime.datetime.fromisoformat(now).astimezone()
+        assert seconds_until("06:00", here) == pytest.approx(hours * 3600)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+class Overdue(LocalBackend):
+    """It is time after the first read."""
+
+    def process(self, *args: Any, **options: Any) -> Iterator[list[Receipt]]:
+        for receipts in super().process(*args, **options):
+            yield receipts
+            options["stop"].due(Deadline("06:00", time.monotonic()))
+
+
+def test_a_run_that_is_late_stops_with_whole_parts_and_says_that_it_was_the_clock(
+    tiny_corpus: Path, tmp_path: Path, score_job: MakeJob, score_locally: Any
+) -> None:
+    output = tmp_path / "out"
+    job = score_job(tiny_corpus, output, "limits.stop_at=06:00")
+    with pytest.raises(RayMlcError, match=r"stopped at 06:00 \(limits.stop_at\) after") as caught:
+        score(job, Overdue(), Display(quiet=True))
+    assert caught.value.exit_code == 1
+    written = verify(str(output), deep=True).total("written")
+    assert f"after {written} of 240 rows" in str(caught.value)
+    assert 0 < written < 240
+    score_locally(tiny_corpus, output)
+    assert verify(str(output), deep=True).complete
+
+
+def test_the_clock_asks_by_itself_also_when_it_was_time_before_the_work_began() -> None:
+    for ahead_s in (0.05, -100.0):
+        said: list[str] = []
+        deadline = Deadline("06:00", time.monotonic() + ahead_s)
+        with listen(60, said.append, deadline=deadline) as stop:
+            while not said:
+                time.sleep(0.01)
+            assert stop.late
+            assert not stop.overdue
+        assert said[0].startswith("it is 06:00 (limits.stop_at), stopping: what is in flight has")
+
+
+def test_a_signal_counts_for_more_than_the_clock() -> None:
+    said: list[str] = []
+    deadline = Deadline("06:00", time.monotonic() + 30)
+    with listen(60, said.append, deadline=deadline) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.due(deadline)
+        assert stop.requested
+        assert not stop.late
+    assert len(said) == 1

@@ -1,0 +1,175 @@
+"""What would fail tonight on a cluster: nodes that differ, folders that are not shared.
+
+`session` connects as the commands do; the nodes say what they are made of (`nodes`), and plain
+functions judge it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from ray_mlc.config import ActorsConfig
+from ray_mlc.errors import RayMlcError, ResourceError
+from ray_mlc.runtime.doctor import Check
+from ray_mlc.runtime.nodes import NodeFacts, node_facts, write_from_every_node
+from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources, ray_session
+from ray_mlc.storage import local_path
+
+SHOWN = 3
+"""Nodes that are named in one finding."""
+Facts = Mapping[str, NodeFacts | RayMlcError]
+
+
+def check_cluster(address: str | None, output: str | None) -> Iterator[Check]:
+    """Look at a cluster: its token, its nodes, the way to the output from each of them.
+
+    Args:
+        address: Of the cluster; None: `RAY_ADDRESS`.
+        output: Folder to write to from every node.
+    """
+    from ray_mlc.runtime.ray_private import check_version
+
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        check_version()
+        started = time.monotonic()
+        with ray_session(address):
+            facts = node_facts()
+            seconds = time.monotonic() - started
+            yield check_answers(address, facts, seconds)
+            yield check_token()
+            yield check_versions(facts)
+            yield from check_gpus(facts)
+            yield check_room(cluster_nodes(), free_resources())
+            if output is not None:
+                yield _shared(output, facts)
+    except RayMlcError as error:
+        yield Check("ray", "fails", str(error))
+
+
+def check_answers(address: str, facts: Facts, seconds: float) -> Check:
+    """Whether each node ran a task."""
+    silent = [(name, answer) for name, answer in facts.items() if isinstance(answer, RayMlcError)]
+    if silent:
+        name, error = silent[0]
+        more = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""
+        return Check(
+            "ray",
+            "fails",
+            f"{address}: node {name}{more} runs no tasks: {error}: is ray-mlc installed there, as "
+            "on the head? see Ray's logs on that node",
+        )
+    good = [answer for answer in facts.values() if isinstance(answer, NodeFacts)]
+    cpus, gpus = sum(node.cpus for node in good), sum(node.gpus for node in good)
+    return Check(
+        "ray",
+        "ok",
+        f"cluster {address}: {len(good)} node(s), {cpus:g} CPUs, {gpus:g} GPUs; a task ran on each "
+        f"after {seconds:.1f} s",
+    )
+
+
+def check_token() -> Check:
+    """Whether the cluster asks who comes; that it let us in is known by now."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        return Check("token", "ok", "the cluster was joined with a token")
+    return Check(
+        "token",
+        "warning",
+        "no token is asked for: whoever reaches the cluster can run code on it: start it with "
+        "RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one)",
+    )
+
+
+def check_versions(facts: Facts) -> Check:
+    """Whether all nodes have the same packages: actors and parts would differ."""
+    nodes = {name: answer for name, answer in facts.items() if isinstance(answer, NodeFacts)}
+    packages = list(dict.fromkeys(key for node in nodes.values() for key in node.versions))
+    for package in packages:
+        has = {name: node.versions.get(package, "absent") for name, node in nodes.items()}
+        if len(set(has.values())) > 1:
+            usual = Counter(has.values()).most_common(1)[0][0]
+            odd = [f"{name} has {found}" for name, found in has.items() if found != usual]
+            return Check(
+                "versions",
+                "fails",
+                f"{package} is {usual}, but {_some(odd)}: install the same on every node, best by "
+                "one image",
+            )
+    shown = ("ray-mlc", "ray", "torch", "transformers", "python")
+    first = next(iter(nodes.values()), None)
+    known = "" if first is None else ", ".join(f"{key} {first.versions[key]}" for key in shown)
+    return Check("versions", "ok", f"alike on {len(nodes)} node(s): {known}")
+
+
+def check_gpus(facts: Facts) -> Iterator[Check]:
+    """Whether the GPUs that Ray counts work, and those that are there are counted."""
+    nodes = {name: answer for name, answer in facts.items() if isinstance(answer, NodeFacts)}
+    if broken := [f"{name}: {node.cuda}" for name, node in nodes.items() if not node.cuda_works]:
+        yield Check(
+            "gpus",
+            "fails",
+            f"{_some(broken)}: install the CUDA build of torch there and see that `nvidia-smi` "
+            "works, or start the node with --num-gpus 0",
+        )
+        return
+    uncounted = [
+        f"{name} has {node.gpus_present}, Ray counts {node.gpus:g}"
+        for name, node in nodes.items()
+        if node.gpus_present > node.gpus
+    ]
+    if uncounted:
+        yield Check(
+            "gpus", "warning", f"{_some(uncounted)}: start the node with --num-gpus to use them"
+        )
+        return
+    seen = Counter(node.cuda for node in nodes.values() if node.cuda)
+    kinds = ", ".join(f"{kind} on {count} node(s)" for kind, count in seen.items())
+    yield Check("gpus", "ok", kinds or "none: models run on CPUs")
+
+
+def check_room(nodes: list[NodeResources], free: NodeResources) -> Check:
+    """Whether a scoring run of default size fits, with CPUs left for reading and writing."""
+    from ray_mlc.runtime.ray_data import IO_CPUS, plan_actors
+
+    try:
+        plan = plan_actors(ActorsConfig(), nodes, free)
+    except ResourceError as error:
+        return Check("room", "fails", f"{error}, or wait for what runs there")
+    if plan.gpus and free.cpus - plan.max_count * plan.cpus < plan.max_count:
+        return Check(
+            "room",
+            "warning",
+            f"{plan.max_count} GPU actor(s) leave {free.cpus - plan.max_count * plan.cpus:g} CPUs "
+            "for tokenizing and reading, less than one for each: GPUs may wait; add CPU nodes",
+        )
+    return Check(
+        "room",
+        "ok",
+        f"{plan.max_count} actor(s) of {plan.cpus:g} CPU and {plan.gpus:g} GPU fit, and "
+        f"{2 * IO_CPUS:g} CPUs at least stay for reading and writing",
+    )
+
+
+def _shared(output: str, facts: Facts) -> Check:
+    """Whether every node writes to the same output."""
+    if local_path(output) is not None and len(facts) > 1:
+        advice = "mount one file system at that place on all nodes, or name s3://, gs://, az://"
+    else:
+        advice = "see that its credentials, network and rights are those of this node"
+    try:
+        wrong = write_from_every_node(output)
+    except RayMlcError as error:
+        return Check("shared output", "fails", str(error))
+    bad = [f"node {name} {error}" for name, error in wrong.items() if error is not None]
+    if bad:
+        return Check("shared output", "fails", f"{output}: {_some(bad)}: {advice}")
+    return Check("shared output", "ok", f"{output}: written and seen from {len(wrong)} node(s)")
+
+
+def _some(items: list[str]) -> str:
+    more = f", and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more

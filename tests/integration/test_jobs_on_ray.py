@@ -1,0 +1,200 @@
+"""Jobs on a real head with a token: submitted, stopped, resumed, followed, refused.
+
+One head and one job serve all tests, which so go on from each other in the order of this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.cluster import RayCluster, ray_cluster
+
+from ray_mlc import synthetic
+from ray_mlc.scoring.verify import verify
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+ROWS = 8_000
+WAIT_S = 240
+
+
+@dataclass
+class Site:
+    """A cluster, a job file, and the command line beside them."""
+
+    cluster: RayCluster
+    folder: Path
+    """Where commands are run: the job file's paths are relative to it."""
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "tags"
+
+    def start(self, *words: str, token: bool = True) -> subprocess.Popen[str]:
+        """Start `ray-mlc WORDS`."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "ray_mlc", *words],
+            env=self.cluster.environment(token=token),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+        )
+
+    def run(self, *words: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `ray-mlc WORDS` to its end."""
+        process = self.start(*words, token=token)
+        out, err = process.communicate(timeout=WAIT_S)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def jobs(self, *words: str, **options: bool) -> subprocess.CompletedProcess[str]:
+        """Run `ray-mlc jobs WORDS` on the cluster."""
+        return self.run("jobs", *words, "--address", self.cluster.address, **options)
+
+    def parts(self) -> int:
+        return len(list(self.output.glob("**/*.parquet")))
+
+
+@pytest.fixture(scope="module")
+def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A head of three logical CPUs that asks for a token; a corpus that takes some seconds."""
+    folder = tmp_path_factory.mktemp("site")
+    synthetic.write_corpus(folder / "corpus", rows=ROWS, files=2, seed=3)
+    (folder / "job.yaml").write_text(
+        f"kind: score\nmodel: {tiny_model}\ninput: corpus\noutput: tags\nunits: {{rows: 25}}\n"
+        "engine: {name: torch, dtype: float32}\nbatching: {max_batch_tokens: 4096}\n"
+        "actors: {count: 1, cpus: 1}\nlimits: {grace: 30s}\n"
+    )
+    with ray_cluster(cpus=3) as cluster:
+        yield Site(cluster, folder)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_without_a_token_and_with_a_wrong_one_nothing_is_submitted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = site.jobs("submit", "job.yaml", token=False)
+    assert refused.returncode == 2
+    assert "asks for a token, and none was sent" in refused.stderr
+    monkeypatch.setattr(site.cluster, "extra", {"RAY_AUTH_TOKEN": "wrong" * 8})
+    wrong = site.jobs("submit", "job.yaml", token=False)
+    assert wrong.returncode == 2
+    assert "does not accept the token" in wrong.stderr
+    assert "wrongwrong" not in wrong.stderr + wrong.stdout
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_a_job_is_begun_and_stopped_with_what_was_in_flight_finished(site: Site) -> None:
+    begun = site.jobs("submit", "job.yaml", "--json")
+    assert begun.returncode == 0, begun.stderr
+    shown = json.loads(begun.stdout)
+    assert (shown["action"], shown["attempt"], shown["status"]) == ("submitted", 1, "RUNNING")
+    assert f"output.path tags is {site.output} on the cluster" in begun.stderr
+    wait_for(site.parts)
+    stopped = site.jobs("stop", "tags", "--json")
+    assert json.loads(stopped.stdout)["status"] == "STOPPED", stopped.stderr
+    log = site.jobs("logs", shown["id"]).stdout
+    # Ray's own three seconds would have killed it before it could say so
+    assert "stopping: what is in flight has 30 s to finish" in log
+    assert "error: interrupted after" in log
+    written = verify(str(site.output)).total("written")
+    assert f"interrupted after {written:,} of {ROWS:,} rows" in log
+    assert 0 < written < ROWS
+    assert not (site.output / "_ray_mlc/lease.json").exists()  # it gave it back
+
+
+def test_the_next_attempt_resumes_and_whoever_follows_may_leave_and_come_back(
+    site: Site,
+) -> None:
+    before = verify(str(site.output)).total("written")
+    first = site.start("jobs", "submit", "job.yaml", "--follow", "--address", site.cluster.address)
+    second = site.start("jobs", "submit", "job.yaml", "--json", "--address", site.cluster.address)
+    assert first.stderr is not None
+    heard = ""
+    for line in first.stderr:
+        heard += line
+        if line.startswith("continuing: "):
+            break
+    first.send_signal(signal.SIGINT)
+    out, rest = first.communicate(timeout=WAIT_S)
+    assert first.returncode == 130, heard + rest
+    assert f"continuing: {before:,} rows are done already" in heard
+    id = out.strip()
+    assert id.endswith("-2")
+    assert f"detached; {id} goes on" in rest
+    assert f"ray-mlc jobs stop {id}" in rest
+
+    shown, talk = second.communicate(timeout=WAIT_S)  # two at one moment: one job
+    assert second.returncode == 0, talk
+    assert json.loads(shown)["id"] == id
+
+    attached = site.jobs("logs", id, "--follow")
+    assert attached.returncode == 0, attached.stderr
+    lines = attached.stdout.splitlines()
+    assert lines.count(f"continuing: {before:,} rows are done already") == 1
+    assert any(line.startswith(f"{ROWS:,} of {ROWS:,} rows written") for line in lines)
+    assert verify(str(site.output), deep=True).complete
+
+
+def test_what_has_succeeded_is_said_and_listed(site: Site) -> None:
+    again = site.jobs("submit", "job.yaml", "--follow", "--set", "limits.grace=20s")
+    assert again.returncode == 0
+    assert "-2 has SUCCEEDED already: --again submits it once more" in again.stderr
+    listed = json.loads(site.jobs("list", "--json").stdout)
+    assert [(job["attempt"], job["status"], job["exit_code"]) for job in listed] == [
+        (2, "SUCCEEDED", 0),
+        (1, "STOPPED", 130),
+    ]
+    assert {job["output"] for job in listed} == {str(site.output)}
+
+
+def test_a_job_that_fails_gives_its_exit_code_and_its_own_words(site: Site) -> None:
+    failed = site.jobs("submit", "job.yaml", "--set", "model=./nope", "--follow", "--json")
+    assert failed.returncode == 2
+    assert json.loads(failed.stdout)["exit_code"] == 2
+    last = failed.stderr.splitlines()[-1]
+    assert "failed with exit code 2: " in last
+    assert "there is no such folder" in last
+
+
+def test_the_doctor_looks_at_every_node_and_leaves_the_output_as_it_was(site: Site) -> None:
+    site.cluster.add_node(cpus=1)
+    before = sorted(site.output.rglob("*"))
+    done = site.run(
+        *("doctor", "--address", site.cluster.gcs_address, "--output", str(site.output), "--json")
+    )
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert "2 node(s), 4 CPUs" in checks["ray"]["finding"]
+    assert "alike on 2 node(s)" in checks["versions"]["finding"]
+    assert checks["shared output"]["finding"].endswith("written and seen from 2 node(s)")
+    for name in ("ray", "token", "versions", "gpus", "room", "shared output"):
+        assert checks[name]["state"] == "ok", checks[name]
+    assert sorted(site.output.rglob("*")) == before
+
+
+def test_the_token_is_nowhere_but_in_its_file(site: Site) -> None:
+    assert site.cluster.token_file is not None
+    token = site.cluster.token_file.read_bytes()
+    for folder, _, files in os.walk(site.cluster.folder / "ray"):
+        for name in files:
+            path = Path(folder) / name
+            if (path.is_file() and "/jobs/" in str(path)) or name.startswith("job-driver"):
+                assert token not in path.read_bytes(), path
+    everything = site.jobs("list", "--all", "--json").stdout
+    assert token.decode() not in everything
