@@ -121,7 +121,7 @@ def test_three_nights_account_for_every_row(
 
 def test_without_new_files_add_new_does_nothing(out: Path, tag: Callable[..., list[str]]) -> None:
     tag()
-    said = tag(add_new=True)
+    said = [line for line in tag(add_new=True) if not line.endswith("…")]
     assert said == ["note: there are no new files", "complete already: nothing to do"]
     assert not (out / "_ray_mlc/runs/2").exists()
     assert (out / "_SUCCESS").exists()
