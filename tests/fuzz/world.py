@@ -136,6 +136,8 @@ def doubles() -> Iterator[None]:
 class DoubleBackend:
     """Every step in this process with the double."""
 
+    starting: str | None = None
+
     def resolve(self, folder: ModelFolder, plan: CorpusPlan, job: ScoreJob) -> ResolvedEngine:
         """As `model.engines.choose.resolve` does, without trying engines."""
         asked = job.batching.max_batch_tokens

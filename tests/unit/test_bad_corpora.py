@@ -17,7 +17,7 @@ from ray_mlc.errors import DataError, LimitError
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
-from ray_mlc.scoring.parts import Receipt
+from ray_mlc.scoring.parts import FOOTER_KEY, Receipt
 from ray_mlc.scoring.verify import verify
 
 ScoreLocally = Callable[..., dict[str, Any]]
@@ -313,7 +313,8 @@ def test_the_proof_finds_a_kept_value_that_is_another(
     part = "out/a/000000000000.parquet"
     wrong = pq.read_table(tmp_path / "a" / part)
     wrong = wrong.set_column(0, "x", pa.array([1.0]))
-    pq.write_table(wrong, tmp_path / "a" / part)
+    key = {FOOTER_KEY: pq.read_metadata(tmp_path / "a" / part).metadata[FOOTER_KEY]}
+    pq.write_table(wrong.replace_schema_metadata(key), tmp_path / "a" / part)
     assert (
         "'x' is not what the input gives" in verify(str(tmp_path / "a/out"), deep=True).problems[0]
     )

@@ -305,7 +305,7 @@ def test_the_speed_that_units_are_cut_by_counts_the_reading_of_words(
         return encode(self, texts)
 
     monkeypatch.setattr(TfidfTokenizer, "encode", slowly)
-    resolved = resolve_(tiny_tfidf, sample=lambda: TEXTS[:20])
+    resolved = resolve_(tiny_tfidf, sample=lambda **_: TEXTS[:20])
     assert resolved.documents_per_s is not None
     assert 10 < resolved.documents_per_s < 50
     assert [trial.name for trial in resolved.trials] == ["tfidf"]
