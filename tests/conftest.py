@@ -15,10 +15,12 @@ from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob, load_job
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, a file stays in one, and all of Ray's files in one.
 
-    Fixtures of a file are then made once, and two Rays never share the cores.
+    Fixtures of a file are then made once, and two Rays never share the cores. First of all hooks:
+    pytest-xdist looks for the groups in its own.
     """
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else str(item.path)

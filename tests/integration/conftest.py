@@ -23,6 +23,7 @@ def ray_local() -> Iterator[Any]:
         patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
         patch.setenv("RAY_DEDUP_LOGS", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 starves workers beside the other tests
         patch.delenv("RAY_ADDRESS", raising=False)
         from ray_mlc.runtime.session import ray_session
 
