@@ -315,7 +315,7 @@ def test_what_only_encoders_can_do_is_refused_in_one_line(
         ([*score, "--set", "engine.dtype=int8"], "int8 is for encoders"),
         ([*score, "--set", "actors.gpus=1"], "actors.gpus=0"),
         (["predict", str(model), "x", "--dtype", "bfloat16"], "bfloat16 is for encoders"),
-        (["predict", str(model), "x", "--device", "cuda"], "leave out --device"),
+        (["predict", str(model), "x", "--device", "cuda"], "leave out device"),
     ]
     for arguments, said in cases:
         assert run(monkeypatch, *arguments) == 2, arguments
