@@ -89,10 +89,10 @@ def validation_metrics(
     of_scores: bootstrap.Replicates = {}
     if targets_NL.size <= bootstrap.MOST_CELLS:
         of_scores = bootstrap.of_scores(targets_NL, scores_NL, seed=seed)
-    found["intervals"] = {
-        name: bootstrap.intervals(
-            {**bootstrap.of_decisions(targets_NL, given_NL, seed=seed)[0], **of_scores}, found[name]
-        )
-        for name, given_NL in every.items()
-    }
+    found["intervals"] = {}
+    for name, given_NL in every.items():
+        replicates = bootstrap.of_decisions(targets_NL, given_NL, seed=seed)[0] | of_scores
+        ends = bootstrap.intervals(replicates, found[name])
+        # lists: what is read back from a folder is then what was written
+        found["intervals"][name] = {key: pair and list(pair) for key, pair in ends.items()}
     return found

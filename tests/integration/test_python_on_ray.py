@@ -16,6 +16,7 @@ pytestmark = pytest.mark.ray
 PAGE = Path(__file__).parents[2] / "docs/python.md"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_blocks_of_the_page_that_need_ray_run(
     ray_local: Any,
