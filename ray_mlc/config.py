@@ -735,7 +735,7 @@ def parse_yaml(text: str) -> object:
 
 def load_job(
     kind: type[JobT],
-    path: str | Path | Mapping[str, object] | None = None,
+    job: str | Path | Mapping[str, object] | None = None,
     *,
     options: Mapping[str, object] | None = None,
     overrides: Sequence[str] = (),
@@ -744,21 +744,21 @@ def load_job(
 
     Args:
         kind: `ScoreJob`, `TrainJob`, `TuneJob`, or another section with a `kind`.
-        path: YAML file, or its content, dotted keys allowed; None where options say it all.
+        job: YAML file, or its content, dotted keys allowed; None where options say it all.
         options: Dotted keys and values of direct options; None values are left out.
         overrides: `section.key=value` texts; the value is read as YAML.
 
     Raises:
         ConfigError: One line with file, dotted path, value, and what was expected.
     """
-    where = "options" if path is None or isinstance(path, Mapping) else str(path)
+    where = "options" if job is None or isinstance(job, Mapping) else str(job)
     tree: dict[str, Any] = {}
-    if isinstance(path, Mapping):
-        for key, value in path.items():
+    if isinstance(job, Mapping):
+        for key, value in job.items():
             _assign(tree, key, value)
-    elif path is not None:
-        tree = _read_yaml(Path(path))
-    if path is not None:
+    elif job is not None:
+        tree = _read_yaml(Path(job))
+    if job is not None:
         stated = tree.get("kind")
         expected = kind.model_fields["kind"].default
         if stated is not None and stated != expected:

@@ -102,16 +102,16 @@ def score(
         "ray.address": address,
     }
     spec = _job(ScoreJob, job, settings, options)
-    from ray_mlc.runtime.backends import backend_of
+    from ray_mlc.runtime.backends import open_job
     from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.score import find_inputs
     from ray_mlc.runtime.score import score as run_score
 
-    inputs = find_inputs(spec)  # a typo should not cost an import of Ray
+    display = Display(quiet=quiet)
+    inputs, backend = open_job(spec, display, local=local)
     summary = run_score(
         spec,
-        backend_of(spec, local=local),
-        Display(quiet=quiet),
+        backend,
+        display,
         inputs=inputs,
         add_new=add_new,
         take_over=take_over,
@@ -285,7 +285,12 @@ def _job(
             f"job is a {type(job).__name__}, expected a {kind.__name__}, a mapping of its keys, or "
             "the path of its file"
         )
-    options = {key: value for keys in later for key, value in _plain(keys).items()}
+    options = {
+        key: value
+        for keys in later
+        for key, value in _plain(keys).items()
+        if value is not None  # an argument that was not given takes nothing back
+    }
     return load_job(kind, given, options=options)
 
 

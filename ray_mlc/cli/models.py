@@ -53,8 +53,6 @@ def train(
     """Fine-tune an encoder on Ray Train; the result is a model folder."""
     from ray_mlc.cli.tables import print_training
     from ray_mlc.config import TrainJob, load_job
-    from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.ray_train import train as run_train
 
     options = {
         "data.train": train_data,
@@ -67,6 +65,12 @@ def train(
         "ray.address": address,
     }
     spec = load_job(TrainJob, job, options=options, overrides=set_ or ())
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.session import set_environment
+
+    set_environment()  # Ray reads some of it when it is imported
+    from ray_mlc.runtime.ray_train import train as run_train
+
     summary = run_train(spec, Display(quiet=quiet))
     if json:
         print_json(summary)

@@ -21,8 +21,6 @@ from ray_mlc.errors import GateError, LimitError, ResourceError
 
 if TYPE_CHECKING:
     from ray_mlc.config import ScoreJob
-    from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.score import Backend, Inputs
     from ray_mlc.scoring.verify import Verdict
 
 
@@ -131,12 +129,13 @@ def nightly(
     """
     from ray_mlc.cli.tables import print_score_summary, print_verdict
     from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.runtime.backends import open_job
     from ray_mlc.runtime.nightly import run_night
     from ray_mlc.runtime.progress import Display
 
     spec = load_job(ScoreJob, job, options={"ray.address": address}, overrides=set_ or ())
     display = Display(quiet=quiet)
-    inputs, backend = _opened(spec, display, local=local)
+    inputs, backend = open_job(spec, display, local=local)
     summary, verdict, beyond = run_night(spec, backend, display, inputs=inputs)
     if json:
         print_json({"score": summary, "verify": verdict.to_dict()})
@@ -149,24 +148,13 @@ def nightly(
 
 
 def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
+    from ray_mlc.runtime.backends import open_job
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import score as run_score
 
     display = Display(quiet=quiet)
-    inputs, backend = _opened(spec, display, local=local)
+    inputs, backend = open_job(spec, display, local=local)
     return run_score(spec, backend, display, inputs=inputs, **options)
-
-
-def _opened(spec: ScoreJob, display: Display, *, local: bool) -> tuple[Inputs, Backend]:
-    """What a job names, found before anything costs time, and where it is worked on."""
-    from ray_mlc.runtime.backends import backend_of
-    from ray_mlc.runtime.score import find_inputs
-
-    shown = spec.input.path if isinstance(spec.input.path, str) else f"{len(spec.input.path)} paths"
-    with display.doing(f"opening {spec.model} and listing {shown}"):
-        inputs = find_inputs(spec)  # a typo should not cost an import of Ray
-    with display.doing("importing PyTorch" if local else "importing Ray"):
-        return inputs, backend_of(spec, local=local)
 
 
 def status(

@@ -493,7 +493,7 @@ def print_export(result: Mapping[str, Any]) -> None:
     check, total = result["check"], sum(result["files"].values())
     _say(
         f"{result['model']} as {result['format']}: {len(result['files'])} files, "
-        f"{total / 2**20:,.1f} MiB; loaded by {check['loaded_by']}, it reproduces the canaries: "
+        f"{size(total)}; loaded by {check['loaded_by']}, it reproduces the canaries: "
         f"largest score difference {check['max_difference']:.2g}, {check['flips']} of "
         f"{check['cells']:,} labels differ"
     )

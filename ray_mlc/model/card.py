@@ -399,7 +399,7 @@ def _training(info: ModelInfo) -> list[str]:
         for key, value in settings.items()
         if key in _ALWAYS or value != usual.get(key)
     ]
-    return [*lines, "", "All others are ray_mlc's defaults; `history.jsonl` has the epochs."]
+    return [*lines, "", "All others are ray_mlc's defaults."]
 
 
 def _tfidf_training(info: ModelInfo) -> list[str]:
@@ -489,11 +489,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def code(text: str) -> str:
-    """Any text as a code span of Markdown, on one line, fit for a cell of a table."""
+    """Any text as a code span of Markdown, on one line; not for tables, where `|` ends a cell."""
     line = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
-    line = line.replace("|", "\\|")
     longest = max(map(len, re.findall("`+", line)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if not line.strip() or line[0] in " `" or line[-1] in " `" else ""

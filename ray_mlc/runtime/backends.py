@@ -1,28 +1,39 @@
-"""Which backend does the work: this process, or Ray."""
+"""What a scoring job names, and which backend does the work: this process, or Ray."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ray_mlc.runtime.local import LocalBackend
+from ray_mlc.runtime.score import Inputs, find_inputs
 
 if TYPE_CHECKING:
     from ray_mlc.config import ScoreJob
+    from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import Backend
 
 
-def backend_of(job: ScoreJob, *, local: bool) -> Backend:
-    """The backend of a job; Ray is imported only for the one that needs it.
+def open_job(job: ScoreJob, display: Display, *, local: bool) -> tuple[Inputs, Backend]:
+    """Model and corpus of a job, found before anything costs time, and where it is worked on.
 
     Args:
         job: What is scored.
+        display: Told what goes on.
         local: In this process, without Ray.
+
+    Raises:
+        RayMlcError: As `find_inputs` says.
     """
+    paths = job.input.path
+    shown = paths if isinstance(paths, str) else f"{len(paths)} paths"
+    with display.doing(f"opening {job.model} and listing {shown}"):
+        inputs = find_inputs(job)  # a typo should not cost an import of Ray
     if local:
-        return LocalBackend()
-    from ray_mlc.runtime.session import set_environment
+        return inputs, LocalBackend()
+    with display.doing("importing Ray"):
+        from ray_mlc.runtime.session import set_environment
 
-    set_environment()  # Ray reads some of it when it is imported
-    from ray_mlc.runtime.ray_data import RayBackend
+        set_environment()  # Ray reads some of it when it is imported
+        from ray_mlc.runtime.ray_data import RayBackend
 
-    return RayBackend(job)
+        return inputs, RayBackend(job)

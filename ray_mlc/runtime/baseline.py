@@ -31,14 +31,12 @@ from ray_mlc.model.tfidf import MAX_TOKENS, TfidfModel, is_tfidf
 from ray_mlc.runtime.evaluate import load_here
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.session import usable_cores
-from ray_mlc.runtime.thresholds import measured_on
+from ray_mlc.runtime.thresholds import OBJECTIVE, measured_on
 from ray_mlc.scoring.identity import versions
 from ray_mlc.training.baselines import fit_tfidf, max_features_for
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 from ray_mlc.training.provenance import about_examples
 
-OBJECTIVE = "f1"
-"""What thresholds are fitted for, as `ray-mlc thresholds` does unless it is told otherwise."""
 _LIBRARIES = ("scikit-learn", "scipy")
 """What the fit depends on besides."""
 

@@ -7,6 +7,7 @@ out: a folder that is published says of which files it was trained, not where th
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -15,13 +16,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.errors import ConfigError, GateError, ModelError, StorageError, first_line
+from ray_mlc.errors import ConfigError, GateError, ModelError, StorageError, first_line, redact
 from ray_mlc.model.canaries import CanaryReport, check_canaries, compare_scores
 from ray_mlc.model.card import Form
 from ray_mlc.model.classifier import Classifier, sigmoid
@@ -128,7 +129,8 @@ def export_model(model: str, form: str, target: Target, display: Display) -> dic
                     target.push,
                     token=token,
                     public=target.public,
-                    replaces=_WEIGHTS[form],
+                    # of all forms: beside another model's card and labels they would mislead
+                    replaces=[pattern for patterns in _WEIGHTS.values() for pattern in patterns],
                     message=f"{form} form, written by ray-mlc",
                 )
                 stage.advance(len(files))
@@ -200,11 +202,19 @@ def _refuse_target(output: Path, folder: ModelFolder, *, overwrite: bool) -> Non
         return
     if not overwrite:
         raise ConfigError(f"--output is {output}: is there already: add --overwrite to replace it")
-    if not (output / INFO_FILE).is_file():
+    if not _is_export(output):
         raise ConfigError(
             f"--output is {output}: holds no exported model, so it is not replaced: name another "
             "folder"
         )
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder is what `export` has made: the model itself lies elsewhere."""
+    try:
+        return bool(json.loads((folder / INFO_FILE).read_bytes())["training"]["exported"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _scratch(output: Path | None) -> Path:
@@ -281,19 +291,20 @@ def _write(
 
 
 def without_paths(info: ModelInfo) -> ModelInfo:
-    """`ray_mlc.json` with names in place of this machine's paths."""
+    """`ray_mlc.json` with names in place of this machine's paths, and the mark of an export."""
     training = dict(info.training)
     for key in ("train", "validation"):
         if key in training:
             training[key] = _names(training[key])
-    encoder = training.get("encoder")
-    if isinstance(encoder, str) and not _HUB_ID.fullmatch(encoder):
-        training["encoder"] = _names(encoder)
-    if "data" in training:
-        training["data"] = {
-            split: {**about, "files": [{**f, "name": _names(f["name"])} for f in about["files"]]}
-            for split, about in training["data"].items()
-        }
+    if "encoder" in training and "base_model" not in training:  # of no hub, as far as is known
+        training["encoder"] = _names(training["encoder"])
+    data = dict(training.get("data", {}))
+    for split in data.keys() & {"train", "validation"}:
+        files = [{**file, "name": _names(file["name"])} for file in data[split]["files"]]
+        data[split] = {**data[split], "files": files}
+    if data:
+        training["data"] = data
+    training["exported"] = True
     metrics = dict(info.metrics)
     if "measured_on" in metrics:
         about = metrics["measured_on"]
@@ -301,14 +312,16 @@ def without_paths(info: ModelInfo) -> ModelInfo:
     return info.model_copy(update={"training": training, "metrics": metrics})
 
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
-
-
 def _names(location: Any) -> Any:
-    """The last element of a path, or of each of some."""
+    """The last element of a path, or of each of some, without what stands for an endpoint."""
     if isinstance(location, list):
         return [_names(one) for one in location]
-    return PurePosixPath(location).name if isinstance(location, str) else location
+    if not isinstance(location, str):
+        return location
+    scheme, _, rest = redact(location).partition("?")[0].rpartition("://")
+    parts = [part for part in re.split(r"[/\\]", rest) if part]
+    # of a store the first part is a bucket, which is nobody's business
+    return parts[-1] if len(parts) > (scheme not in ("", "file")) else ""
 
 
 def _check_hub(folder: ModelFolder, scratch: Path, canaries: Canaries) -> tuple[str, CanaryReport]:

@@ -63,8 +63,8 @@ class Stop:
         self._asked_s: float | None = None
         self._at_once = False
         self._last_words = False
-        self.late = False
-        """Whether it was the clock that asked first."""
+        self.missed: Deadline | None = None
+        """The deadline, if it was the clock that asked first."""
 
     @property
     def requested(self) -> bool:
@@ -89,7 +89,7 @@ class Stop:
     def due(self, deadline: Deadline) -> None:
         """Ask to stop because it is time; from any thread."""
         if not self.requested:
-            self.late = True
+            self.missed = deadline
             self._ask(f"it is {deadline.text} (limits.stop_at), stopping")
 
     def _ask(self, why: str) -> None:

@@ -29,7 +29,13 @@ def check_replaceable(path: Path, display: Display) -> None:
     """
     if not path.is_file() or not path.stat().st_size:
         return
-    if not (_is_page(path) or _is_figures(path)):
+    try:
+        ours = _is_page(path) or _is_figures(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: is there already, and cannot be read: {error.strerror}"
+        ) from None
+    if not ours:
         raise ConfigError(
             f"{path}: is there already, and no report of ray-mlc: name another --output, or remove "
             "it"

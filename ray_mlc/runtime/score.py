@@ -382,10 +382,10 @@ def _tag(
     with listen(job.limits.grace, display.say, deadline=deadline) as stop:
         try:
             if backend is not None:
-                _work_off(tally, work, pending, job, backend, display, lease, stop, deadline)
+                _work_off(tally, work, pending, job, backend, display, lease, stop)
         except KeyboardInterrupt:
             if tally.rows(PENDING):
-                raise _interrupted(tally, deadline if stop.late else None) from None
+                raise _interrupted(tally, stop.missed) from None
         stop.nothing_in_flight()
         try:
             with display.doing("accounting for every row"):
@@ -399,7 +399,7 @@ def _tag(
         except KeyboardInterrupt:
             if run.succeeded:
                 return run.summary
-            raise _interrupted(tally, deadline if stop.late else None) from None
+            raise _interrupted(tally, stop.missed) from None
 
 
 def _work_off(
@@ -411,7 +411,6 @@ def _work_off(
     display: Display,
     lease: Lease | None,
     stop: Stop,
-    deadline: Deadline | None,
 ) -> None:
     """Process the pending units."""
     run = tally.run
@@ -443,18 +442,18 @@ def _work_off(
             if lease is not None:
                 lease.check()
     if stop.requested and tally.rows(PENDING):
-        raise _interrupted(tally, deadline if stop.late else None)
+        raise _interrupted(tally, stop.missed)
 
 
-def _interrupted(tally: Tally, deadline: Deadline | None) -> RayMlcError:
-    """What a run that did not come to its end says; a deadline if it was that."""
+def _interrupted(tally: Tally, missed: Deadline | None) -> RayMlcError:
+    """What a run that did not come to its end says; the deadline, if it was that."""
     done = tally.rows(EARLIER, WRITTEN)
     rest = (
         f"after {done:,} of {tally.run.plan.rows:,} rows; what is written stays, run the same "
         "command to continue"
     )
-    if deadline is not None:
-        return RayMlcError(f"stopped at {deadline.text} (limits.stop_at) {rest}")
+    if missed is not None:
+        return RayMlcError(f"stopped at {missed.text} (limits.stop_at) {rest}")
     return InterruptedRunError(f"interrupted {rest}")
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.cluster import RayCluster, ray_cluster
+from support.ray_cluster import RayCluster, ray_cluster
 
 from ray_mlc import synthetic
 from ray_mlc.scoring.verify import verify

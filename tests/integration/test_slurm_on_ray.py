@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.clusters import rendered
+from support.manifests import rendered
 from support.slurm import make_tools, sbatch
 
 from ray_mlc.scoring.verify import verify

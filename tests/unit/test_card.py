@@ -93,8 +93,6 @@ def test_the_hub_reads_the_front_and_gets_the_figures(pooling: str | None) -> No
     assert len(results) == 3  # what is undefined is no figure
     assert {item.dataset_name for item in results.values()} == {"data/validation"}
     assert {item.dataset_type for item in results.values()} == {"custom"}
-    for item in results.values():
-        assert item == type(item)(**vars(item))
 
 
 @pytest.mark.parametrize("kind", ["encoder", "tfidf"])
@@ -126,6 +124,8 @@ def test_no_name_of_a_label_becomes_markup_or_front_matter() -> None:
         assert fence is not None
         inside = span[fence.end() : -fence.end()]
         assert fence.group() not in re.findall("`+", inside)
+        if name.isprintable():  # what is not is shown escaped
+            assert inside in (name, f" {name} ")  # readers take one space off each side
     # commas inside of names cannot be taken for those between them
     assert "`a, b`, " in last
 

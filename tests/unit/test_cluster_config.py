@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.clusters import ROOT, cluster, rendered
+from support.manifests import ROOT, cluster, rendered
 
 from ray_mlc.cluster.config import RAY_VERSION, ClusterConfig
 from ray_mlc.cluster.gpus import GPUS, GpuType, gcp_cpus

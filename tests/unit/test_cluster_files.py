@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.cli import run
-from support.clusters import KINDS, ROOT, VARIANTS, cluster, documents, rendered
+from support.manifests import KINDS, ROOT, VARIANTS, cluster, documents, rendered
 
 from ray_mlc.cluster.config import ClusterConfig
 from ray_mlc.config import ScoreJob, TrainJob, load_job

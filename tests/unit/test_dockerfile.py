@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.clusters import ROOT
+from support.manifests import ROOT
 
 TEXT = (ROOT / "cluster" / "Dockerfile").read_text(encoding="utf-8")
 

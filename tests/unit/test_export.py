@@ -54,6 +54,17 @@ GRAPHS = [
 ]
 
 
+def about_of(path: str) -> dict[str, Any]:
+    return {
+        "rows": 2,
+        "without_labels": 0,
+        "undecided": 0,
+        "positives": [1] * 12,
+        "scripts": {"LATIN": 1.0},
+        "files": [{"name": path, "bytes": 3, "sha256": "0" * 64}],
+    }
+
+
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model that says where it was trained, with files of a working folder."""
@@ -65,6 +76,18 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
         "train": "s3://a-bucket/customers/train.parquet",
         "validation": ["/home/somebody/v1.parquet", "v2.parquet"],
         "fingerprint": "f",
+        "data": {  # as `prepare` and `write_trained` have it
+            "train": about_of("s3://a-bucket/customers/train.parquet?endpoint_override=int.corp/x"),
+            "validation": about_of("/home/somebody/v1.parquet"),
+            "lengths": {"p50": 5, "p95": 8, "p99": 9, "longest": 9, "cut": 0.0},
+        },
+        "windows": {"chosen": "max", "metric": "f1_micro", "values": {"max": 0.5}},
+        "settings": {"epochs": 1},
+    }
+    info["metrics"]["measured_on"] = {
+        "examples": ["/home/somebody/v1.parquet"],
+        "documents": 2,
+        "per_label": False,
     }
     (folder / INFO_FILE).write_text(json.dumps(info))
     for name in ("evaluation/x.json", "_tensorboard/y", "int8/int8.json", "history.jsonl"):
@@ -105,19 +128,33 @@ def test_a_checkpoint_is_what_transformers_needs_and_nothing_else(
 def test_no_path_of_this_machine_is_given_away(model: Path, tmp_path: Path) -> None:
     exported(model, "hub", tmp_path / "out")
     written = "".join(path.read_text(errors="replace") for path in (tmp_path / "out").iterdir())
-    for secret in ("somebody", "a-bucket", "customers", str(tmp_path)):
+    for secret in ("somebody", "a-bucket", "customers", "int.corp", str(tmp_path)):
         assert secret not in written
     training = json.loads((tmp_path / "out" / INFO_FILE).read_text())["training"]
     assert training["encoder"] == "mini"
     assert training["train"] == "train.parquet"
     assert training["validation"] == ["v1.parquet", "v2.parquet"]
+    assert training["data"]["train"]["files"][0]["name"] == "train.parquet"
+    assert training["data"]["lengths"]["longest"] == 9
+
+
+@pytest.mark.parametrize("location", ["s3://a-bucket", "s3://a-bucket/", "gs://a-bucket?x=y/z"])
+def test_a_bare_bucket_has_no_name_to_give_away(model: Path, location: str) -> None:
+    info = open_model(str(model)).info
+    info = info.model_copy(update={"training": {"train": location, "encoder": r"C:\me\mini"}})
+    assert without_paths(info).training["train"] == ""
+    assert without_paths(info).training["encoder"] == "mini"
 
 
 @pytest.mark.parametrize("encoder", ["distilbert/distilbert-base-uncased", "bert-base@v1.0"])
 def test_the_name_of_a_hub_model_stays(model: Path, encoder: str) -> None:
     info = open_model(str(model)).info
-    info = info.model_copy(update={"training": {"encoder": encoder}})
-    assert without_paths(info).training["encoder"] == encoder
+    training = {"encoder": encoder, "base_model": encoder}
+    kept = without_paths(info.model_copy(update={"training": training})).training
+    assert (kept["encoder"], kept["base_model"]) == (encoder, encoder)
+    # a folder may be named like one
+    folder = info.model_copy(update={"training": {"encoder": encoder}})
+    assert without_paths(folder).training["encoder"] == encoder.rpartition("/")[2]
 
 
 @pytest.mark.parametrize("form", GRAPHS)
@@ -238,10 +275,12 @@ def test_nothing_but_an_export_is_ever_replaced(
     precious.mkdir()
     (precious / "thesis.tex").write_text("x")
     (tmp_path / "file").write_text("x")
-    for output in (precious, tmp_path / "file", model, tmp_path):
+    other = Path(shutil.copytree(model, tmp_path / "another-model"))
+    for output in (precious, tmp_path / "file", model, tmp_path, other):
         with pytest.raises(ConfigError, match="--output is"):
             exported(model, "hub", output, overwrite=overwrite)
     assert (precious / "thesis.tex").exists()
+    assert (other / "history.jsonl").exists()
     assert open_model(str(model))
 
 
@@ -322,6 +361,7 @@ def test_weights_of_an_earlier_upload_do_not_stay_beside_new_ones(hub: Hub, mode
     push(model)
     files = hub.repositories["me/model"]["files"]
     files |= {"model-00001-of-00002.safetensors": b"old", "notes.md": b"mine"}
+    files |= {"model.onnx": b"another model", "openvino_model.bin": b"a third"}
     push(model)
     assert set(files) == {*HUB_FILES, "notes.md"}
 

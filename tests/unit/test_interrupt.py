@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.displays import Spoken
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.errors import InterruptedRunError, LimitError, RayMlcError
@@ -27,17 +28,6 @@ from ray_mlc.scoring.verify import verify
 from ray_mlc.storage.local import LocalStorage
 
 MakeJob = Callable[..., ScoreJob]
-
-
-class Spoken(Display):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -363,7 +353,7 @@ def test_the_clock_asks_by_itself_also_when_it_was_time_before_the_work_began() 
         with listen(60, said.append, deadline=deadline) as stop:
             while not said:
                 time.sleep(0.01)
-            assert stop.late
+            assert stop.missed is not None
             assert not stop.overdue
         assert said[0].startswith("it is 06:00 (limits.stop_at), stopping: what is in flight has")
 
@@ -375,5 +365,5 @@ def test_a_signal_counts_for_more_than_the_clock() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         stop.due(deadline)
         assert stop.requested
-        assert not stop.late
+        assert stop.missed is None
     assert len(said) == 1

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from support.clusters import ROOT, VARIANTS, documents
+from support.manifests import ROOT, VARIANTS, documents
 
 from ray_mlc.cluster.kuberay import quantity
 

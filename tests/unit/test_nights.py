@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.displays import Spoken
 
 from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob
@@ -28,17 +29,6 @@ from ray_mlc.storage import open_storage
 
 MakeJob = Callable[..., ScoreJob]
 ReadOutput = Callable[[Path], pa.Table]
-
-
-class Spoken(Display):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture

@@ -302,6 +302,21 @@ def test_a_job_may_be_a_mapping_a_file_or_a_job(
     assert keys["units.rows"] == 60  # not the caller's to change
 
 
+def test_a_dotted_key_says_what_its_argument_would(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """An argument that is not given takes nothing back."""
+    with pytest.raises(DataError, match="no file has a column 'body'"):
+        score(
+            model=tiny_model,
+            input=tiny_corpus,
+            output=tmp_path / "out",
+            local=True,
+            quiet=True,
+            **{"input.text": "body"},
+        )
+
+
 def test_the_same_call_goes_on_and_another_is_refused(
     tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:

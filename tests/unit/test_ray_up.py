@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clusters import VARIANTS, cluster, documents
+from support.manifests import VARIANTS, cluster, documents
 
 from ray_mlc.cluster.render import render
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.displays import Spoken
 
 from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob
@@ -33,17 +34,6 @@ MakeJob = Callable[..., ScoreJob]
 ReadOutput = Callable[[Path], pa.Table]
 NOTE = "is not the one that this run was started with: the run goes on with its own"
 METRICS: dict[str, dict[str, Any]] = {"at_half": {}, "fitted": {}}
-
-
-class Spoken(Display):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 class Stopped(LocalBackend):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.clusters import ROOT, VARIANTS, rendered
+from support.manifests import ROOT, VARIANTS, rendered
 from support.slurm import make_tools, sbatch
 
 NO_ACTIVATION = "slurm.activate=null"
