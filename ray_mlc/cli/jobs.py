@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ray_mlc.cli.options import Json, Quiet, Set, print_json
-from ray_mlc.errors import ConfigError, JobFailedError
+from ray_mlc.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ray_mlc.config import Section
     from ray_mlc.runtime.job_client import JobClient
 
 Cluster = Annotated[
@@ -49,11 +50,11 @@ def render(job: Annotated[Path, typer.Argument(help="YAML job file.")], set_: Se
     typer.echo(dump_job(load_job(kind, job, overrides=set_ or ())), nl=False)
 
 
-def _kind(kind: str) -> Any:
+def _kind(kind: str) -> type[Section]:
     from ray_mlc.cluster.config import ClusterConfig
-    from ray_mlc.config import ScoreJob, TrainJob, TuneJob
+    from ray_mlc.runtime.job_ids import KINDS
 
-    kinds = {"score": ScoreJob, "train": TrainJob, "tune": TuneJob, "cluster": ClusterConfig}
+    kinds: dict[str, type[Section]] = {**KINDS, "cluster": ClusterConfig}
     if kind not in kinds:
         raise ConfigError(f"kind is {kind!r}, expected score, train, tune or cluster")
     return kinds[kind]
@@ -88,11 +89,13 @@ def submit(
     from ray_mlc.config import kind_of, load_job
     from ray_mlc.runtime import jobs
     from ray_mlc.runtime.job_client import JobClient, choose_address
-    from ray_mlc.runtime.job_ids import ray_of
+    from ray_mlc.runtime.job_ids import KINDS, ray_of
     from ray_mlc.runtime.progress import Display
 
     say = Display(quiet=quiet).say
-    spec = load_job(_kind(kind_of(job)), job, overrides=set_ or ())
+    if (kind := kind_of(job)) not in KINDS:
+        raise ConfigError(f"{job}: kind is {kind!r}, expected {', '.join(KINDS)}")
+    spec = load_job(KINDS[kind], job, overrides=set_ or ())
     client = JobClient(choose_address(address, ray_of(spec).address), verify=verify)
     done = jobs.submit(spec, client, add_new=add_new, again=again, working_dir=working_dir, say=say)
     attempt = done.attempt
@@ -106,18 +109,17 @@ def submit(
             attempt = jobs.follow(client, attempt.id, _write_to_stderr)
         elif done.plan.action == "submitted":
             attempt = jobs.wait_until_begun(client, done)
-            say(
-                f"{attempt.id} is {attempt.status}: watch it with `ray-mlc jobs logs {attempt.id} "
-                f"--follow`, end it with `ray-mlc jobs stop {attempt.id}`"
-            )
-    except JobFailedError:
-        attempt = client.attempt(attempt.id)
-        raise
+            if not attempt.over:
+                say(
+                    f"{attempt.id} is {attempt.status}: watch it with `ray-mlc jobs logs "
+                    f"{attempt.id} --follow`, end it with `ray-mlc jobs stop {attempt.id}`"
+                )
     finally:
         if json:
             print_json({"action": done.plan.action, **jobs.as_dict(attempt)})
         else:
             typer.echo(attempt.id)
+    jobs.check(attempt)
 
 
 def list_(
@@ -174,7 +176,7 @@ def logs(
     client = _client(address, verify)
     attempt = jobs.find(client, name)
     if follow:
-        jobs.follow(client, attempt.id, lambda text: typer.echo(text, nl=False))
+        jobs.check(jobs.follow(client, attempt.id, lambda text: typer.echo(text, nl=False)))
     elif json:
         print_json({**jobs.as_dict(attempt), "log": client.log(attempt.id)})
     else:

@@ -122,7 +122,8 @@ class JobsConfig(Section):
     attempts: int = Field(default=3, ge=1, le=20)
     """How often a job is started in all; each attempt continues where the last one stopped."""
     deadline: Duration = 12 * 3600.0
-    """After which it is ended, done or not."""
+    """After which a RayJob is ended, done or not. What the CronJob has submitted goes on: a night
+    is ended by the score job's `limits.stop_at`."""
     startup: Duration = 30 * 60.0
     """How long nodes may take to come and images to be pulled before the cluster is given up."""
     keep: Duration = 10 * 60.0
@@ -138,7 +139,7 @@ class JobsConfig(Section):
 
 
 class NightlyConfig(Section):
-    """When the score job is run again for what arrived since: `--add-new`."""
+    """When the score job is run again for what arrived since, and verified: `ray-mlc nightly`."""
 
     schedule: Schedule = "0 22 * * *"
     """Five fields of cron."""

@@ -144,7 +144,7 @@ def _ray_cron_job(config: ClusterConfig) -> Manifest:
             "schedule": nightly.schedule,
             "timeZone": nightly.time_zone,
             "suspend": nightly.suspend,
-            "jobTemplate": _job_spec(config, "score", f"ray-mlc score {JOBS}/score.yaml --add-new"),
+            "jobTemplate": _job_spec(config, "score", f"ray-mlc nightly {JOBS}/score.yaml"),
         },
     }
 

@@ -159,19 +159,22 @@ class JobClient:
                 metadata=dict(metadata),
             )
 
-    def stop(self, id: str) -> bool:
-        """Ask a job to stop; False if it was not running."""
+    def stop(self, id: str) -> None:
+        """Ask a job to stop."""
         with self._asking():
-            return bool(self._client.stop_job(id))
+            self._client.stop_job(id)
 
-    def wait(
-        self, id: str, until: Callable[[Attempt], bool], *, timeout_s: float | None
-    ) -> Attempt:
+    def wait(self, id: str, until: Callable[[Attempt], bool], *, timeout_s: float) -> Attempt:
         """Poll a job until a condition holds or the time is over; how it is then."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
+
+        def look() -> tuple[Attempt, bool]:
+            found = self.attempt(id)
+            return found, until(found)
+
         while True:
-            attempt = self._patiently(lambda: self.attempt(id))
-            if until(attempt) or (deadline is not None and time.monotonic() > deadline):
+            attempt, holds = self._patiently(look)
+            if holds or time.monotonic() > deadline:
                 return attempt
             time.sleep(POLL_S)
 
@@ -183,8 +186,6 @@ class JobClient:
         Raises:
             RayMlcError: If the cluster is away for longer than `AWAY_S`.
         """
-        import aiohttp
-
         seen = 0
 
         def pass_on(text: str) -> None:
@@ -193,8 +194,7 @@ class JobClient:
             seen += len(text)
 
         while True:
-            with suppress(RuntimeError, OSError, aiohttp.ClientError, TimeoutError):
-                asyncio.run(self._tail(id, seen, pass_on))
+            asyncio.run(self._tail(id, seen, pass_on))
             attempt = self._patiently(lambda: self.attempt(id))
             if attempt.over:
                 with suppress(RayMlcError):  # its node, and with it the log, may be gone
@@ -204,11 +204,16 @@ class JobClient:
 
     async def _tail(self, id: str, seen: int, pass_on: Callable[[str], None]) -> None:
         """Read the stream once, from the beginning of the log, and leave out what was seen."""
+        import aiohttp
+
         position = 0
         try:
             async with aclosing(self._client.tail_job_logs(id)) as stream:
                 while True:
-                    text = await asyncio.wait_for(anext(stream, None), SILENCE_S)
+                    text = None
+                    # only the stream may break: where nobody takes the log any more, that is all
+                    with suppress(RuntimeError, OSError, aiohttp.ClientError):
+                        text = await asyncio.wait_for(anext(stream, None), SILENCE_S)
                     if text is None:
                         return
                     skip = min(len(text), max(0, seen - position))
@@ -315,7 +320,7 @@ def check_ray_version(client: JobClient) -> str | None:
             f"{client.address} runs Ray {found}, expected {low} up to before {high}: upgrade Ray "
             "on the cluster"
         )
-    if found != ray.__version__:
+    if found and found != ray.__version__:
         return f"the cluster runs Ray {found}, this machine has {ray.__version__}"
     return None
 

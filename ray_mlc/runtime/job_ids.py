@@ -4,7 +4,7 @@ A run is what a job file asks for: its kind, its output and everything that its 
 in a digest. Submitting it again is another attempt of the same run, and resumes it:
 
     score-3f2a9c1b04d7-1                 first attempt
-    score-3f2a9c1b04d7-20261124-2        second attempt of the night that began on that day
+    score-3f2a9c1b04d7-20261124-2        second attempt of the night that was submitted on that day
 
 Ray takes a submission id once and for good, so that of two submits at one moment one wins; the
 other is told, looks again, and attaches. Nothing here talks to a cluster.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from ray_mlc.errors import ConfigError, LeaseError, UsageError
 from ray_mlc.storage import scheme_of
 
 Job = ScoreJob | TrainJob | TuneJob
+KINDS: dict[str, type[Job]] = {"score": ScoreJob, "train": TrainJob, "tune": TuneJob}
+"""Jobs that can be submitted, by kind."""
 JOB_FILE = "ray_mlc_job.yaml"
 """Name under which a resolved job travels."""
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -58,12 +61,14 @@ def run_id(job: Job, *, night: datetime.date | None = None) -> str:
 
     Args:
         job: With absolute paths, so that it means the same wherever it was submitted.
-        night: The day on which a night began; None: the job is submitted once, not nightly.
+        night: The day on which a night is submitted; None: the job is submitted once, not nightly.
     """
     # without defaults: a key that a later version adds makes no other run of a job under way
     tree = job.model_dump(mode="json", exclude_defaults=True)
     for key in _HOW[job.kind]:
         _drop(tree, key.split("."))
+    for key in _OUTPUTS[job.kind]:
+        _change(tree, key.split("."), lambda path: path.rstrip("/") or path)
     if isinstance(job, ScoreJob) and job.long is not None:
         # what it does not say, the model folder does: a default is not the same as silence
         tree["long"] = job.long.model_dump(mode="json", exclude_unset=True)
@@ -81,10 +86,12 @@ def _drop(tree: dict[str, Any], path: Sequence[str]) -> None:
 
 
 def output_of(job: Job) -> str:
-    """Where a job's result goes."""
+    """Where a job's result goes; a slash at its end says nothing."""
     if isinstance(job, ScoreJob):
-        return job.output.path
-    return job.output if isinstance(job, TrainJob) else job.train.output
+        output = job.output.path
+    else:
+        output = job.output if isinstance(job, TrainJob) else job.train.output
+    return output.rstrip("/") or output
 
 
 def ray_of(job: Job) -> Any:
@@ -238,14 +245,18 @@ def plan_submit(job: Job, run: str, attempts: Iterable[Attempt], *, again: bool 
     """
     attempts, name = list(attempts), run_id(job)
     live = [item for item in attempts if not item.over]
-    if same := [item for item in live if item.job == name]:
-        # also a night that began the day before: two could not write at one time anyway
+    is_night = run != name
+    # a night that began the day before will do, as two could not write at one time anyway; a job
+    # that is none will not: it takes no new files in, and proves nothing
+    same = [item for item in live if item.job == name and (not is_night or item.run != item.job)]
+    if same:
         latest = max(same, key=lambda item: item.started_s)
         return Plan("attached", latest.id, latest.number)
     if other := next((item for item in live if item.output == output_of(job)), None):
+        which = "is no night" if other.job == name else "is from another job file"
         raise LeaseError(
-            f"{other.id} is {other.status} and writes to {other.output}, from another job file: "
-            f"wait for it, or end it with `ray-mlc jobs stop {other.id}`"
+            f"{other.id} is {other.status}, writes to {other.output}, and {which}: wait for it, or "
+            f"end it with `ray-mlc jobs stop {other.id}`"
         )
     mine = [item for item in attempts if item.run == run]
     last = max(mine, key=lambda item: item.number, default=None)
@@ -299,7 +310,7 @@ def check_stop_wait(job: Job) -> int:
             f"ray.job_stop_wait is {wait_s:g} s, expected more than limits.grace "
             f"({job.limits.grace:g} s): Ray would kill the job before what is in flight is finished"
         )
-    return int(-(-wait_s // 1))
+    return math.ceil(wait_s)
 
 
 def entrypoint(command: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from ray_mlc.errors import ConfigError, InterruptedRunError, JobFailedError
+from ray_mlc.errors import ConfigError, InterruptedRunError, JobFailedError, first_line
 from ray_mlc.runtime.job_client import AlreadySubmittedError, JobClient, check_ray_version
 from ray_mlc.runtime.job_ids import (
     JOB_FILE,
@@ -96,9 +96,10 @@ def submit(
             plan = plan_submit(job, run, client.attempts(), again=again or add_new)
             if plan.action != "submitted":
                 break
+            for note in notes:
+                say(f"note: {note}")
+            notes = []  # once
             try:
-                for note in notes if not tries else []:
-                    say(f"note: {note}")
                 client.submit(
                     plan.id,
                     entrypoint(command),
@@ -128,9 +129,11 @@ def _shipped(job: Job, working_dir: Path | None) -> Iterator[Path]:
         else:
             try:
                 shutil.copytree(working_dir, folder, ignore=UNSHIPPED)
-            except shutil.Error as error:
+            except OSError as error:
+                # of several files shutil says more than it raises
+                told = error.args[0][0][2] if isinstance(error, shutil.Error) else first_line(error)
                 raise ConfigError(
-                    f"--working-dir {working_dir}: cannot be copied ({error.args[0][0][2]})"
+                    f"--working-dir {working_dir}: cannot be copied ({told})"
                 ) from None
         (folder / JOB_FILE).write_text(shipped_text(job), encoding="utf-8")
         yield folder
@@ -151,8 +154,7 @@ def shipped_text(job: Job) -> str:
 def wait_until_begun(client: JobClient, submitted: Submitted) -> Attempt:
     """Wait until the cluster's ray-mlc has been found to be this one and begins; how it is then.
 
-    Raises:
-        JobFailedError: If it has failed by then, as with another version.
+    It may have failed by then, as with another version: see `check`.
     """
 
     def begun(attempt: Attempt) -> bool:
@@ -160,30 +162,25 @@ def wait_until_begun(client: JobClient, submitted: Submitted) -> Attempt:
             attempt.status == "RUNNING" and PASSED in f"\n{client.log(attempt.id)}"
         )
 
-    attempt = client.wait(submitted.plan.id, begun, timeout_s=START_WAIT_S)
-    check(client, attempt)
-    return attempt
+    return client.wait(submitted.plan.id, begun, timeout_s=START_WAIT_S)
 
 
 def follow(client: JobClient, id: str, write: Say) -> Attempt:
-    """Pass on what a job prints until it has ended.
+    """Pass on what a job prints until it has ended; how it has: see `check`.
 
     Raises:
         InterruptedRunError: On Ctrl-C or SIGTERM; the job goes on.
-        JobFailedError: If it did not succeed.
     """
     try:
-        attempt = client.follow(id, write)
+        return client.follow(id, write)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"detached; {id} goes on: watch it with `ray-mlc jobs logs {id} --follow`, end it with "
             f"`ray-mlc jobs stop {id}`"
         ) from None
-    check(client, attempt)
-    return attempt
 
 
-def check(client: JobClient, attempt: Attempt) -> None:
+def check(attempt: Attempt) -> None:
     """Say why an attempt that is over has not succeeded.
 
     Raises:

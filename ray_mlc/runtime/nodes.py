@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,14 @@ class NodeFacts:
     """CPUs that Ray counts there."""
 
 
-def node_names() -> dict[str, str]:
-    """Living nodes of the connected cluster: id and a name for people, which may be there twice."""
+def node_names(nodes: Sequence[Mapping[str, Any]] | None = None) -> dict[str, str]:
+    """Living nodes of the connected cluster: id, and a name for people with some of it.
+
+    Args:
+        nodes: What Ray says of them; None: it is asked now.
+    """
     names = {}
-    for node in ray.nodes():
+    for node in ray.nodes() if nodes is None else nodes:
         if node["Alive"]:
             head = " (head)" if "node:__internal_head__" in node["Resources"] else ""
             names[node["NodeID"]] = f"{node['NodeManagerHostname']} {node['NodeID'][:6]}{head}"
@@ -107,8 +111,8 @@ def on_every_node(
 
 def node_facts() -> dict[str, NodeFacts | RayMlcError]:
     """What each node of the connected cluster is made of."""
-    ids = node_names()
-    of_ray = {ids[node["NodeID"]]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    ids = node_names(nodes := ray.nodes())  # of one moment: nodes come and go
+    of_ray = {ids[node["NodeID"]]: node["Resources"] for node in nodes if node["Alive"]}
     with_gpus = {id: name for id, name in ids.items() if of_ray[name].get("GPU")}
     answers = on_every_node(_look_around, names=ids)
     devices: dict[str, str | RayMlcError] = {}

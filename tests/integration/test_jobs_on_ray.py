@@ -191,10 +191,13 @@ def test_the_doctor_looks_at_every_node_and_leaves_the_output_as_it_was(site: Si
 def test_the_token_is_nowhere_but_in_its_file(site: Site) -> None:
     assert site.cluster.token_file is not None
     token = site.cluster.token_file.read_bytes()
+    looked_at = 0
     for folder, _, files in os.walk(site.cluster.folder / "ray"):
         for name in files:
             path = Path(folder) / name
             if (path.is_file() and "/jobs/" in str(path)) or name.startswith("job-driver"):
                 assert token not in path.read_bytes(), path
+                looked_at += 1
+    assert looked_at
     everything = site.jobs("list", "--all", "--json").stdout
     assert token.decode() not in everything

@@ -84,6 +84,14 @@ def test_a_wrong_command_says_so_in_one_line_and_exits_2(
     assert said in lines[0]
 
 
+def test_a_file_that_is_no_job_is_not_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text("kind: cluster\n")
+    assert run(monkeypatch, "jobs", "submit", str(tmp_path / "c.yaml"), "--address", "auto") == 2
+    assert "kind is 'cluster', expected score, train, tune" in capsys.readouterr().err
+
+
 def test_score_status_and_verify_work_together(
     tiny_model: Path,
     tmp_path: Path,

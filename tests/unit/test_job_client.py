@@ -336,7 +336,7 @@ def test_a_job_that_failed_gives_its_exit_code_and_its_own_words(dashboard: Dash
     )
     dashboard.add("j", "FAILED", message, message=message, driver_exit_code=3)
     with pytest.raises(JobFailedError, match="j failed with exit code 3: 5 rows set") as caught:
-        jobs.follow(JobClient(dashboard.address), "j", lambda _: None)
+        jobs.check(jobs.follow(JobClient(dashboard.address), "j", lambda _: None))
     assert caught.value.exit_code == 3
 
 
@@ -346,12 +346,24 @@ def test_a_job_that_was_killed_and_one_that_was_stopped_may_be_run_again(
     client = JobClient(dashboard.address)
     dashboard.add("k", "FAILED", message="Job supervisor actor died", driver_exit_code=-9)
     with pytest.raises(JobFailedError, match=r"killed by signal 9\)") as caught:
-        jobs.follow(client, "k", lambda _: None)
+        jobs.check(jobs.follow(client, "k", lambda _: None))
     assert caught.value.exit_code == 1
     dashboard.add("s", "STOPPED")
     with pytest.raises(JobFailedError, match="submit the job again to continue") as caught:
-        jobs.follow(client, "s", lambda _: None)
+        jobs.check(jobs.follow(client, "s", lambda _: None))
     assert caught.value.exit_code == 130
+
+
+def test_a_reader_that_goes_away_ends_the_following(dashboard: Dashboard) -> None:
+    """As in `jobs logs j --follow | head`: only the stream is opened again when it breaks."""
+    dashboard.add("j", log="one\n")
+
+    def gone(text: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        jobs.follow(JobClient(dashboard.address), "j", gone)
+    assert dashboard.streams == 1
 
 
 def test_ctrl_c_detaches_and_says_how_to_attach_and_how_to_stop(dashboard: Dashboard) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ray_mlc.config import ScoreJob, TrainJob, TuneJob, kind_of, load_job
-from ray_mlc.runtime.job_ids import Job, check_stop_wait
+from ray_mlc.config import kind_of, load_job
+from ray_mlc.runtime.job_ids import KINDS, check_stop_wait
 from ray_mlc.runtime.jobs import shipped_text
 
 JOBS = Path(__file__).parents[2] / "jobs"
 FILES = sorted(JOBS.rglob("*.yaml"))
-KINDS: dict[str, type[Job]] = {"score": ScoreJob, "train": TrainJob, "tune": TuneJob}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(JOBS)))

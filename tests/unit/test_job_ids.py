@@ -197,6 +197,21 @@ def test_a_night_begins_at_one_each_day_and_joins_one_that_is_still_running() ->
     assert plan_submit(score(), tonight, running, again=True).id == f"{yesterday}-3"
 
 
+def test_a_night_does_not_take_a_plain_job_for_one() -> None:
+    """That would take no new files in, and verify nothing."""
+    plain, tonight = run_id(score()), run_id(score(), night=NIGHT)
+    running = [attempt(plain, 1, "RUNNING", output=score().output.path)]
+    with pytest.raises(LeaseError, match=f"{plain}-1 is RUNNING, writes to .* and is no night"):
+        plan_submit(score(), tonight, running, again=True)
+    night = [attempt(tonight, 1, "RUNNING", output=score().output.path)]
+    assert plan_submit(score(), plain, night).action == "attached"
+
+
+def test_a_slash_at_the_end_of_an_output_makes_no_other_run() -> None:
+    assert run_id(score(output="/out/")) == run_id(score(output="/out"))
+    assert output_of(score(output="s3://b/tags/")) == "s3://b/tags"
+
+
 def test_another_job_that_writes_to_the_same_output_is_named_with_what_to_do() -> None:
     running = [attempt("score-other", 4, "RUNNING")]
     with pytest.raises(LeaseError, match="ray-mlc jobs stop score-other-4"):

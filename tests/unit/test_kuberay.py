@@ -280,9 +280,11 @@ def test_a_retry_runs_the_same_command_so_that_it_continues() -> None:
     for spec in job_specs("jobs.attempts=4"):
         assert spec["backoffLimit"] == 3
         # KubeRay pastes it into a shell twice: plain words only
-        assert re.fullmatch(r"ray-mlc (score|train) [\w/.-]+( --add-new)?", spec["entrypoint"])
+        assert re.fullmatch(r"ray-mlc (score|train|nightly) [\w/.-]+", spec["entrypoint"])
         mounts = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
         assert "/etc/ray-mlc" in [one["mountPath"] for one in mounts["volumeMounts"]]
+    (cron,) = of_kind("RayCronJob")
+    assert cron["spec"]["jobTemplate"]["entrypoint"] == "ray-mlc nightly /etc/ray-mlc/score.yaml"
 
 
 def test_the_nightly_never_runs_twice_and_tells_bad_luck_from_bad_config() -> None:

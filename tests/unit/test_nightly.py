@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_read_is_exit_3_and_the_rest_is_proven(
     assert "limits.bad_files" in err
 
 
-def test_a_part_that_is_gone_is_exit_4(
+def test_a_part_of_no_plan_is_exit_4(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     night(monkeypatch, capsys)
