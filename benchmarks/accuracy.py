@@ -1,12 +1,12 @@
 """Test figures over seeds, beside TF-IDF: a JSON line for each model and decision.
 
     python benchmarks/accuracy.py goemotions --data DATA --encoder ENCODER --seeds 0,1,2 \
-        --work WORK [--set training.epochs=3 …] [--baseline] [--output FILE]
+        --work WORK [--set training.epochs=3 …] [--baseline] [--without threat] [--output FILE]
 
 `DATA/goemotions/` holds train, validation and test as Parquet; the settings are those of
 `jobs/public/goemotions.yaml` (`--job`: of another one) and `--set`. Everything is done by commands
 that users have; thresholds are fitted on validation, figures are of the test split. A model that is
-in WORK already is measured only.
+in WORK already is measured only. `--seeds ""` trains nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from typing import Any
 
 COMMAND = Path(sys.executable).parent / "ray-mlc"
 JOBS = Path(__file__).parent.parent / "jobs" / "public"
-FIGURES = ("f1_micro", "f1_macro", "average_precision_macro", "average_precision_micro", "loss")
+FIGURES = (
+    *("f1_micro", "f1_macro", "f1_samples", "average_precision_macro", "average_precision_micro"),
+    *("roc_auc_macro", "roc_auc_micro", "accuracy", "binary_accuracy", "loss"),
+)
 
 
 def ray_mlc(*words: str) -> Any:
@@ -44,14 +47,31 @@ def figures(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
+def ranked(result: Mapping[str, Any], without: Sequence[str]) -> dict[str, float]:
+    """What is the same at every threshold: nDCG@5, and mean average precision of most labels."""
+    found = {}
+    if ranking := result.get("ranking"):
+        found["ndcg_at_5"] = round(100 * ranking["ndcg@5"]["value"], 2)
+    if without:
+        rest = [row for row in result["per_label"] if row["label"] not in without]
+        values = [row["average_precision"] for row in rest]
+        known = [value for value in values if value is not None]
+        found["average_precision_macro_without"] = round(100 * statistics.mean(known), 2)
+    return found
+
+
 def measure(
-    folder: Path, data: Path, test: str, model: Path, columns: Sequence[str]
+    folder: Path,
+    data: Path,
+    test: str,
+    model: Path,
+    columns: Sequence[str],
+    without: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
     """A trained model at 0.5, at one threshold, and at one for each label."""
     result = ray_mlc("evaluate", str(model), str(data / test), *columns)
-    ranking = result.get("ranking") or {}
-    ranked = {"ndcg_at_5": round(100 * ranking["ndcg@5"]["value"], 2)} if ranking else {}
-    yield {"decision": "0.5", **figures(result["at_half"]), **ranked}
+    yield {"decision": "0.5", **figures(result["at_half"]), **ranked(result, without)}
+    yield {"decision": "dummy", **figures(result["dummy"])}
     yield {"decision": "one threshold", **figures(result["decision"])}
     if "first_window" in result:
         yield {"decision": "one threshold, first window", **figures(result["first_window"])}
@@ -73,6 +93,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="models and evaluations")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--test", default="test.parquet")
+    parser.add_argument("--without", action="append", default=[], help="label; one more mean")
     parser.add_argument("--name", help="of the settings, default: the set's")
     parser.add_argument("--set", dest="settings", action="append", default=[])
     parser.add_argument("--baseline", action="store_true", help="TF-IDF too")
@@ -97,11 +118,14 @@ def main() -> None:
         started = time.monotonic()
         result = ray_mlc("baseline", *words)
         seconds = round(time.monotonic() - started)
+        folder = str(asked.work / f"{name}-tfidf")
+        evaluated = ray_mlc("evaluate", folder, str(data / asked.test), *columns)
+        of_scores = ranked(evaluated, asked.without)
         titles = {"at_half": "0.5", "one_threshold": "one threshold", "decision": "one per label"}
         for key, title in titles.items():
             line = {"set": asked.set, "name": "TF-IDF", "decision": title}
-            tell(line | figures(result[key]) | {"seconds": seconds})
-    for seed in asked.seeds.split(","):
+            tell(line | figures(result[key]) | of_scores | {"seconds": seconds})
+    for seed in filter(None, asked.seeds.split(",")):
         model = asked.work / f"{name}-{seed}"
         words = [str(JOBS / f"{asked.job or asked.set}.yaml"), "--output", str(model)]
         words += [word for part, path in split.items() for word in (f"--{part}", path)]
@@ -117,14 +141,14 @@ def main() -> None:
             f"data.labels={asked.labels}",
         )
         seconds = round(time.monotonic() - started)
-        for found in measure(asked.work, data, asked.test, model, columns):
+        for found in measure(asked.work, data, asked.test, model, columns, asked.without):
             line = {"set": asked.set, "name": name, "seed": int(seed), "settings": asked.settings}
             tell(line | found | {"seconds": seconds})
     for title in dict.fromkeys(line["decision"] for line in lines if "seed" in line):
         runs = [line for line in lines if "seed" in line and line["decision"] == title]
         summary: dict[str, Any] = {"set": asked.set, "name": name, "decision": title}
-        for figure in FIGURES:
-            values = [run[figure] for run in runs if run[figure] is not None]
+        for figure in (*FIGURES, "ndcg_at_5", "average_precision_macro_without"):
+            values = [run[figure] for run in runs if run.get(figure) is not None]
             if values:
                 summary[figure] = round(statistics.mean(values), 4)
                 summary[f"{figure}_range"] = [min(values), max(values)]
