@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import tokenizers
 from numpy.typing import NDArray
 
@@ -115,6 +116,27 @@ class Ragged:
         places = np.repeat(self.offsets[windows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         counts = self.n_windows[documents]
         return Ragged.of(self.values[places], offsets, self.n_tokens[documents], counts)
+
+    def distinct(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Documents with the same ids, window by window, are one.
+
+        Returns:
+            The first of each such group, rising, shape [D]; and for each document, shape [N], which
+            of these D it equals.
+        """
+        if not len(self):
+            return np.zeros(0, np.intp), np.zeros(0, np.intp)
+        begins = self.offsets[self.firsts] * self.values.itemsize
+        buffers = [None, pa.py_buffer(begins), pa.py_buffer(np.ascontiguousarray(self.values))]
+        ids = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), buffers)
+        code_N = ids.dictionary_encode().indices.to_numpy().astype(np.int64)
+        # all windows but the last are full: their number tells how equal ids are cut
+        key_N = code_N * (int(self.n_windows.max()) + 1) + self.n_windows
+        _, first_D, group_N = np.unique(key_N, return_index=True, return_inverse=True)
+        order_D = np.argsort(first_D)
+        place_D = np.empty_like(order_D)
+        place_D[order_D] = np.arange(len(order_D))
+        return first_D[order_D], place_D[group_N]
 
     def windows_of(self, documents: NDArray[np.intp]) -> NDArray[np.intp]:
         """The windows of some documents, document by document."""

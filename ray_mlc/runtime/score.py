@@ -34,6 +34,7 @@ from ray_mlc.model.engines.choose import (
     resolve,
 )
 from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime import heap
 from ray_mlc.runtime.interrupt import Deadline, Stop, completing, listen
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.accounts import (
@@ -171,7 +172,9 @@ class ScoreStep:
     def __call__(self, block: pa.Table, progress: Callable[[int], None] | None = None) -> pa.Table:
         """Score a tokenized block; `progress` is told the rows of each forward pass."""
         work = self._work
-        return score_block(block, self.classifier, work.rules, work.output, progress=progress)
+        scored = score_block(block, self.classifier, work.rules, work.output, progress=progress)
+        heap.trim()
+        return scored
 
     @cached_property
     def tokenize(self) -> TokenizeStep:

@@ -174,16 +174,31 @@ def score_block(
     faultless = block[BLOCK_FAULT].is_null().to_numpy()
     before = classifier.stats.padded_tokens
     errors = block[BLOCK_ERROR].to_pylist()
+    computed_N = np.zeros(block.num_rows, np.bool_)
     pieces = []
     for low, high in _chunks(n_windows, MAX_CELLS // len(classifier.label_set)):
         todo = np.flatnonzero((status[low:high] == OK) & faultless[low:high])
         scores_NL = np.full((high - low, len(classifier.label_set)), np.nan, np.float32)
-        rows = low + todo
+        some = documents.take(low + todo)
+        first_D, group_N = some.distinct()
+        computed_N[low + todo[first_D]] = True
 
-        def fault(position: int, message: str, rows: NDArray[np.intp] = rows) -> None:
-            errors[rows[position]] = message
+        def fault(
+            position: int,
+            message: str,
+            rows: NDArray[np.intp] = low + todo,
+            group_N: NDArray[np.intp] = group_N,
+        ) -> None:
+            for row in rows[group_N == position].tolist():
+                errors[row] = message
 
-        scores_NL[todo] = classifier.scores(documents.take(rows), progress=progress, fault=fault)
+        # a text that is there more than once is scored once: the same answer, for less
+        if len(first_D) < len(some):
+            some = some.take(first_D)
+        scores_DL = classifier.scores(some, progress=progress, fault=fault)
+        scores_NL[todo] = scores_DL[group_N]
+        if progress is not None and len(first_D) < len(todo):
+            progress(len(todo) - len(first_D))
         broken = todo[~np.isfinite(scores_NL[todo]).all(axis=1)]
         status[low + broken] = NOT_FINITE
         scored = np.zeros(high - low, np.bool_)
@@ -205,7 +220,8 @@ def score_block(
     padded = np.zeros(block.num_rows, np.int64)
     padded[:1] = classifier.stats.padded_tokens - before
     columns = columns.append_column(BLOCK_PADDED, pa.array(padded))
-    real_N = np.where(scored_N, documents.sizes, 0)
+    # tokens that went through the model, so that speed and padding are what they seem
+    real_N = np.where(scored_N & computed_N, documents.sizes, 0)
     columns = columns.append_column(BLOCK_REAL, pa.array(real_N))
     extra = [BLOCK_K_CUT] if output.format == "sparse" else []
     return columns.select([*output.schema.names, *SCORED_BLOCK_COLUMNS, *extra])

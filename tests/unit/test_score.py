@@ -27,6 +27,7 @@ from ray_mlc.scoring.parts import (
     BLOCK_ERROR,
     BLOCK_K_CUT,
     BLOCK_PADDED,
+    BLOCK_REAL,
     SCORED_BLOCK_COLUMNS,
     OutputSpec,
     resolve_format,
@@ -269,6 +270,33 @@ def test_a_row_over_which_the_engine_fails_keeps_its_place_and_says_why(
     assert [row is None for row in scored["labels"].to_pylist()] == [
         i in (3, 11) for i in range(20)
     ]
+
+
+def test_a_text_that_is_there_again_is_scored_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts: list[str | None] = ["one", "two", "one", None, "two", "three", "one", " "]
+    engine = CountingEngine(len(NAMES))
+    scored = run(block_of(tmp_path, texts), tokenizer, engine=engine)
+    assert sum(engine.batches) == 3
+    for row, text in enumerate(texts):
+        if text in ("one", "two", "three"):
+            (tmp_path / f"{row}").mkdir()
+            alone = run(block_of(tmp_path / f"{row}", [text]), tokenizer)
+            for name in ("labels", *(f"score_{label}" for label in NAMES), "n_tokens", "status"):
+                assert scored[name][row].as_py() == alone[name][0].as_py()
+    # tokens are those of the forward passes: a repeated text costs nothing
+    tokens = [
+        len(row) for row in (tokenizer.encode([text]).values for text in ("one", "two", "three"))
+    ]
+    assert sum(scored[BLOCK_REAL].to_pylist()) == sum(tokens)
+
+
+def test_all_rows_with_a_guilty_text_say_why(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    guilty = int(tokenizer.encode(["z"]).values[1])
+    scored = run(
+        block_of(tmp_path, ["a word", "z", "a word", "z"]), tokenizer, engine=Breaking(guilty)
+    )
+    assert scored["status"].to_pylist() == ["ok", "not_finite", "ok", "not_finite"]
+    assert scored[BLOCK_ERROR].to_pylist() == [None, "a kernel failed", None, "a kernel failed"]
 
 
 class Panicking:

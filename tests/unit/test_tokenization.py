@@ -113,6 +113,26 @@ def test_rows_picks_documents_in_the_order_asked() -> None:
     assert [row.tolist() for row in picked] == [rows(ragged)[index] for index in (3, 0, 3)]
 
 
+@given(st.lists(st.lists(st.lists(st.integers(1, 3), max_size=3), min_size=1, max_size=3)))
+def test_distinct_documents_stand_for_all_that_equal_them(
+    documents: list[list[list[int]]],
+) -> None:
+    # as windows are: full but for the last one
+    documents = [[*([2, 1, 1] for _ in windows[1:]), windows[-1]] for windows in documents]
+    flat = [window for windows in documents for window in windows]
+    ragged = Ragged.of(
+        np.array([value for window in flat for value in window], np.int32),
+        np.cumsum([0, *map(len, flat)]),
+        np.ones(len(documents), np.int32),
+        np.array([len(windows) for windows in documents], np.int64),
+    )
+    first_D, group_N = ragged.distinct()
+    assert sorted(first_D.tolist()) == first_D.tolist()
+    assert [documents[first_D[group]] for group in group_N] == documents
+    assert len(first_D) == len({str(windows) for windows in documents})
+    assert (group_N[first_D] == np.arange(len(first_D))).all()
+
+
 def test_a_tokenizer_made_for_cutting_and_padding_does_neither_here() -> None:
     theirs = fast("wordpiece")
     theirs(TEXTS[:2], truncation=True, max_length=4, padding="max_length")
