@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests slow gpu bench chaos fuzz clean
+.PHONY: demo test lint types tests slow gpu bench chaos fuzz docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ray-mlc demo build/demo
@@ -43,6 +43,10 @@ EXAMPLES ?= 20000
 SEED ?= 1
 fuzz: $(VENV)/.ready-test
 	cd tests && $(abspath $(BIN))/python -m fuzz.long --examples $(EXAMPLES) --seed $(SEED)
+
+# the documentation site, in build/site
+docs: $(VENV)/.ready-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
