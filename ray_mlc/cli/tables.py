@@ -349,6 +349,28 @@ def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
         )
 
 
+def print_retag(output: str, summary: Mapping[str, Any]) -> None:
+    """What deciding again did."""
+    rows, here, again = summary["rows"], summary["this_process"], summary["retag"]
+    _say(
+        f"{rows['written']:,} of {rows['planned']:,} rows decided again, written to {output}: "
+        f"{summary['labels_per_row']:.2f} labels per row, "
+        f"{again['labels_per_row_before']:.2f} before"
+    )
+    if rows["set_aside"]:
+        _say(
+            f"{rows['set_aside']:,} rows of {summary['bad_files']} file(s) set aside: see "
+            "_ray_mlc/failures.json"
+        )
+    if again["unsettled"]:
+        _say(
+            f"{again['unsettled']:,} rows might have other labels by the scores that were not "
+            "stored: cut by output.k or below output.floor, or rounded to float16 at a threshold"
+        )
+    if here["rows"]:
+        _say(f"{here['rows_per_s']:,.0f} rows/s, {here['seconds']:,.1f} s")
+
+
 def print_progress(state: Mapping[str, Any]) -> None:
     """How far a run is, and which files of its output are not as they should be."""
     rows, units = state["rows"], state["units"]

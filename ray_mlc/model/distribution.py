@@ -46,6 +46,16 @@ class ScoreCounts:
     """Documents in each bin; a score that is not known is in the first."""
 
     @classmethod
+    def none(cls, labels: int) -> ScoreCounts:
+        """Of no document."""
+        return cls(0, np.zeros(labels, np.int64), np.zeros((labels, BINS), np.int64))
+
+    def __add__(self, other: ScoreCounts) -> ScoreCounts:
+        return ScoreCounts(
+            self.rows + other.rows, self.given_L + other.given_L, self.scores_LB + other.scores_LB
+        )
+
+    @classmethod
     def of(cls, scores_NL: NDArray[np.float32], given_NL: NDArray[np.bool_]) -> ScoreCounts:
         """Count; a row without any score counts nowhere."""
         scored_N: NDArray[np.bool_] = np.logical_or.reduce(~np.isnan(scores_NL), axis=1)
@@ -61,17 +71,34 @@ def histogram(scores_NL: NDArray[np.float32], scored_N: NDArray[np.bool_]) -> ND
         scored_N: Rows that have scores; the others count nowhere.
     """
     labels = scores_NL.shape[1]
-    counts = np.zeros(labels * BINS, np.int64)
+    counts_LB = np.zeros((labels, BINS), np.int64)
     rows = np.flatnonzero(scored_N)
     step = max(1, _MAX_CELLS // labels)
     for low in range(0, len(rows), step):
         part_NL = scores_NL[rows[low : low + step]]
-        # scores of the lowest bin are nearly all there are, where labels are many
         row, column = np.nonzero(part_NL >= _EDGES[0])
-        bins = np.searchsorted(_EDGES, part_NL[row, column], side="right")
-        counts += np.bincount(column * BINS + bins, minlength=len(counts))
-    counts_LB = counts.reshape(labels, BINS)
-    counts_LB[:, 0] = len(rows) - counts_LB[:, 1:].sum(axis=1)
+        counts_LB += bin_cells(column, part_NL[row, column], labels=labels, rows=len(part_NL))
+    return counts_LB
+
+
+def bin_cells(
+    column_C: NDArray[np.int64], score_C: NDArray[np.float32], *, labels: int, rows: int
+) -> NDArray[np.int64]:
+    """Rows in each bin, shape [L, B], of the scores that are known; the others are in the lowest.
+
+    Args:
+        column_C: Label of each score.
+        score_C: The scores.
+        labels: How many labels there are.
+        rows: How many rows have scores.
+    """
+    # scores of the lowest bin are nearly all there are, where labels are many
+    above = score_C >= _EDGES[0]
+    column_C, score_C = column_C[above], score_C[above]
+    bins = np.searchsorted(_EDGES, score_C, side="right")
+    counts = np.bincount(column_C * BINS + bins, minlength=labels * BINS)
+    counts_LB: NDArray[np.int64] = counts.reshape(labels, BINS).astype(np.int64)
+    counts_LB[:, 0] = rows - counts_LB[:, 1:].sum(axis=1)
     return counts_LB
 
 
