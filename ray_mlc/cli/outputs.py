@@ -1,4 +1,4 @@
-"""Commands over finished outputs: decide again."""
+"""Commands over finished outputs: decide again, compare."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ray_mlc.cli.options import Json, Labels, Quiet, label_columns, print_json
+from ray_mlc.errors import GateError
 
 Output = Annotated[str, typer.Argument(help="Finished output folder of score, or of retag.")]
 
@@ -75,3 +76,38 @@ def retag(
         print_json(summary)
         return
     print_retag(new, summary)
+
+
+def compare(
+    a: Annotated[
+        str,
+        typer.Argument(
+            help="Output folder, one of its nights (OUT@2), or a model folder: its validation."
+        ),
+    ],
+    b: Annotated[str, typer.Argument(help="The same, to be held against it.")],
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Limit that must hold, else exit 4: agreement>=0.9, psi<=0.2, js<=0.05, "
+            "rate_change<=0.02, rate_ratio<=2.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put two outputs, nights or a model and an output side by side: rates, drift, flips."""
+    from ray_mlc.cli.tables import print_comparison
+    from ray_mlc.runtime.compare import compare as run_compare
+    from ray_mlc.runtime.progress import Display
+
+    result = run_compare(a, b, gate or (), Display(quiet=quiet))
+    if json:
+        print_json(result)
+    else:
+        print_comparison(result)
+    broken = [item for item in result["gates"] if not item["holds"]]
+    if broken:
+        text = "; ".join(f"{item['gate']}: {item['why']}" for item in broken)
+        raise GateError(f"{a} and {b}: does not hold: {text}")
