@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LABELS_SHOWN = 30
 FILES_SHOWN = 20
 TRIALS_SHOWN = 10
+FLIPS_SHOWN = 5
 WORDS_SHOWN = 8
 """Words of an explanation that are named with their shares."""
 FAINTEST = 0.1
@@ -347,6 +348,96 @@ def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
             f"{here['padding']:.1%}, {here['seconds']:,.1f} s; {summary['labels_per_row']:.2f} "
             f"labels per row, {summary['truncated']:,} texts cut"
         )
+
+
+def print_retag(output: str, summary: Mapping[str, Any]) -> None:
+    """What deciding again did."""
+    rows, here, again = summary["rows"], summary["this_process"], summary["retag"]
+    _say(
+        f"{rows['written']:,} of {rows['planned']:,} rows decided again, written to {output}: "
+        f"{summary['labels_per_row']:.2f} labels per row, "
+        f"{again['labels_per_row_before']:.2f} before"
+    )
+    if rows["set_aside"]:
+        _say(
+            f"{rows['set_aside']:,} rows of {summary['bad_files']} file(s) set aside: see "
+            "_ray_mlc/failures.json"
+        )
+    if again["unsettled"]:
+        _say(
+            f"{again['unsettled']:,} rows might have other labels by the scores that were not "
+            "stored: cut by output.k or below output.floor, or rounded to float16 at a threshold"
+        )
+    if here["rows"]:
+        _say(f"{here['rows_per_s']:,.0f} rows/s, {here['seconds']:,.1f} s")
+
+
+def print_comparison(result: Mapping[str, Any]) -> None:
+    """Two sides: the labels that moved most, the rows that differ most, and the gates."""
+    for name in ("a", "b"):
+        side = result[name]
+        what = "validation documents of" if side["kind"] == "model" else "scored rows of"
+        _say(
+            f"{name}: {side['rows']:,} {what} {side['name']}, {side['labels_per_row']:.2f} labels "
+            "per row"
+        )
+    rows = sorted(
+        result["per_label"], key=lambda row: (-row["psi"], -abs(row["change"]), row["label"])
+    )
+    shown, flips = rows[:LABELS_SHOWN], result["flips"]
+    of_all = (
+        "" if len(shown) == len(rows) else f", the {len(shown)} of {len(rows):,} that moved most"
+    )
+    # 80 columns hold either
+    columns = ["rate a, %", "rate b, %", "PSI", "JS", "+ b", "− b"]
+    if flips is None:
+        columns = ["rate a, %", "95 %", "rate b, %", "95 %", "PSI"]
+    table = _table(f"per label{of_all}", "label", *columns)
+    for row in shown:
+        rates = [f"{100 * row[f'rate_{side}']:.2f}" for side in ("a", "b")]
+        mark = " " if row["psi"] > row["psi_by_chance"] else "·"
+        drift = f"{row['psi']:.4f}{mark}"
+        if flips is None:
+            ends = [_interval(row[f"interval_{side}"]) for side in ("a", "b")]
+            cells = [rates[0], ends[0], rates[1], ends[1], drift]
+        else:
+            counts = f"{row['gained']:,}", f"{row['lost']:,}"
+            cells = [*rates, drift, f"{row['js']:.4f}", *counts]
+        table.add_row(row["label"], *cells)
+    _console().print(table)
+    if any(row["psi"] <= row["psi_by_chance"] for row in shown):
+        _say("·: no more than what so few rows give by chance")
+    labels = result["labels"]
+    for name in ("a", "b"):
+        if only := labels[f"only_{name}"]:
+            _say(f"on side {name} alone: {listed(only, most=5)}")
+    if flips is not None:
+        _say(
+            f"{flips['rows']:,} rows on both sides by source and row: {flips['agreement']:.2%} "
+            f"have the same labels; b gives {flips['gained']:,} labels more and "
+            f"{flips['lost']:,} less"
+        )
+        for example in result["largest_flips"][:FLIPS_SHOWN]:
+            said = ", ".join(_flip(label) for label in example["labels"][:3])
+            more = len(example["labels"]) - 3
+            _say(
+                f"  {example['source']} row {example['row']:,}: {said}"
+                f"{f' and {more} more' if more > 0 else ''}"
+            )
+    for note in result["notes"]:
+        _say(f"note: {note}")
+    for gate in result["gates"]:
+        _say(f"{'holds' if gate['holds'] else 'does not hold'}: {gate['gate']}: {gate['why']}")
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "–" if ends is None else f"{100 * ends[0]:.2f}–{100 * ends[1]:.2f}"
+
+
+def _flip(label: Mapping[str, Any]) -> str:
+    """A label that one side gives: its scores on both, with the side that does."""
+    scores = [f"{label[side]:.3f}" if label[side] is not None else "–" for side in ("a", "b")]
+    return f"{quoted(label['label'])} {scores[0]} → {scores[1]} ({label['given']})"
 
 
 def print_progress(state: Mapping[str, Any]) -> None:

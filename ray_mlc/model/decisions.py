@@ -175,6 +175,51 @@ def complete(
     return given_NL
 
 
+def decide_cells(
+    row_C: NDArray[np.int64],
+    column_C: NDArray[np.int64],
+    score_C: NDArray[np.float32],
+    count: int,
+    rules: Rules,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `decide`, of the scores that are known, where they are few of very many.
+
+    Args:
+        row_C: Row of each score, rising.
+        column_C: Its label; of a row the best score first, of equal ones the first column.
+        score_C: The scores.
+        count: Rows.
+        rules: The decision.
+
+    Returns:
+        Row and column of each label given; rows in order, of a row the best score first, and those
+        last whose score is not known.
+    """
+    finite_C = score_C < np.inf
+    given_C = finite_C & (score_C >= rules.thresholds_L[column_C])
+    if rules.fallback is not None:
+        none_N = np.bincount(row_C[given_C], minlength=count) == 0
+        first_N = np.searchsorted(row_C, np.arange(count))
+        among_C = np.arange(len(row_C)) - first_N[row_C] < rules.fallback
+        good_C = finite_C & (score_C >= np.float32(rules.fallback_floor))
+        given_C |= none_N[row_C] & among_C & good_C
+    rows, columns = row_C[given_C], column_C[given_C]
+    if rules.hierarchy is None:
+        return rows, columns
+    rows, columns = rules.hierarchy.close_cells(rows, columns)
+    width = len(rules.thresholds_L)
+    key_C = row_C * width + column_C
+    order_C = np.argsort(key_C)
+    wanted = rows * width + columns
+    place = np.searchsorted(key_C, wanted, sorter=order_C).clip(max=max(len(key_C) - 1, 0))
+    score = np.full(len(rows), -1.0, np.float32)
+    if len(key_C):
+        found = order_C[place]
+        score = np.where(key_C[found] == wanted, score_C[found], score)
+    order = np.lexsort((columns, -score, rows))
+    return rows[order], columns[order]
+
+
 def _best(scores_NL: NDArray[np.float32], k: int, floor: float) -> NDArray[np.bool_]:
     """The k highest finite scores of each row from `floor` on; of equal ones the first."""
     usable_NL = np.isfinite(scores_NL) & (scores_NL >= np.float32(floor))

@@ -2,10 +2,10 @@
 
 A Hugging Face checkpoint that `AutoModelForSequenceClassification` and `pipeline` load unchanged
 (or refuse, where they have no class for its head: `model.pooling`), with `ray_mlc.json` (labels,
-decision, long-document policy, metrics, origin), `canaries.json`, `history.jsonl` and a model card
-beside it; or, of another kind, a TF-IDF model, which transformers refuses. `ray_mlc.json` is
-written last: a folder without it is not finished. Safetensors and JSON
-only; nothing is unpickled, no remote code is run.
+decision, long-document policy, metrics, origin), `canaries.json`, `distribution.json` (what scores
+the validation examples got), `history.jsonl` and a model card beside it; or, of another kind, a
+TF-IDF model, which transformers refuses. `ray_mlc.json` is written last: a folder without it is not
+finished. Safetensors and JSON only; nothing is unpickled, no remote code is run.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ from ray_mlc.errors import ConfigError, DataError, ModelError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.card import Form, model_card
 from ray_mlc.model.decisions import Decision
+from ray_mlc.model.distribution import (
+    DISTRIBUTION_FILE,
+    Distribution,
+    ScoreCounts,
+    parse_distribution,
+)
 from ray_mlc.model.encoder import fetch, pooling_of, quiet_transformers
 from ray_mlc.model.tfidf import MODEL_TYPE as TFIDF_MODEL_TYPE
 from ray_mlc.model.tfidf import VOCABULARY_FILE, TfidfModel
@@ -160,6 +166,19 @@ class ModelFolder:
         canaries: Canaries = _parse(Canaries, file, self.name)
         return canaries
 
+    def distribution(self) -> Distribution | None:
+        """What scores its validation examples got; None: nobody has written it down.
+
+        Raises:
+            ModelError: If the file is malformed, or of other weights.
+        """
+        file = self.path / DISTRIBUTION_FILE
+        if not file.is_file():
+            return None
+        return parse_distribution(
+            file.read_bytes(), name=self.name, label_set=self.label_set, model=self.digest
+        )
+
 
 def open_model(model: str) -> ModelFolder:
     """Find a model and check that its folder is complete and multi-label.
@@ -244,6 +263,7 @@ def write_model_folder(
     info: ModelInfo,
     canaries: Canaries,
     history: Sequence[Mapping[str, Any]],
+    validation: ScoreCounts | None = None,
 ) -> None:
     """Write a model folder; `ray_mlc.json` comes last and makes it one.
 
@@ -254,6 +274,7 @@ def write_model_folder(
         info: Content of `ray_mlc.json`.
         canaries: Recorded with the very weights.
         history: One mapping per epoch.
+        validation: Scores of the validation examples; None: they are not known.
     """
     output.mkdir(parents=True, exist_ok=True)
     (output / INFO_FILE).unlink(missing_ok=True)
@@ -262,21 +283,36 @@ def write_model_folder(
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
     lines = "".join(json.dumps(dict(epoch)) + "\n" for epoch in history)
-    _finish(output, info, canaries, {HISTORY_FILE: lines.encode()})
+    _finish(output, info, canaries, {HISTORY_FILE: lines.encode()}, validation)
 
 
 def write_tfidf_folder(
-    output: Path, *, model: TfidfModel, info: ModelInfo, canaries: Canaries
+    output: Path,
+    *,
+    model: TfidfModel,
+    info: ModelInfo,
+    canaries: Canaries,
+    validation: ScoreCounts | None = None,
 ) -> None:
     """Write a model folder of kind `tfidf`; as `write_model_folder`, there is no history."""
     output.mkdir(parents=True, exist_ok=True)
     (output / INFO_FILE).unlink(missing_ok=True)
     model.save(output, LabelSet(tuple(info.labels)))
-    _finish(output, info, canaries, {})
+    _finish(output, info, canaries, {}, validation)
 
 
-def _finish(output: Path, info: ModelInfo, canaries: Canaries, more: Mapping[str, bytes]) -> None:
+def _finish(
+    output: Path,
+    info: ModelInfo,
+    canaries: Canaries,
+    more: Mapping[str, bytes],
+    validation: ScoreCounts | None,
+) -> None:
     """Write what makes a checkpoint a model folder; `ray_mlc.json` comes last."""
+    (output / DISTRIBUTION_FILE).unlink(missing_ok=True)  # of a model that was here before
+    if validation is not None:
+        digest = _digest(_scoring_files(output, info.kind))
+        more = {**more, DISTRIBUTION_FILE: _dump_distribution(validation, info, digest)}
     for weights in output.glob("*.safetensors"):
         # safetensors writes for its user alone; a folder is read by others
         weights.chmod((output / "config.json").stat().st_mode)
@@ -312,22 +348,38 @@ def describe_folder(
     shutil.rmtree(output / "_tmp", ignore_errors=True)
 
 
-def write_decision(folder: ModelFolder, decision: Decision, metrics: Mapping[str, Any]) -> None:
+def write_decision(
+    folder: ModelFolder,
+    decision: Decision,
+    metrics: Mapping[str, Any],
+    validation: ScoreCounts | None = None,
+) -> None:
     """Give a model folder another decision; weights, and so its digest, stay as they are.
 
     Args:
         folder: A local model folder.
         decision: How scores become labels from now on.
         metrics: `ModelInfo.metrics` that go with it.
+        validation: Scores of the examples that it was fitted on, and labels by it; None:
+            `distribution.json` stays as it is.
 
     Raises:
         StorageError: If it cannot be written.
     """
     info = folder.info.model_copy(update={"decision": decision, "metrics": dict(metrics)})
     storage = open_storage(str(folder.path), scratch="_tmp")
+    if validation is not None:
+        storage.put(DISTRIBUTION_FILE, _dump_distribution(validation, info, folder.digest))
     storage.put(INFO_FILE, _dump(info))
     storage.put(CARD_FILE, model_card(info, pooling=_pooling(info, folder.path)).encode())
     shutil.rmtree(folder.path / "_tmp", ignore_errors=True)
+
+
+def _dump_distribution(validation: ScoreCounts, info: ModelInfo, digest: str) -> bytes:
+    label_set = LabelSet(tuple(info.labels))
+    decision = info.decision.digest
+    found = Distribution.of(validation, label_set, model=digest, decision=decision)
+    return found.model_dump_json().encode()
 
 
 def _pooling(info: ModelInfo, folder: Path) -> str | None:

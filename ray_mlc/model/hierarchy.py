@@ -70,6 +70,28 @@ class Hierarchy:
             new &= fan_L[columns] > 0
             rows, columns = rows[new], columns[new]
 
+    def close_cells(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `close`, where the labels given are few of very many.
+
+        Returns:
+            Row and column of each label given and of its ancestors, in their order, each once.
+        """
+        fan_L = np.diff(self.offsets)
+        width = len(fan_L)
+        every = new = np.unique(rows * width + columns)
+        while len(new):
+            rows, columns = np.divmod(new, width)
+            fan = fan_L[columns]
+            ends = np.cumsum(fan)
+            within = np.arange(ends[-1]) - np.repeat(ends - fan, fan)
+            parents = self.parents_E[np.repeat(self.offsets[columns], fan) + within]
+            new = np.setdiff1d(np.repeat(rows, fan) * width + parents, every)
+            every = np.union1d(every, new)
+        rows, columns = np.divmod(every, width)
+        return rows, columns
+
 
 def find_cycle(parents: Mapping[str, Sequence[str]]) -> str | None:
     """A cycle of a hierarchy as `a → b → a`; None if there is none."""

@@ -25,6 +25,7 @@ from ray_mlc.evaluation.thresholds import Thresholds, fit_thresholds
 from ray_mlc.model.canaries import record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import Rules, decide
+from ray_mlc.model.distribution import ScoreCounts
 from ray_mlc.model.engines.tfidf_engine import tfidf_classifier
 from ray_mlc.model.folder import INFO_FILE, ModelInfo, open_model, read_info, write_tfidf_folder
 from ray_mlc.model.tfidf import MAX_TOKENS, TfidfModel, is_tfidf
@@ -138,7 +139,8 @@ def fit_baseline(
             },
             label_rates=learn.label_rates().tolist(),
         )
-        _write(output, model, info, classifier, display)
+        counts = ScoreCounts.of(scores_NL, decide(scores_NL, Rules(fits["decision"].own_L)))
+        _write(output, model, info, classifier, counts, display)
     if measured is not None:
         scores_NL = _scores(classifier, measured, "test", display)
         given = {name: decide(scores_NL, Rules(fit.own_L)) for name, fit in fits.items()}
@@ -284,13 +286,18 @@ def _validation_metrics(
 
 
 def _write(
-    output: Path, model: TfidfModel, info: ModelInfo, classifier: Classifier, display: Display
+    output: Path,
+    model: TfidfModel,
+    info: ModelInfo,
+    classifier: Classifier,
+    validation: ScoreCounts,
+    display: Display,
 ) -> None:
     with display.stage("canaries", None, "texts") as stage:
         canaries = record_canaries(classifier)
         stage.advance(len(canaries.texts))
     try:
-        write_tfidf_folder(output, model=model, info=info, canaries=canaries)
+        write_tfidf_folder(output, model=model, info=info, canaries=canaries, validation=validation)
     except OSError as error:
         raise StorageError(f"{output}: cannot be written ({first_line(error)})") from None
 

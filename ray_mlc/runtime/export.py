@@ -26,6 +26,7 @@ from ray_mlc.errors import ConfigError, GateError, ModelError, StorageError, fir
 from ray_mlc.model.canaries import CanaryReport, check_canaries, compare_scores
 from ray_mlc.model.card import Form
 from ray_mlc.model.classifier import Classifier, sigmoid
+from ray_mlc.model.distribution import DISTRIBUTION_FILE
 from ray_mlc.model.encoder import pooling_of, quiet_transformers
 from ray_mlc.model.engines.choose import (
     CPU_BATCH_TOKENS,
@@ -250,7 +251,9 @@ def _write(
     folder: ModelFolder, form: str, scratch: Path, canaries: Canaries
 ) -> tuple[list[str], dict[str, str]]:
     """Write all files; what is to be said of them, and the versions that made them."""
-    names = ["config.json", *_WEIGHTS["hub"]] if form == "hub" else ["config.json"]
+    names = (
+        ["config.json", DISTRIBUTION_FILE, *_WEIGHTS["hub"]] if form == "hub" else ["config.json"]
+    )
     names += [VOCABULARY_FILE] if folder.info.kind == "tfidf" else TOKENIZER_FILES
     for pattern in [*names, *_MORE_TOKENIZER_FILES]:
         for file in folder.path.glob(pattern):

@@ -22,6 +22,7 @@ from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.evaluation.thresholds import Objective, Thresholds, fit_thresholds, reached
 from ray_mlc.model.calibration import METHODS
 from ray_mlc.model.decisions import Decision, complete, decide
+from ray_mlc.model.distribution import ScoreCounts
 from ray_mlc.model.folder import INFO_FILE, ModelFolder, open_model, write_decision
 from ray_mlc.model.hierarchy import read_hierarchy
 from ray_mlc.runtime.evaluate import load_here, read_known
@@ -225,7 +226,7 @@ def fit_decision(
         kept["measured_on"] = measured_on(examples, len(data), found, per_label=per_label)
         if calibration is not None:
             kept["calibration"] = calibration
-        write_decision(folder, decision, kept)
+        write_decision(folder, decision, kept, ScoreCounts.of(scores_NL, given["fitted"]))
     return {
         "model": model,
         "examples": list(examples),

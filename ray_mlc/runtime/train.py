@@ -25,6 +25,7 @@ from ray_mlc.labels import LabelSet
 from ray_mlc.model.canaries import record_canaries
 from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import Decision, decide
+from ray_mlc.model.distribution import ScoreCounts
 from ray_mlc.model.encoder import fetch, hub_id, new_classifier_model
 from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
 from ray_mlc.model.engines.torch_engine import TorchEngine
@@ -344,6 +345,7 @@ def write_trained(
         info=info,
         canaries=canaries,
         history=latest["history"],
+        validation=ScoreCounts.of(scores, given),
     )
     return {
         "model": str(output),

@@ -23,13 +23,17 @@ from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import LimitError, RayMlcError, RunMismatchError, StorageError, first_line
 from ray_mlc.scoring.ledger import FAILURES_FILE, SCRATCH, SUCCESS_FILE, SUMMARY_FILE, Run
 from ray_mlc.scoring.nights import to_json
+from ray_mlc.scoring.origins import Origin
 from ray_mlc.scoring.parts import Receipt, map_parts, read_footer_key
 from ray_mlc.storage import filesystem_of, sweep
 
 LAG_S = 60.0
 """Longest time that a listing may lag behind writes before a part counts as lost."""
 PENDING, WRITTEN, EARLIER, SET_ASIDE = range(4)
-_SUMMED = ("rows", "labels", "tokens", "truncated", "k_cut", "real_tokens", "padded_tokens")
+_SUMMED = (
+    *("rows", "labels", "tokens", "truncated", "k_cut", "real_tokens", "padded_tokens"),
+    *("labels_before", "unsettled"),
+)
 BAD_STATUSES = ("decode_error", "not_finite", "too_long")
 
 
@@ -44,6 +48,8 @@ class Sums:
     k_cut: int = 0
     real_tokens: int = 0
     padded_tokens: int = 0
+    labels_before: int = 0
+    unsettled: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     """Rows per message of what the tokenizer or engine raised over them."""
@@ -247,6 +253,7 @@ def _summarize(
         "tokens": sums.tokens,
         "truncated": sums.truncated,
         "k_cut": sums.k_cut,
+        **({} if run.origin is None else {"retag": _decided_again(run.origin, sums)}),
         "this_process": {
             "units": int((tally.state_U == WRITTEN).sum()),
             "rows": here.rows,
@@ -257,6 +264,15 @@ def _summarize(
             "padding": round(1 - here.real_tokens / padded, 4) if padded else 0.0,
         },
         "engine": run.resolved.model_dump(),
+    }
+
+
+def _decided_again(origin: Origin, sums: Sums) -> dict[str, Any]:
+    """What the summary of a run says that decides stored scores anew."""
+    return {
+        "output": origin.output,
+        "labels_per_row_before": sums.labels_before / max(1, sums.statuses["ok"]),
+        "unsettled": sums.unsettled,
     }
 
 

@@ -7,7 +7,7 @@ to that record; whatever a later command does say must be equal to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -64,15 +64,32 @@ def refuse_output_in_input(job: ScoreJob, listing: Listing) -> None:
     Raises:
         DataError: If the input's paths would find the parts.
     """
-    output = job.output.path
-    if scheme_of(output) != scheme_of(listing.root):
+    folders = [item.part_folder for item in listing.files]
+    refuse_place_in_input(job.output.path, job.input.path, listing.root, folders)
+
+
+def refuse_place_in_input(
+    output: str, paths: str | Sequence[str], root: str, part_folders: Iterable[str]
+) -> None:
+    """As `refuse_output_in_input`, of an input that need not be there any more.
+
+    Args:
+        output: Where parts are to go.
+        paths: What the job names as input.
+        root: Folder that sources are relative to.
+        part_folders: Part folder of each file.
+
+    Raises:
+        DataError: If `paths` would find the parts.
+    """
+    if scheme_of(output) != scheme_of(root):
         return
     folder = filesystem_of(output)[1].rstrip("/")
     # one part for each depth of folders: all that a glob can tell apart
-    parts = {item.part_folder.count("/"): item.part_folder for item in listing.files}
-    if any(would_list(job.input.path, f"{folder}/{part}/0.parquet") for part in parts.values()):
+    parts = {name.count("/"): name for name in part_folders}
+    if any(would_list(paths, f"{folder}/{part}/0.parquet") for part in parts.values()):
         raise DataError(
-            f"output.path {output} lies inside the input {listing.root}: the next run would read "
+            f"output.path {output} lies inside the input {root}: the next run would read "
             "its own results"
         )
 

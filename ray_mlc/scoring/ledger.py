@@ -38,6 +38,7 @@ from ray_mlc.scoring import recorded
 from ray_mlc.scoring.changes import compare_inputs
 from ray_mlc.scoring.identity import asked_for, refuse_difference, versions
 from ray_mlc.scoring.nights import LEDGER, Night, now, read_nights, to_json, write_night
+from ray_mlc.scoring.origins import Origin, origin_of, refuse_retagged
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, reserved_columns, resolve_format
 from ray_mlc.scoring.plan import (
     MAX_UNIT_ROWS,
@@ -88,6 +89,11 @@ class Run:
     def digest(self) -> str:
         """SHA-256 of the identity: in the footer of every part."""
         return str(self.record["digest"])
+
+    @property
+    def origin(self) -> Origin | None:
+        """The output whose stored scores this run decides anew; None: it scores a corpus."""
+        return origin_of(self.record)
 
     @property
     def resolved(self) -> ResolvedEngine:
@@ -207,12 +213,13 @@ def open_run(
     found = storage.read(RUN_FILE)
     planner = _Planner(job, model, storage, progress, check)
     if found is None:
-        _refuse_foreign(storage)
+        refuse_foreign(storage)
         planner.start(listing, resolve)
         found = storage.read(RUN_FILE)
         if found is None:
             raise StorageError(f"{join(storage.uri, RUN_FILE)}: written, but it cannot be read")
-    record = _decode(storage, found)
+    record = decode_record(storage, found)
+    refuse_retagged(record, uri=storage.uri)
     decision = recorded.read_decision(storage, record["identity"]["decision"])
     notes = refuse_difference(record, decision, job, model, uri=storage.uri)
     nights = read_nights(storage)
@@ -250,7 +257,7 @@ def read_run(storage: Storage) -> Run:
             f"{storage.uri}: there is no run here ({RUN_FILE} is missing): name the output folder "
             "of `ray-mlc score`"
         )
-    record = _decode(storage, found)
+    record = decode_record(storage, found)
     nights = read_nights(storage)
     if not nights:
         raise UsageError(
@@ -260,7 +267,12 @@ def read_run(storage: Storage) -> Run:
     return Run(storage, record, nights)
 
 
-def _decode(storage: Storage, found: bytes) -> dict[str, Any]:
+def decode_record(storage: Storage, found: bytes) -> dict[str, Any]:
+    """Content of a `run.json`.
+
+    Raises:
+        UsageError: If this ray_mlc cannot go on with it.
+    """
     try:
         record = dict(json.loads(found))
     except ValueError:
@@ -272,6 +284,25 @@ def _decode(storage: Storage, found: bytes) -> dict[str, Any]:
             f"({record.get('versions', {}).get('ray-mlc', 'unknown')})"
         )
     return record
+
+
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """SHA-256 of all that decides what the rows contain."""
+    canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def create_run(storage: Storage, record: Mapping[str, Any], decision: Decision, job: str) -> bool:
+    """Create `run.json`, exclusively, with the decision and the job beside it.
+
+    Returns:
+        Whether this command has created it: of two starters one has.
+    """
+    recorded.write_decision(storage, decision)
+    created = storage.create(RUN_FILE, to_json(record))
+    if created:
+        storage.put(JOB_FILE, job.encode())
+    return created
 
 
 @dataclass(frozen=True)
@@ -311,10 +342,9 @@ class _Planner:
             **({"engine.weights": resolved.weights} if resolved.weights else {}),
             "columns": [f"{item.name} → {item.output}: {item.type}" for item in plan.spec.kept],
         }
-        canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False)
         record = {
             "schema_version": SCHEMA_VERSION,
-            "digest": hashlib.sha256(canonical.encode()).hexdigest(),
+            "digest": digest_of(identity),
             "created": now(),
             "model": model.name,
             "model_location": model.location,
@@ -325,9 +355,7 @@ class _Planner:
             "versions": versions(),
         }
         self.check()
-        recorded.write_decision(self.storage, model.info.decision)
-        if self.storage.create(RUN_FILE, to_json(record)):
-            self.storage.put(JOB_FILE, dump_job(job).encode())
+        if create_run(self.storage, record, model.info.decision, dump_job(job)):
             self._write(1, plan, listing, {})
 
     def add(
@@ -361,8 +389,12 @@ class _Planner:
         write_night(self.storage, number, plan, record, check=self.check)
 
 
-def _refuse_foreign(storage: Storage) -> None:
-    """A folder with Parquet files but without a run is somebody else's."""
+def refuse_foreign(storage: Storage) -> None:
+    """Refuse a folder with Parquet files but without a run: it is somebody else's.
+
+    Raises:
+        RunMismatchError: Naming one of them.
+    """
     for info in storage.list():
         if info.path.endswith(".parquet"):
             raise RunMismatchError(

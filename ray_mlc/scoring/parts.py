@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -121,10 +121,16 @@ def label_lists(
     scores_NL: NDArray[np.float32], given_NL: NDArray[np.bool_], names: Sequence[str]
 ) -> pa.ListArray:
     """Labels given to each row, best score first, as list<string> of length N."""
-    rows, columns, offsets = _sorted_cells(scores_NL, given_NL)
-    del rows
+    rows, columns, _ = _sorted_cells(scores_NL, given_NL)
+    return lists_of(rows, columns, len(scores_NL), names)
+
+
+def lists_of(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], count: int, names: Sequence[str]
+) -> pa.ListArray:
+    """Labels by row and column, rows in order, as list<string> of length `count`."""
     values = pa.array(list(names), pa.string()).take(pa.array(columns))
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+    return pa.ListArray.from_arrays(pa.array(_offsets(rows, count)), values)
 
 
 def top_lists(
@@ -185,6 +191,10 @@ class Receipt:
     """Tokens computed, padding included; whole blocks count in one of their units."""
     k_cut: int = 0
     """Scores above the floor that `k` cut."""
+    labels_before: int = 0
+    """Of a unit that was decided again: labels that it had."""
+    unsettled: int = 0
+    """Likewise: rows whose labels the stored scores do not settle."""
     bytes: int = 0
     """Size of the part."""
 
@@ -240,24 +250,40 @@ def commit_parts(scored: pa.Table, spec: CommitSpec) -> list[Receipt]:
                 f"{source}: the writer got {len(positions)} rows of the unit of {rows} rows at "
                 f"{first}: a block was split or merged on the way"
             )
-        receipt = _summarize(unit, source, first, rows, part, spec)
-        footer = {
-            **spec.footer,
-            "unit": {"source": source, "first_row": first, "rows": rows},
-            "receipt": asdict(receipt),
-        }
-        try:
-            data = serialize(unit.select(spec.output.schema.names), spec.output.schema, footer)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-            # some values of nested types can be read by Arrow, but not written
-            reason = f"write: {first_line(error)}"
-            receipts.append(Receipt(source, first, rows, part, reason))
-            continue
-        if spec.holder is not None:
-            check_holder(spec.storage, spec.holder)
-        spec.storage.put(part, data)
-        receipts.append(Receipt(**{**asdict(receipt), "bytes": len(data)}))
+        receipts.append(commit_part(unit, _summarize(unit, source, first, rows, part, spec), spec))
     return receipts
+
+
+def commit_part(unit: pa.Table, receipt: Receipt, spec: CommitSpec) -> Receipt:
+    """Commit the part of one unit.
+
+    Args:
+        unit: The output columns, and maybe others.
+        receipt: What is to be said of it.
+        spec: Where and how.
+
+    Returns:
+        The receipt with the size of the part, or one that sets the unit aside.
+
+    Raises:
+        StorageError: If the storage refuses.
+        LeaseError: If another run has taken over.
+    """
+    source, first, rows = receipt.source, receipt.first_row, receipt.rows
+    footer = {
+        **spec.footer,
+        "unit": {"source": source, "first_row": first, "rows": rows},
+        "receipt": asdict(receipt),
+    }
+    try:
+        data = serialize(unit.select(spec.output.schema.names), spec.output.schema, footer)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        # some values of nested types can be read by Arrow, but not written
+        return Receipt(source, first, rows, receipt.part, f"write: {first_line(error)}")
+    if spec.holder is not None:
+        check_holder(spec.storage, spec.holder)
+    spec.storage.put(receipt.part, data)
+    return replace(receipt, bytes=len(data))
 
 
 def split_units(block: pa.Table) -> Iterator[pa.Table]:

@@ -143,7 +143,7 @@ def annotated_rows(examples: Examples, where: str) -> Examples:
 def read_examples(
     path: str | Sequence[str],
     *,
-    text: str = "text",
+    text: str | None = "text",
     labels: str | Sequence[str] = "labels",
     id: str | None = "id",
     label_set: LabelSet | None = None,
@@ -155,6 +155,7 @@ def read_examples(
             an archive is taken as the folder that it holds.
         text: Text column (strings, or bytes that are UTF-8; `text.en` is the field `en` of a
             struct), or a template over columns of text and numbers such as `{title}\n\n{body}`.
+            None: texts are not read, all are null; the id column must be there then.
         labels: Column that lists the labels of a row (null: not annotated; a further column
             `unannotated` may list labels that nobody decided), or the 0/1 columns, one per label
             (-1, null, empty: not annotated).
@@ -167,13 +168,16 @@ def read_examples(
         DataError: Naming file, row and remedy, if a path, column, type or value is wrong, or if
             there is no row or no label at all.
     """
-    columns = Columns.of(text=text, labels=labels, id=id)
+    columns = Columns.of(text=text or "", labels=labels, id=id)
     ids, texts, null_text, annotated = [], [], [], []
     positives, open_cells = _Cells(), _Cells()
     vocabulary: Vocabulary = {}
     start = 0
     for piece in read_pieces(find_files(path), columns):
-        decoded = piece.texts(columns.text)
+        if text is None and columns.id not in piece.columns:
+            raise DataError(f"{piece.source}: there is no column {id!r} (id), which names the rows")
+        none = pa.nulls(len(piece), pa.large_string())
+        decoded = none if text is None else piece.texts(columns.text)
         null_text.append(decoded.is_null().to_numpy(zero_copy_only=False))
         texts.append(decoded.fill_null(""))
         ids.append(piece.ids(columns.id, start))

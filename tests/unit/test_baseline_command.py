@@ -79,6 +79,8 @@ def test_the_figures_are_those_of_evaluate_and_beat_the_dummy(
     for name in ("dummy", "at_half", "decision"):
         assert figures[name] == pytest.approx(result[name], abs=1e-6)
     assert (figures["dtype"], figures["padding"]) == ("float32", 0)
+    seen = json.loads((model / "distribution.json").read_text())
+    assert (seen["rows"], list(seen["labels"])) == (200, list(synthetic.LABELS.names))
 
 
 def test_without_a_test_the_figures_are_held_out_from_the_thresholds(

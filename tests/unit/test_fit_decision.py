@@ -76,6 +76,8 @@ def test_the_fitted_decision_is_kept_and_used_and_the_weights_stay(
     assert result["metrics"]["before"]["f1_micro"] < 0.9
     assert result["metrics"]["held_out"]["f1_micro"] <= result["metrics"]["fitted"]["f1_micro"]
     assert after.info.metrics["decision_held_out"] == result["metrics"]["held_out"]
+    assert (written := after.distribution()) is not None
+    assert (written.rows, written.decision) == (ROWS, after.info.decision.digest)
     again = fit(model, examples)
     assert again["metrics"]["before"] == result["metrics"]["fitted"]
     card = (model / "README.md").read_text()

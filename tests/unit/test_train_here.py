@@ -120,6 +120,9 @@ def test_the_folder_scores_as_training_measured(
     assert folder.info.metrics["decision"]["f1_micro"] == pytest.approx(
         evaluate_scores_at(targets, scores_NL, np.float32(threshold))["f1_micro"], abs=0.02
     )
+    assert (seen := folder.distribution()) is not None
+    given_L = (scores_NL >= np.float32(folder.info.decision.threshold)).sum(axis=0)
+    assert np.abs(seen.counts.given_L - given_L).max() <= 1
     assert pooling_of(folder.path) == ("mean" if overrides else None)
     canaries = folder.canaries()
     assert canaries is not None
