@@ -12,6 +12,7 @@ from ray_mlc.cli.options import (
     DecisionFile,
     JobFile,
     Json,
+    Progress,
     Quiet,
     Set,
     TextOrNone,
@@ -21,6 +22,7 @@ from ray_mlc.errors import GateError, LimitError, ResourceError
 
 if TYPE_CHECKING:
     from ray_mlc.config import ScoreJob
+    from ray_mlc.runtime.progress import Display
     from ray_mlc.scoring.verify import Verdict
 
 
@@ -31,6 +33,7 @@ def demo(
     rows: Annotated[int, typer.Option(min=100, help="Documents to tag.")] = 24_000,
     examples: Annotated[int, typer.Option(min=500, help="Training examples.")] = 8_000,
     seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
+    progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Show the whole story on a synthetic corpus: train, compare, tag, verify. No downloads."""
@@ -38,7 +41,7 @@ def demo(
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.session import ray_session
 
-    display = Display(quiet=quiet)
+    display = Display(quiet=quiet, progress=progress)
     with ray_session():
         from ray_mlc.runtime import demo as story
 
@@ -78,11 +81,13 @@ def score(
     set_: Set = None,
     address: Address = None,
     json: Json = False,
+    progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Tag a corpus; run the same command again to continue."""
     from ray_mlc.cli.tables import print_score_summary
     from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.runtime.progress import Display
 
     options = {
         "model": model,
@@ -97,7 +102,7 @@ def score(
         summary = _score(
             spec,
             local=local,
-            quiet=quiet,
+            display=Display(quiet=quiet, progress=progress),
             add_new=add_new,
             take_over=take_over,
             use_lease=not no_lease,
@@ -121,6 +126,7 @@ def nightly(
     set_: Set = None,
     address: Address = None,
     json: Json = False,
+    progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Score what has arrived since (score --add-new), then verify the whole output.
@@ -134,7 +140,7 @@ def nightly(
     from ray_mlc.runtime.progress import Display
 
     spec = load_job(ScoreJob, job, options={"ray.address": address}, overrides=set_ or ())
-    display = Display(quiet=quiet)
+    display = Display(quiet=quiet, progress=progress)
     inputs, backend = open_job(spec, display, local=local)
     summary, verdict, beyond = run_night(spec, backend, display, inputs=inputs)
     if json:
@@ -147,12 +153,10 @@ def nightly(
     _check(spec.output.path, verdict)
 
 
-def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
+def _score(spec: ScoreJob, *, local: bool, display: Display, **options: bool) -> dict[str, Any]:
     from ray_mlc.runtime.backends import open_job
-    from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import score as run_score
 
-    display = Display(quiet=quiet)
     inputs, backend = open_job(spec, display, local=local)
     return run_score(spec, backend, display, inputs=inputs, **options)
 

@@ -16,6 +16,7 @@ from ray_mlc.runtime.score import ScoreStep, Work, resolve_engine
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_units
 
 
@@ -48,18 +49,19 @@ class LocalBackend:
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
-        scored: Callable[[int], None],
+        scored: Callable[[Vitals], None],
         stop: Stop,
     ) -> Iterator[list[Receipt]]:
         """See `Backend.process`."""
         del job
         step = ScoreStep(work)
+        stats = step.classifier.stats
         total = 0
 
         def progress(rows: int) -> None:
             nonlocal total
             total += rows
-            scored(total)
+            scored(Vitals(total, stats.real_tokens, stats.padded_tokens, actors=1))
             stop.check()
 
         for read in reads:

@@ -35,7 +35,16 @@ from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.nodes import refuse_unshared
-from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Reporter, Watch, start_pulse
+from ray_mlc.runtime.pulse import (
+    READ,
+    READING,
+    SCORED,
+    SCORING,
+    WRITING,
+    Reporter,
+    Watch,
+    start_pulse,
+)
 from ray_mlc.runtime.ray_private import limit_blocks_ahead, map_whole_blocks
 from ray_mlc.runtime.score import ReadStep, ScoreStep, TokenizeStep, Work, resolve_engine
 from ray_mlc.runtime.session import (
@@ -49,6 +58,7 @@ from ray_mlc.runtime.session import (
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt, split_units
 from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_units
 from ray_mlc.scoring.score import scored_schema, set_aside
 
@@ -184,12 +194,16 @@ class UnitSource(Datasource):  # type: ignore[misc]
 
 def _reader(step: ReadStep, units: list[Unit], reporter: Reporter) -> Callable[[], list[pa.Table]]:
     def read() -> list[pa.Table]:
-        dropped, deaths = reporter.enter(_name(units[0].source, units[0].first_row), READING)
+        name = _name(units[0].source, units[0].first_row)
+        dropped, deaths = reporter.enter(name, READING)
         if dropped:
             return [block_schema(step.spec).empty_table()]
         if not deaths:
-            return [step(units)]
-        return [_joined([_read_carefully(step, unit, reporter) for unit in units])]
+            block = step(units)
+        else:
+            block = _joined([_read_carefully(step, unit, reporter) for unit in units])
+        reporter.pass_on(name, READING, READ)
+        return [block]
 
     return read
 
@@ -246,7 +260,8 @@ class ScoreActor:
         self._call = step.both if tokenizes else step
         self._reporter = reporter
         self._nothing = scored_schema(work.output).empty_table()
-        self._unsent = 0
+        self._stats = step.classifier.stats
+        self._unsent = self._real = self._padded = 0
         self._sent_s = time.monotonic()
         reporter.ready()
 
@@ -254,13 +269,18 @@ class ScoreActor:
         """Score one block."""
         if not block.num_rows:
             return self._nothing
-        dropped, deaths = self._reporter.enter(_name_of(block), SCORING)
+        name = _name_of(block)
+        dropped, deaths = self._reporter.enter(name, SCORING)
         if dropped:
-            self._reporter.leave(_name_of(block))
+            self._reporter.leave(name)
             return self._nothing
         if not deaths:
-            return self._call(block, self._progress)
-        return _joined([self._carefully(unit) for unit in split_units(block)])
+            scored = self._call(block, self._progress)
+        else:
+            scored = _joined([self._carefully(unit) for unit in split_units(block)])
+        self._beat()
+        self._reporter.pass_on(name, SCORING, SCORED)
+        return scored
 
     def _carefully(self, unit: pa.Table) -> pa.Table:
         """Score one unit of a block over which a process died."""
@@ -275,8 +295,14 @@ class ScoreActor:
     def _progress(self, rows: int) -> None:
         self._unsent += rows
         if time.monotonic() - self._sent_s >= BEAT_S:
-            self._reporter.beat(self._unsent)
-            self._unsent, self._sent_s = 0, time.monotonic()
+            self._beat()
+
+    def _beat(self) -> None:
+        """Tell what has been scored since the last time."""
+        real, padded = self._stats.real_tokens, self._stats.padded_tokens
+        self._reporter.beat(self._unsent, real - self._real, padded - self._padded)
+        self._unsent, self._real, self._padded = 0, real, padded
+        self._sent_s = time.monotonic()
 
 
 def _write(scored: pa.Table, work: Work, reporter: Reporter) -> pa.Table:
@@ -376,7 +402,7 @@ class RayBackend:
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
-        scored: Callable[[int], None],
+        scored: Callable[[Vitals], None],
         stop: Stop,
     ) -> Iterator[list[Receipt]]:
         """See `Backend.process`.

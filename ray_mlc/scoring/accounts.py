@@ -24,6 +24,7 @@ from ray_mlc.errors import LimitError, RayMlcError, RunMismatchError, StorageErr
 from ray_mlc.scoring.ledger import FAILURES_FILE, SCRATCH, SUCCESS_FILE, SUMMARY_FILE, Run
 from ray_mlc.scoring.nights import to_json
 from ray_mlc.scoring.parts import Receipt, map_parts, read_footer_key
+from ray_mlc.scoring.progress import PROGRESS_FILE
 from ray_mlc.storage import filesystem_of, sweep
 
 LAG_S = 60.0
@@ -142,6 +143,7 @@ def finish_run(
     run.storage.put(FAILURES_FILE, to_json(failures))
     run.storage.put(SUMMARY_FILE, to_json(summary))
     sweep(run.storage, SCRATCH)  # of writers that were killed while this process went on
+    run.storage.delete(PROGRESS_FILE)  # the same
     check_limits(run, summary, limits)
     check()
     run.storage.put(SUCCESS_FILE, b"")
