@@ -35,6 +35,7 @@ from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.nodes import refuse_unshared
+from ray_mlc.runtime.probe import Probe, Prober
 from ray_mlc.runtime.pulse import (
     READ,
     READING,
@@ -55,6 +56,7 @@ from ray_mlc.runtime.session import (
     ray_session,
     session_starts,
 )
+from ray_mlc.scoring.forecast import Kind
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt, split_units
 from ray_mlc.scoring.plan import CorpusPlan
@@ -324,9 +326,14 @@ def _paths_of(job: ScoreJob) -> tuple[dict[str, str], dict[str, str]]:
 class RayBackend:
     """Ray Data: on the cluster that the job names, or on the Ray that is connected already."""
 
-    def __init__(self, job: ScoreJob) -> None:
-        """Take note of the job; nothing is started here."""
-        self._job = job
+    def __init__(self, job: ScoreJob, *, writes: bool = True) -> None:
+        """Take note of the job; nothing is started here.
+
+        Args:
+            job: The job.
+            writes: Whether nodes have to be able to write the output.
+        """
+        self._job, self._writes = job, writes
         self.plan: ActorPlan
 
     @property
@@ -345,7 +352,8 @@ class RayBackend:
                 its nodes do not see the job's local paths.
         """
         with ray_session(self._job.ray.address), _context_kept():
-            refuse_unshared(*_paths_of(self._job))
+            inputs, outputs = _paths_of(self._job)
+            refuse_unshared(inputs, outputs if self._writes else {})
             self.plan = self._plan(self._job)
             yield
 
@@ -394,6 +402,38 @@ class RayBackend:
         """See `Backend.actors`."""
         del job
         return self.plan.max_count
+
+    def kind(self, job: ScoreJob) -> Kind:
+        """See `PlanBackend.kind`: the cluster's nodes are taken to be like its largest."""
+        del job
+        plan = self.plan
+        nodes = [node for node in cluster_nodes() if node.cpus > 0]
+        if plan.gpus:
+            nodes = [node for node in nodes if node.gpus >= plan.gpus] or nodes
+        return Kind(
+            actors_per_node=max(1, round(plan.max_count / len(nodes))),
+            cores_per_node=max(node.cpus for node in nodes),
+            threads=plan.threads,
+            gpus=plan.gpus,
+        )
+
+    def probe(self, work: Work, block: pa.Table, block_rows: int) -> list[Probe]:
+        """See `PlanBackend.probe`: actors with the resources of a run's, all at the same time."""
+        plan = self.plan
+        options: dict[str, Any] = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
+        if self._job.actors.labels:
+            options["label_selector"] = self._job.actors.labels
+        shared = ray.put(block)
+        with own_errors():
+            probers = [
+                ray.remote(**options)(Prober).remote(work, plan.threads, not plan.gpus)
+                for _ in range(min(plan.max_count, self.kind(self._job).actors_per_node))
+            ]
+            ray.get([prober.ready.remote() for prober in probers])
+            probes: list[Probe] = ray.get(
+                [prober.run.remote(shared, block_rows) for prober in probers]
+            )
+        return probes
 
     def process(
         self,

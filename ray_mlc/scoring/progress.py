@@ -203,7 +203,11 @@ class Standing:
 
     def to_dict(self) -> dict[str, Any]:
         """For machines."""
-        return {"phase": self.phase, **asdict(self)}
+        values = {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+        }
+        return {"phase": self.phase, **values}
 
     def speed(self) -> str:
         """Tokens and padding."""
