@@ -34,6 +34,7 @@ from ray_mlc.errors import RayMlcError, ResourceError, first_line
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.interrupt import Stop
+from ray_mlc.runtime.metrics import UnitClock
 from ray_mlc.runtime.nodes import refuse_unshared
 from ray_mlc.runtime.probe import Probe, Prober
 from ray_mlc.runtime.pulse import (
@@ -263,6 +264,8 @@ class ScoreActor:
         self._reporter = reporter
         self._nothing = scored_schema(work.output).empty_table()
         self._stats = step.classifier.stats
+        assert work.commit is not None
+        self._clock = UnitClock(work.commit.storage.uri)
         self._unsent = self._real = self._padded = 0
         self._sent_s = time.monotonic()
         reporter.ready()
@@ -276,10 +279,12 @@ class ScoreActor:
         if dropped:
             self._reporter.leave(name)
             return self._nothing
+        started = time.monotonic()
         if not deaths:
             scored = self._call(block, self._progress)
         else:
             scored = _joined([self._carefully(unit) for unit in split_units(block)])
+        self._clock.note(time.monotonic() - started, [unit.num_rows for unit in split_units(block)])
         self._beat()
         self._reporter.pass_on(name, SCORING, SCORED)
         return scored

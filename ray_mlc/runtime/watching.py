@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ray_mlc.model.batching import padding_fraction
+from ray_mlc.runtime.metrics import Metrics, open_metrics
 from ray_mlc.runtime.progress import Shown, StageHandle
 from ray_mlc.scoring.accounts import BAD_STATUSES, PENDING, SET_ASIDE, Tally
 from ray_mlc.scoring.parts import Receipt
@@ -28,16 +29,20 @@ COUNT_EVERY_S = 1.0
 class NightWatch:
     """A night at work, as far as its driver knows."""
 
-    def __init__(self, tally: Tally, stage: StageHandle, *, actors: int, gpus: bool) -> None:
+    def __init__(
+        self, tally: Tally, stage: StageHandle, metrics: Metrics, *, actors: int, gpus: bool
+    ) -> None:
         """Begin to watch.
 
         Args:
             tally: What has become of each unit; told about receipts here.
             stage: What the user sees.
+            metrics: What Prometheus sees.
             actors: Actors asked for.
             gpus: Whether they have GPUs, and others tokenize.
         """
         self._tally, self._stage, self._actors, self._gpus = tally, stage, actors, gpus
+        self._metrics = metrics
         self._lock = threading.Lock()
         self._started_s = self._counted_s = time.monotonic()
         self._vitals, self._crew = Vitals(), Crew()
@@ -63,6 +68,7 @@ class NightWatch:
     def heard(self, vitals: Vitals) -> None:
         """Take note of signs of life."""
         with self._lock:
+            self._metrics.heard(vitals)
             self._vitals = vitals
             news = self._note()
         self._show(0, news=news)
@@ -70,6 +76,7 @@ class NightWatch:
     def receipts(self, receipts: Sequence[Receipt]) -> None:
         """Take note of units that are done."""
         with self._lock:
+            self._metrics.receipts([item for item in receipts if self._tally.awaits(item)])
             rows = self._tally.add(receipts)
             news = self._note()
         self._show(rows, news=news)
@@ -134,8 +141,10 @@ class NightWatch:
 
     def _show(self, rows: int, *, news: bool) -> None:
         shown = None
-        if news and self._vitals.actors:  # before, the stage says what is doing
-            standing = self.standing
+        standing = self.standing if news else None
+        if standing is not None:
+            self._metrics.standing(standing)
+        if standing is not None and standing.actors_ready:  # else the stage says what is doing
             shown = Shown(
                 standing.lines(), standing.to_dict(), standing.rows_per_s, standing.seconds_left
             )
@@ -163,7 +172,8 @@ def watching(
         gpus: Whether they have GPUs.
         token: Of the lease; None: there is none.
     """
-    watch = NightWatch(tally, stage, actors=actors, gpus=gpus)
+    metrics = open_metrics(storage.uri)
+    watch = NightWatch(tally, stage, metrics, actors=actors, gpus=gpus)
 
     def describe() -> dict[str, Any]:
         return watch.standing.to_dict()

@@ -72,13 +72,17 @@ class Tally:
         self._positions = {run.part_paths[index]: index for index in pending.tolist()}
         self._rows_U = run.plan.units["rows"].to_numpy()
 
+    def awaits(self, receipt: Receipt) -> bool:
+        """Whether nothing is known yet of a receipt's unit: a task that is retried tells twice."""
+        return bool(self.state_U[self._positions[receipt.part]] == PENDING)
+
     def add(self, receipts: Iterable[Receipt]) -> int:
         """Take note of units done or set aside; the rows that were not noted before."""
         rows = 0
         for receipt in receipts:
+            if not self.awaits(receipt):
+                continue
             position = self._positions[receipt.part]
-            if self.state_U[position] != PENDING:
-                continue  # a task that was retried tells twice
             rows += receipt.rows
             if receipt.fault is not None:
                 self.state_U[position] = SET_ASIDE
