@@ -86,12 +86,16 @@ def empty_actor() -> type:
 
     class ScoreActor(ray_data.ScoreActor):
         def __init__(self, work: Any, threads: int, tokenizes: bool, reporter: Any) -> None:
+            from ray_mlc.model.classifier import ForwardStats
             from ray_mlc.scoring.score import scored_schema
 
             del threads, tokenizes
             self._call, self._reporter = step(work), reporter
             self._nothing = scored_schema(work.output).empty_table()
-            self._unsent, self._sent_s = 0, time.monotonic()
+            self._stats = ForwardStats()
+            self._clock = ray_data.UnitClock(work.commit.storage.uri)
+            self._unsent = self._real = self._padded = 0
+            self._sent_s = time.monotonic()
             reporter.ready()
 
     return ScoreActor

@@ -18,6 +18,7 @@ from ray_mlc.cli.options import (
     Json,
     Labels,
     LabelsOrNone,
+    Progress,
     Quiet,
     Set,
     Text,
@@ -48,6 +49,7 @@ def train(
     set_: Set = None,
     address: Address = None,
     json: Json = False,
+    progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune an encoder on Ray Train; the result is a model folder."""
@@ -71,7 +73,7 @@ def train(
     set_environment()  # Ray reads some of it when it is imported
     from ray_mlc.runtime.ray_train import train as run_train
 
-    summary = run_train(spec, Display(quiet=quiet))
+    summary = run_train(spec, Display(quiet=quiet, progress=progress))
     if json:
         print_json(summary)
         return
@@ -83,6 +85,7 @@ def tune(
     set_: Set = None,
     address: Address = None,
     json: Json = False,
+    progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Search for settings on Ray Tune; the best trial becomes a model folder.
@@ -99,7 +102,7 @@ def tune(
     set_environment()  # Ray Tune reads some of it when it is imported
     from ray_mlc.runtime.ray_tune import tune as run_tune
 
-    summary = run_tune(spec, Display(quiet=quiet))
+    summary = run_tune(spec, Display(quiet=quiet, progress=progress))
     if json:
         print_json(summary)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,13 @@ Address = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+Progress = Annotated[
+    Literal["auto", "rich", "plain", "json", "none"],
+    typer.Option(
+        "--progress",
+        help="A bar, lines, or JSON lines for programs, on stderr; auto: a bar on a terminal.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +13,17 @@ from ray_mlc.cli.options import (
     DecisionFile,
     JobFile,
     Json,
+    Progress,
     Quiet,
     Set,
     TextOrNone,
     print_json,
 )
-from ray_mlc.errors import GateError, LimitError, ResourceError
+from ray_mlc.errors import ConfigError, GateError, LimitError, ResourceError
 
 if TYPE_CHECKING:
     from ray_mlc.config import ScoreJob
+    from ray_mlc.runtime.progress import Display
     from ray_mlc.scoring.verify import Verdict
 
 
@@ -31,6 +34,7 @@ def demo(
     rows: Annotated[int, typer.Option(min=100, help="Documents to tag.")] = 24_000,
     examples: Annotated[int, typer.Option(min=500, help="Training examples.")] = 8_000,
     seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
+    progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Show the whole story on a synthetic corpus: train, compare, tag, verify. No downloads."""
@@ -38,7 +42,7 @@ def demo(
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.session import ray_session
 
-    display = Display(quiet=quiet)
+    display = Display(quiet=quiet, progress=progress)
     with ray_session():
         from ray_mlc.runtime import demo as story
 
@@ -78,11 +82,13 @@ def score(
     set_: Set = None,
     address: Address = None,
     json: Json = False,
+    progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Tag a corpus; run the same command again to continue."""
     from ray_mlc.cli.tables import print_score_summary
     from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.runtime.progress import Display
 
     options = {
         "model": model,
@@ -97,7 +103,7 @@ def score(
         summary = _score(
             spec,
             local=local,
-            quiet=quiet,
+            display=Display(quiet=quiet, progress=progress),
             add_new=add_new,
             take_over=take_over,
             use_lease=not no_lease,
@@ -115,12 +121,83 @@ def score(
     print_score_summary(spec.output.path, summary)
 
 
+def plan(
+    model: Annotated[str, typer.Argument(help="Model folder, URI or hub id; or a job file alone.")],
+    input: Annotated[
+        str | None, typer.Argument(help="Parquet folder, glob, file or URI.", show_default=False)
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(help="Time of day at which it has to be done: exit 4 if it would not be."),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Time of day at which it begins; default: now.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of one node for one hour.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Actors; default: as many as there is room for.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="What is written there already is not done again.", show_default=False),
+    ] = None,
+    add_new: Annotated[
+        bool, typer.Option("--add-new", help="With --output: count new input files too.")
+    ] = False,
+    text: TextOrNone = None,
+    local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
+    set_: Set = None,
+    address: Address = None,
+    json: Json = False,
+    progress: Progress = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Say how long scoring would take, what it would cost and leave; writes nothing."""
+    from ray_mlc.cli.forecasts import print_plan
+    from ray_mlc.runtime.backends import open_job
+    from ray_mlc.runtime.plan import Question, check_question, plan_night
+    from ray_mlc.runtime.progress import Display
+
+    question = Question(actors, deadline, start, price, add_new)
+    check_question(question)
+    spec = _planned_job(
+        model, input, {"output": output, "input.text": text, "ray.address": address}, set_ or ()
+    )
+    display = Display(quiet=quiet, progress=progress)
+    inputs, backend = open_job(spec, display, local=local, writes=False)
+    answer = plan_night(spec, backend, display, question, inputs=inputs)
+    if json:
+        print_json(answer)
+    else:
+        print_plan(answer)
+    if "deadline" in answer and not answer["deadline"]["holds"]:
+        raise GateError(f"{model}: would not be done by {deadline}")
+
+
+def _planned_job(
+    model: str, input: str | None, options: dict[str, object], overrides: Sequence[str]
+) -> ScoreJob:
+    """The job that a plan is about: a job file, or a model and an input."""
+    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.runtime.plan import NOWHERE
+
+    if input is None:
+        if not model.endswith((".yaml", ".yml")):
+            raise ConfigError(f"plan {model}: INPUT is missing; a job file alone ends in .yaml")
+        return load_job(ScoreJob, Path(model), options=options, overrides=overrides)
+    options |= {"model": model, "input": input, "output": options["output"] or NOWHERE}
+    return load_job(ScoreJob, options=options, overrides=overrides)
+
+
 def nightly(
     job: JobFile = None,
     local: Annotated[bool, typer.Option("--local", help="One process, without Ray.")] = False,
     set_: Set = None,
     address: Address = None,
     json: Json = False,
+    progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Score what has arrived since (score --add-new), then verify the whole output.
@@ -134,7 +211,7 @@ def nightly(
     from ray_mlc.runtime.progress import Display
 
     spec = load_job(ScoreJob, job, options={"ray.address": address}, overrides=set_ or ())
-    display = Display(quiet=quiet)
+    display = Display(quiet=quiet, progress=progress)
     inputs, backend = open_job(spec, display, local=local)
     summary, verdict, beyond = run_night(spec, backend, display, inputs=inputs)
     if json:
@@ -147,12 +224,10 @@ def nightly(
     _check(spec.output.path, verdict)
 
 
-def _score(spec: ScoreJob, *, local: bool, quiet: bool, **options: bool) -> dict[str, Any]:
+def _score(spec: ScoreJob, *, local: bool, display: Display, **options: bool) -> dict[str, Any]:
     from ray_mlc.runtime.backends import open_job
-    from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import score as run_score
 
-    display = Display(quiet=quiet)
     inputs, backend = open_job(spec, display, local=local)
     return run_score(spec, backend, display, inputs=inputs, **options)
 

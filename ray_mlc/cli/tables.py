@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from ray_mlc.evaluation.metrics import LOWER_IS_BETTER, METRIC_NAMES
 from ray_mlc.labels import listed, quoted
+from ray_mlc.scoring.progress import ends_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -449,6 +451,8 @@ def print_progress(state: Mapping[str, Any]) -> None:
         f"{units['written']:,} of {units['planned']:,} units, {state['set_aside']} set aside, "
         f"{size(state['bytes'])}; model {state['model']}, started {state['created']}"
     )
+    if state["now"] is not None:
+        _say(f"now: {_at_work(state['now'])}")
     if missing := state["missing"]:
         _say(
             f"{len(missing):,} part(s) are gone since the run was complete, such as {missing[0]}: "
@@ -459,6 +463,27 @@ def print_progress(state: Mapping[str, Any]) -> None:
             f"{len(extra):,} Parquet file(s) are in no plan, such as {extra[0]}, but readers of "
             "the output will take them for parts: move them away"
         )
+
+
+def _at_work(now: Mapping[str, Any]) -> str:
+    """How a night stands, in one line."""
+    if now["phase"] == "starting":
+        return (
+            f"the model is being loaded in {now['actors']} process(es), for {now['seconds']:.0f} s"
+        )
+    said = []
+    for name, figure in (("rows/s", "rows_per_s"), ("tokens/s", "tokens_per_s")):
+        if now[figure] is not None:
+            said.append(f"{now[figure]:,.0f} {name}")
+    if now["padding"] is not None:
+        said.append(f"padding {now['padding']:.1%}")
+    said.append(f"{now['actors_ready']} of {now['actors']} actors")
+    if now["waits_for"] not in (None, "scoring"):
+        said.append(f"they wait for {now['waits_for']}")
+    said.append(f"{now['rows_set_aside']:,} rows set aside")
+    if now["seconds_left"] is not None:
+        said.append(f"ends about {ends_at(now['seconds_left'], datetime.now().astimezone())}")
+    return ", ".join(said)
 
 
 def print_verdict(verdict: Verdict) -> None:

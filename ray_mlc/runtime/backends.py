@@ -9,17 +9,20 @@ from ray_mlc.runtime.score import Inputs, find_inputs
 
 if TYPE_CHECKING:
     from ray_mlc.config import ScoreJob
+    from ray_mlc.runtime.plan import PlanBackend
     from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.score import Backend
 
 
-def open_job(job: ScoreJob, display: Display, *, local: bool) -> tuple[Inputs, Backend]:
+def open_job(
+    job: ScoreJob, display: Display, *, local: bool, writes: bool = True
+) -> tuple[Inputs, PlanBackend]:
     """Model and corpus of a job, found before anything costs time, and where it is worked on.
 
     Args:
         job: What is scored.
         display: Told what goes on.
         local: In this process, without Ray.
+        writes: Whether the output will be written to, and every node has to be able to.
 
     Raises:
         RayMlcError: As `find_inputs` says.
@@ -36,4 +39,4 @@ def open_job(job: ScoreJob, display: Display, *, local: bool) -> tuple[Inputs, B
         set_environment()  # Ray reads some of it when it is imported
         from ray_mlc.runtime.ray_data import RayBackend
 
-        return inputs, RayBackend(job)
+        return inputs, RayBackend(job, writes=writes)

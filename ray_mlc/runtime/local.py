@@ -6,16 +6,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.runtime.interrupt import Stop
+from ray_mlc.runtime.probe import Probe, Prober
 from ray_mlc.runtime.score import ScoreStep, Work, resolve_engine
+from ray_mlc.runtime.session import usable_cores
+from ray_mlc.scoring.forecast import Kind
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_units
 
 
@@ -41,6 +46,16 @@ class LocalBackend:
         del job
         return 1
 
+    def kind(self, job: ScoreJob) -> Kind:
+        """See `PlanBackend.kind`."""
+        del job
+        cores = usable_cores()
+        return Kind(actors_per_node=1, cores_per_node=cores, threads=cores, ray=False)
+
+    def probe(self, work: Work, block: pa.Table, block_rows: int) -> list[Probe]:
+        """See `PlanBackend.probe`."""
+        return [Prober(work).run(block, block_rows)]
+
     def process(
         self,
         run: Run,
@@ -48,18 +63,19 @@ class LocalBackend:
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
-        scored: Callable[[int], None],
+        scored: Callable[[Vitals], None],
         stop: Stop,
     ) -> Iterator[list[Receipt]]:
         """See `Backend.process`."""
         del job
         step = ScoreStep(work)
+        stats = step.classifier.stats
         total = 0
 
         def progress(rows: int) -> None:
             nonlocal total
             total += rows
-            scored(total)
+            scored(Vitals(total, stats.real_tokens, stats.padded_tokens, actors=1))
             stop.check()
 
         for read in reads:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from ray_mlc.runtime.interrupt import Stop
+from ray_mlc.scoring.progress import Blocks, Vitals
 
-READING, SCORING, WRITING = "reading", "scoring", "writing"
+READING, READ, SCORING = "reading", "waiting to score", "scoring"
+SCORED, WRITING = "waiting to write", "writing"
+IN_FLIGHT = (SCORING, SCORED, WRITING)
+"""Stages between the start of a block's scoring and its commit."""
 ANSWER_S = 30.0
 """Longest wait for an answer of the pulse, which may just be moving to another node."""
 
@@ -29,10 +34,8 @@ class State:
 
     events: int = 0
     """Reports so far: more of them are a sign of life."""
-    rows: int = 0
-    """Rows that have been through the model."""
-    actors: int = 0
-    """Actors that have said that they are ready."""
+    vitals: Vitals = field(default_factory=Vitals)
+    """What has been scored, and where the blocks are."""
     in_flight: int = 0
     """Blocks between the start of their scoring and their commit."""
     oldest: str = ""
@@ -45,6 +48,7 @@ class Pulse:
     def __init__(self) -> None:
         """Nothing has happened yet."""
         self._events = self._rows = self._actors = 0
+        self._real = self._padded = 0
         self._stopping = False
         self._stages: dict[str, str] = {}
         self._attempts: dict[str, tuple[str, int]] = {}
@@ -54,10 +58,12 @@ class Pulse:
         self._events += 1
         self._actors += 1
 
-    def beat(self, rows: int) -> None:
-        """An actor has scored some more rows."""
+    def beat(self, rows: int, real_tokens: int = 0, padded_tokens: int = 0) -> None:
+        """An actor has scored some more rows, with so many tokens."""
         self._events += 1
         self._rows += rows
+        self._real += real_tokens
+        self._padded += padded_tokens
 
     def enter(self, name: str, stage: str) -> tuple[bool, int]:
         """A block enters a stage: whether to drop it, and how often that stage was begun before.
@@ -73,6 +79,13 @@ class Pulse:
         self._attempts[name] = stage, attempts + 1
         return self._stopping, attempts
 
+    def pass_on(self, name: str, before: str, after: str) -> None:
+        """A block waits for its next stage, unless it has got there already: words overtake."""
+        self._events += 1
+        if self._stages.get(name) == before:
+            self._stages.pop(name)
+            self._stages[name] = after
+
     def leave(self, name: str) -> None:
         """A block is committed, or a unit of it read or scored on its own."""
         self._events += 1
@@ -85,10 +98,14 @@ class Pulse:
 
     def state(self) -> State:
         """See `State`."""
-        flying = [name for name, stage in self._stages.items() if stage != READING]
+        count = Counter(self._stages.values())
+        blocks = Blocks(*(count[stage] for stage in (READING, READ, SCORING, SCORED, WRITING)))
         oldest = next(iter(self._stages.items()), ("", ""))
         return State(
-            self._events, self._rows, self._actors, len(flying), f"{oldest[1]} {oldest[0]}".strip()
+            self._events,
+            Vitals(self._rows, self._real, self._padded, self._actors, blocks),
+            sum(count[stage] for stage in IN_FLIGHT),
+            f"{oldest[1]} {oldest[0]}".strip(),
         )
 
 
@@ -103,9 +120,13 @@ class Reporter:
         """See `Pulse.ready`."""
         self._pulse.ready.remote()
 
-    def beat(self, rows: int) -> None:
+    def beat(self, rows: int, real_tokens: int, padded_tokens: int) -> None:
         """See `Pulse.beat`."""
-        self._pulse.beat.remote(rows)
+        self._pulse.beat.remote(rows, real_tokens, padded_tokens)
+
+    def pass_on(self, name: str, before: str, after: str) -> None:
+        """See `Pulse.pass_on`."""
+        self._pulse.pass_on.remote(name, before, after)
 
     def enter(self, name: str, stage: str) -> tuple[bool, int]:
         """See `Pulse.enter`."""
@@ -138,7 +159,7 @@ class Watch:
     """The driver's thread that asks the pulse: passes on progress, ends stuck and stopped runs."""
 
     def __init__(
-        self, pulse: Any, timeout_s: float, scored: Callable[[int], None], stop: Stop
+        self, pulse: Any, timeout_s: float, scored: Callable[[Vitals], None], stop: Stop
     ) -> None:
         """Begin to watch; the clock starts now."""
         self._pulse, self._timeout_s, self._scored, self._stop = pulse, timeout_s, scored, stop
@@ -169,7 +190,7 @@ class Watch:
                 seen = ray.get(self._pulse.state.remote(), timeout=5)
                 if seen != before:
                     self.alive()
-                    self._scored(seen.rows)
+                self._scored(seen.vitals)
             drained = told and not seen.in_flight and seen == before
             if drained or self._stop.overdue:
                 self._stop.now()
@@ -181,6 +202,6 @@ class Watch:
 
     @staticmethod
     def _stage(seen: State) -> str:
-        if not seen.actors:
+        if not seen.vitals.actors:
             return "starting the actors"
         return seen.oldest or "waiting for work"

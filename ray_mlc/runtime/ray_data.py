@@ -34,8 +34,19 @@ from ray_mlc.errors import RayMlcError, ResourceError, first_line
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.interrupt import Stop
+from ray_mlc.runtime.metrics import UnitClock
 from ray_mlc.runtime.nodes import refuse_unshared
-from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Reporter, Watch, start_pulse
+from ray_mlc.runtime.probe import Probe, Prober
+from ray_mlc.runtime.pulse import (
+    READ,
+    READING,
+    SCORED,
+    SCORING,
+    WRITING,
+    Reporter,
+    Watch,
+    start_pulse,
+)
 from ray_mlc.runtime.ray_private import limit_blocks_ahead, map_whole_blocks
 from ray_mlc.runtime.score import ReadStep, ScoreStep, TokenizeStep, Work, resolve_engine
 from ray_mlc.runtime.session import (
@@ -46,9 +57,11 @@ from ray_mlc.runtime.session import (
     ray_session,
     session_starts,
 )
+from ray_mlc.scoring.forecast import Kind
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt, split_units
 from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_units
 from ray_mlc.scoring.score import scored_schema, set_aside
 
@@ -184,12 +197,16 @@ class UnitSource(Datasource):  # type: ignore[misc]
 
 def _reader(step: ReadStep, units: list[Unit], reporter: Reporter) -> Callable[[], list[pa.Table]]:
     def read() -> list[pa.Table]:
-        dropped, deaths = reporter.enter(_name(units[0].source, units[0].first_row), READING)
+        name = _name(units[0].source, units[0].first_row)
+        dropped, deaths = reporter.enter(name, READING)
         if dropped:
             return [block_schema(step.spec).empty_table()]
         if not deaths:
-            return [step(units)]
-        return [_joined([_read_carefully(step, unit, reporter) for unit in units])]
+            block = step(units)
+        else:
+            block = _joined([_read_carefully(step, unit, reporter) for unit in units])
+        reporter.pass_on(name, READING, READ)
+        return [block]
 
     return read
 
@@ -246,7 +263,10 @@ class ScoreActor:
         self._call = step.both if tokenizes else step
         self._reporter = reporter
         self._nothing = scored_schema(work.output).empty_table()
-        self._unsent = 0
+        self._stats = step.classifier.stats
+        assert work.commit is not None
+        self._clock = UnitClock(work.commit.storage.uri)
+        self._unsent = self._real = self._padded = 0
         self._sent_s = time.monotonic()
         reporter.ready()
 
@@ -254,13 +274,20 @@ class ScoreActor:
         """Score one block."""
         if not block.num_rows:
             return self._nothing
-        dropped, deaths = self._reporter.enter(_name_of(block), SCORING)
+        name = _name_of(block)
+        dropped, deaths = self._reporter.enter(name, SCORING)
         if dropped:
-            self._reporter.leave(_name_of(block))
+            self._reporter.leave(name)
             return self._nothing
+        started = time.monotonic()
         if not deaths:
-            return self._call(block, self._progress)
-        return _joined([self._carefully(unit) for unit in split_units(block)])
+            scored = self._call(block, self._progress)
+        else:
+            scored = _joined([self._carefully(unit) for unit in split_units(block)])
+        self._clock.note(time.monotonic() - started, [unit.num_rows for unit in split_units(block)])
+        self._beat()
+        self._reporter.pass_on(name, SCORING, SCORED)
+        return scored
 
     def _carefully(self, unit: pa.Table) -> pa.Table:
         """Score one unit of a block over which a process died."""
@@ -275,8 +302,14 @@ class ScoreActor:
     def _progress(self, rows: int) -> None:
         self._unsent += rows
         if time.monotonic() - self._sent_s >= BEAT_S:
-            self._reporter.beat(self._unsent)
-            self._unsent, self._sent_s = 0, time.monotonic()
+            self._beat()
+
+    def _beat(self) -> None:
+        """Tell what has been scored since the last time."""
+        real, padded = self._stats.real_tokens, self._stats.padded_tokens
+        self._reporter.beat(self._unsent, real - self._real, padded - self._padded)
+        self._unsent, self._real, self._padded = 0, real, padded
+        self._sent_s = time.monotonic()
 
 
 def _write(scored: pa.Table, work: Work, reporter: Reporter) -> pa.Table:
@@ -298,9 +331,14 @@ def _paths_of(job: ScoreJob) -> tuple[dict[str, str], dict[str, str]]:
 class RayBackend:
     """Ray Data: on the cluster that the job names, or on the Ray that is connected already."""
 
-    def __init__(self, job: ScoreJob) -> None:
-        """Take note of the job; nothing is started here."""
-        self._job = job
+    def __init__(self, job: ScoreJob, *, writes: bool = True) -> None:
+        """Take note of the job; nothing is started here.
+
+        Args:
+            job: The job.
+            writes: Whether nodes have to be able to write the output.
+        """
+        self._job, self._writes = job, writes
         self.plan: ActorPlan
 
     @property
@@ -319,7 +357,8 @@ class RayBackend:
                 its nodes do not see the job's local paths.
         """
         with ray_session(self._job.ray.address), _context_kept():
-            refuse_unshared(*_paths_of(self._job))
+            inputs, outputs = _paths_of(self._job)
+            refuse_unshared(inputs, outputs if self._writes else {})
             self.plan = self._plan(self._job)
             yield
 
@@ -369,6 +408,38 @@ class RayBackend:
         del job
         return self.plan.max_count
 
+    def kind(self, job: ScoreJob) -> Kind:
+        """See `PlanBackend.kind`: the cluster's nodes are taken to be like its largest."""
+        del job
+        plan = self.plan
+        nodes = [node for node in cluster_nodes() if node.cpus > 0]
+        if plan.gpus:
+            nodes = [node for node in nodes if node.gpus >= plan.gpus] or nodes
+        return Kind(
+            actors_per_node=max(1, round(plan.max_count / len(nodes))),
+            cores_per_node=max(node.cpus for node in nodes),
+            threads=plan.threads,
+            gpus=plan.gpus,
+        )
+
+    def probe(self, work: Work, block: pa.Table, block_rows: int) -> list[Probe]:
+        """See `PlanBackend.probe`: actors with the resources of a run's, all at the same time."""
+        plan = self.plan
+        options: dict[str, Any] = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
+        if self._job.actors.labels:
+            options["label_selector"] = self._job.actors.labels
+        shared = ray.put(block)
+        with own_errors():
+            probers = [
+                ray.remote(**options)(Prober).remote(work, plan.threads, not plan.gpus)
+                for _ in range(min(plan.max_count, self.kind(self._job).actors_per_node))
+            ]
+            ray.get([prober.ready.remote() for prober in probers])
+            probes: list[Probe] = ray.get(
+                [prober.run.remote(shared, block_rows) for prober in probers]
+            )
+        return probes
+
     def process(
         self,
         run: Run,
@@ -376,7 +447,7 @@ class RayBackend:
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
-        scored: Callable[[int], None],
+        scored: Callable[[Vitals], None],
         stop: Stop,
     ) -> Iterator[list[Receipt]]:
         """See `Backend.process`.

@@ -48,7 +48,7 @@ from ray_mlc.evaluation.metrics import METRIC_NAMES
 from ray_mlc.runtime.interrupt import completing
 from ray_mlc.runtime.nodes import refuse_unshared
 from ray_mlc.runtime.prepare import Material, Prepared, prepare
-from ray_mlc.runtime.progress import Display, StageHandle
+from ray_mlc.runtime.progress import Display, Shown, Stage, StageHandle
 from ray_mlc.runtime.ray_private import check_version
 from ray_mlc.runtime.session import (
     NodeResources,
@@ -234,7 +234,7 @@ def _fit(
         with (
             tracking(job, prepared.fingerprint, output, display.say) as curves,
             display.stage("train", total, "examples") as stage,
-            _watching(monitor, stage, display, curves),
+            _watching(monitor, stage, display, curves, _Size.of(prepared, job, workers=count)),
         ):
             stage.doing("starting the workers")
             return trainer.fit()
@@ -322,9 +322,44 @@ class Monitor:
         return self._examples, self._detail, self._epochs, self._points, self._doing
 
 
+@dataclass(frozen=True)
+class _Size:
+    """What the figures of a training are of."""
+
+    workers: int
+    epochs: int
+    tokens_per_example: float
+
+    @classmethod
+    def of(cls, prepared: Prepared, job: TrainJob, *, workers: int) -> _Size:
+        tokens = len(prepared.train.ids.values)
+        return cls(workers, job.training.epochs, tokens / max(1, len(prepared.train)))
+
+
+def _standing(stage: Stage, size: _Size, epochs_done: int, last: StepPoint | None) -> Shown:
+    """How a training stands beside its count."""
+    facts: dict[str, Any] = {
+        "epoch": min(epochs_done + 1, size.epochs),
+        "epochs": size.epochs,
+        "workers": size.workers,
+        "tokens_per_s": None,
+        "step": None,
+        "loss": None,
+        "learning_rate": None,
+    }
+    said = [f"{size.workers} worker(s)"]
+    if (speed := stage.mean_per_second) is not None:
+        facts["tokens_per_s"] = round(speed * size.tokens_per_example, 1)
+        said.insert(0, f"{facts['tokens_per_s']:,.0f} tokens/s")
+    if last is not None:
+        facts |= {"step": last.step, "loss": last.loss, "learning_rate": last.learning_rate}
+        said.append(f"step {last.step:,}, learning rate {last.learning_rate:.2g}")
+    return Shown([" · ".join(said)], facts, seconds_left=stage.mean_seconds_left)
+
+
 @contextmanager
 def _watching(
-    monitor: Any, stage: StageHandle, display: Display, curves: Tracking
+    monitor: Any, stage: StageHandle, display: Display, curves: Tracking, size: _Size
 ) -> Iterator[None]:
     """Show and track what the monitor knows while the block runs."""
     done = threading.Event()
@@ -332,6 +367,7 @@ def _watching(
     def watch() -> None:
         shown = epochs = told = 0
         last, doing = False, ""
+        point: StepPoint | None = None
         while not last:
             last = done.wait(1.0)
             try:
@@ -339,7 +375,10 @@ def _watching(
             except ray.exceptions.RayError:
                 continue
             examples, detail, records, points, next_doing = state
-            stage.advance(examples - shown, detail)
+            point = points[-1] if points else point
+            if examples > shown:
+                standing = _standing(stage.stage, size, len(records), point)
+                stage.advance(examples - shown, detail, shown=standing)
             if next_doing != doing:
                 doing = next_doing
                 stage.doing(doing)

@@ -37,6 +37,7 @@ from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime import heap
 from ray_mlc.runtime.interrupt import Deadline, Stop, completing, listen
 from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.watching import watching
 from ray_mlc.scoring.accounts import (
     EARLIER,
     PENDING,
@@ -50,6 +51,7 @@ from ray_mlc.scoring.lease import Lease, check_holder, hold_lease
 from ray_mlc.scoring.ledger import Run, open_run
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_texts
 from ray_mlc.scoring.score import score_block, tokenize_block
 from ray_mlc.storage import Storage, open_storage
@@ -98,8 +100,8 @@ class Work:
     """The decision."""
     output: OutputSpec
     """What parts look like."""
-    commit: CommitSpec
-    """Where parts go."""
+    commit: CommitSpec | None
+    """Where parts go; None: nowhere, because speed alone is looked at."""
 
     @classmethod
     def of(cls, run: Run, folder: ModelFolder, *, holder: str | None = None) -> Work:
@@ -129,6 +131,7 @@ class Work:
 
     def write(self, scored: pa.Table) -> list[Receipt]:
         """A scored block to parts."""
+        assert self.commit is not None
         return commit_parts(scored, self.commit)
 
 
@@ -235,7 +238,7 @@ class Backend(Protocol):
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
-        scored: Callable[[int], None],
+        scored: Callable[[Vitals], None],
         stop: Stop,
     ) -> Iterator[list[Receipt]]:
         """Read, score and commit; yields receipts as units are done.
@@ -245,9 +248,8 @@ class Backend(Protocol):
             work: What every process needs of it.
             reads: Positions of the units of each read.
             job: How many processes, and their limits.
-            scored: Told, now and then and maybe from another thread, how many rows have been
-                through the model: a unit can take minutes, and nothing else is known of it before
-                its receipt.
+            scored: Told, now and then and maybe from another thread, what has been through the
+                model: a unit can take minutes, and nothing else is known of it before its receipt.
             stop: When requested, no read is begun, and this ends when what is in flight is done.
         """
 
@@ -430,18 +432,21 @@ def _work_off(
         display.say(f"continuing: {before:,} rows are done already")
     actors = backend.actors(job)
     reads = plan_reads(run, pending, job, actors=actors)
-    with display.stage("score", total, "rows", done=before) as stage:
+    with (
+        display.stage("score", total, "rows", done=before) as stage,
+        watching(
+            tally,
+            stage,
+            run.storage,
+            actors=actors,
+            gpus=engine.device == "cuda",
+            token=lease.token if lease is not None else None,
+        ) as watch,
+    ):
         processes = "1 process" if actors == 1 else f"{actors} processes"
         stage.doing(f"loading the model in {processes}")
-        for receipts in backend.process(
-            run,
-            work,
-            reads,
-            job,
-            scored=lambda rows: stage.detail(f"· {rows:,} scored {_set_aside(tally)}"),
-            stop=stop,
-        ):
-            stage.advance(tally.add(receipts), _set_aside(tally))
+        for receipts in backend.process(run, work, reads, job, scored=watch.heard, stop=stop):
+            watch.receipts(receipts)
             if lease is not None:
                 lease.check()
     if stop.requested and tally.rows(PENDING):
@@ -467,21 +472,39 @@ def plan_reads(
 
     Few rows are cut finer, so that every actor works to the end.
     """
-    units = run.plan.units.take(pa.array(pending))
-    rows = int(units["rows"].to_numpy().sum(dtype=np.int64))
-    max_rows = min(run.identity["units.rows"], max(1, -(-rows // (actors * READS_PER_ACTOR))))
-    speed = run.resolved.documents_per_s
-    share = GROUP_SHARE if speed is None else min(4 * GROUP_SHARE, speed / DECODED_PER_S / OVERHEAD)
-    reads = list(
-        group_reads(units, max_rows=max_rows, max_bytes=job.units.bytes, group_share=share)
+    reads = order_reads(
+        run.plan.units.take(pa.array(pending)),
+        max_rows=run.identity["units.rows"],
+        max_bytes=job.units.bytes,
+        documents_per_s=run.resolved.documents_per_s,
+        actors=actors,
     )
+    return [pending[read] for read in reads]
+
+
+def order_reads(
+    units: pa.Table, *, max_rows: int, max_bytes: int, documents_per_s: float | None, actors: int
+) -> list[NDArray[np.int64]]:
+    """Group units into reads, as positions in `units`, in the order in which they are begun.
+
+    Args:
+        units: `corpus.units.UNITS_SCHEMA`.
+        max_rows: Most rows of a unit.
+        max_bytes: Most decoded bytes of a read.
+        documents_per_s: Speed of an actor, if it is known.
+        actors: How many.
+    """
+    rows = int(units["rows"].to_numpy().sum(dtype=np.int64))
+    max_rows = min(max_rows, max(1, -(-rows // (actors * READS_PER_ACTOR))))
+    share = (
+        GROUP_SHARE
+        if documents_per_s is None
+        else min(4 * GROUP_SHARE, documents_per_s / DECODED_PER_S / OVERHEAD)
+    )
+    reads = list(group_reads(units, max_rows=max_rows, max_bytes=max_bytes, group_share=share))
     sizes = units["bytes"].to_numpy()
     order = np.argsort([-sizes[read].sum() for read in reads], kind="stable")
     # a small one for each actor, so that results show soon; then the longest first, so that none
     # is left to a single actor at the end
     order = np.concatenate([order[-actors:], order[:-actors]])
-    return [pending[reads[index]] for index in order]
-
-
-def _set_aside(tally: Tally) -> str:
-    return f"· {len(tally.faults)} units set aside" if tally.faults else ""
+    return [reads[index] for index in order]

@@ -25,6 +25,7 @@ from ray_mlc.scoring.ledger import FAILURES_FILE, SCRATCH, SUCCESS_FILE, SUMMARY
 from ray_mlc.scoring.nights import to_json
 from ray_mlc.scoring.origins import Origin
 from ray_mlc.scoring.parts import Receipt, map_parts, read_footer_key
+from ray_mlc.scoring.progress import PROGRESS_FILE
 from ray_mlc.storage import filesystem_of, sweep
 
 LAG_S = 60.0
@@ -77,13 +78,17 @@ class Tally:
         self._positions = {run.part_paths[index]: index for index in pending.tolist()}
         self._rows_U = run.plan.units["rows"].to_numpy()
 
+    def awaits(self, receipt: Receipt) -> bool:
+        """Whether nothing is known yet of a receipt's unit: a task that is retried tells twice."""
+        return bool(self.state_U[self._positions[receipt.part]] == PENDING)
+
     def add(self, receipts: Iterable[Receipt]) -> int:
         """Take note of units done or set aside; the rows that were not noted before."""
         rows = 0
         for receipt in receipts:
+            if not self.awaits(receipt):
+                continue
             position = self._positions[receipt.part]
-            if self.state_U[position] != PENDING:
-                continue  # a task that was retried tells twice
             rows += receipt.rows
             if receipt.fault is not None:
                 self.state_U[position] = SET_ASIDE
@@ -148,6 +153,7 @@ def finish_run(
     run.storage.put(FAILURES_FILE, to_json(failures))
     run.storage.put(SUMMARY_FILE, to_json(summary))
     sweep(run.storage, SCRATCH)  # of writers that were killed while this process went on
+    run.storage.delete(PROGRESS_FILE)  # the same
     check_limits(run, summary, limits)
     check()
     run.storage.put(SUCCESS_FILE, b"")

@@ -20,6 +20,7 @@ from ray_mlc.errors import first_line
 from ray_mlc.scoring.ledger import FAILURES_FILE, SUCCESS_FILE, Run, read_run
 from ray_mlc.scoring.nights import LEDGER
 from ray_mlc.scoring.parts import map_parts, read_footer_key
+from ray_mlc.scoring.progress import PROGRESS_FILE, read_progress
 from ray_mlc.scoring.rescore import Rescored, rescore
 from ray_mlc.storage import filesystem_of, open_storage
 
@@ -276,7 +277,7 @@ def progress_of(output: str) -> dict[str, Any]:
     Returns:
         `state` is `complete` or `unfinished`, or `damaged`: it was declared complete, but parts
         have gone since, or there are Parquet files that no plan knows. `missing` and `extra` name
-        those.
+        those. `now` is how a night stands that is at work, see `scoring.progress`; else null.
     """
     storage = open_storage(output)
     run = read_run(storage)
@@ -297,6 +298,7 @@ def progress_of(output: str) -> dict[str, Any]:
     known = set(parts)
     extra = sorted(path for path in there if path.endswith(".parquet") and path not in known)
     damaged = missing or extra
+    at_work = PROGRESS_FILE in there and not complete
     return {
         "output": output,
         "state": "damaged" if damaged else "complete" if complete else "unfinished",
@@ -313,4 +315,5 @@ def progress_of(output: str) -> dict[str, Any]:
         "model": run.record["model"],
         "engine": run.resolved.model_dump(),
         "created": run.record["created"],
+        "now": read_progress(storage) if at_work else None,
     }

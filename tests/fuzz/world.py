@@ -30,6 +30,7 @@ from ray_mlc.scoring import ledger, rescore
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.score import score_block, tokenize_block
 
 LABELS = LabelSet(("Spam", "spam", "news of the day", "x/y", "ü"))
@@ -171,7 +172,7 @@ class DoubleBackend:
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
-        scored: Callable[[int], None],
+        scored: Callable[[Vitals], None],
         stop: Stop,
     ) -> Iterator[list[Receipt]]:
         """See `Backend.process`."""
@@ -181,7 +182,8 @@ class DoubleBackend:
             tokens = tokenize_block(
                 work.reading(run.plan.units_at(read)), classifier.tokenizer, policy=work.policy
             )
-            block = score_block(tokens, classifier, work.rules, work.output, progress=scored)
+            block = score_block(tokens, classifier, work.rules, work.output)
+            scored(Vitals(block.num_rows, actors=1))
             yield work.write(block)
 
 

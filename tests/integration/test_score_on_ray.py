@@ -484,13 +484,14 @@ def test_a_run_of_which_nothing_is_heard_is_stopped(
 ) -> None:
     from ray_mlc.runtime.interrupt import Stop
     from ray_mlc.runtime.pulse import SCORING, Reporter, Watch, start_pulse
+    from ray_mlc.scoring.progress import Blocks, Vitals
 
     pulse = start_pulse()
     reporter = Reporter(pulse)
     reporter.ready()
-    reporter.beat(7)
+    reporter.beat(7, 70, 72)
     assert reporter.enter("a.parquet from row 0", SCORING) == (False, 0)
-    heard: list[int] = []
+    heard: list[Vitals] = []
     # a process in the background of a script ignores Ctrl-C
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watch = Watch(pulse, 3.0, heard.append, Stop())
@@ -501,4 +502,4 @@ def test_a_run_of_which_nothing_is_heard_is_stopped(
         watch.close()
         signal.signal(signal.SIGINT, before)
     assert watch.stuck_in == "scoring a.parquet from row 0"
-    assert heard == [7]
+    assert set(heard) == {Vitals(7, 70, 72, actors=1, blocks=Blocks(scoring=1))}

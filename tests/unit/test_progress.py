@@ -131,12 +131,12 @@ def test_what_goes_on_is_replaced_by_the_next_report_of_work_only() -> None:
     with display.stage("train", 10, "examples") as stage:
         stage.doing("epoch 1: validating")
         stage.advance(0, "loss 0.5")
-        assert stage._stage.doing == "epoch 1: validating"
+        assert stage.stage.doing == "epoch 1: validating"
         stage.advance(1)
-        assert stage._stage.doing == ""
+        assert stage.stage.doing == ""
         stage.doing("epoch 2: validating")
         stage.detail("scored")
-        assert stage._stage.doing == ""
+        assert stage.stage.doing == ""
 
 
 def test_a_phase_that_fails_leaves_the_display_usable() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ray_mlc.runtime.pulse import READING, SCORING, WRITING, Pulse, State, Watch
+from ray_mlc.runtime.pulse import READ, READING, SCORED, SCORING, WRITING, Pulse, State, Watch
+from ray_mlc.scoring.progress import Blocks, Vitals
 
 
 def test_a_block_is_in_flight_from_its_scoring_to_its_commit() -> None:
@@ -46,17 +47,49 @@ def test_every_report_is_a_sign_of_life() -> None:
     seen = [pulse.state()]
     for report in (
         pulse.ready,
-        lambda: pulse.beat(5),
+        lambda: pulse.beat(5, 50, 60),
+        lambda: pulse.pass_on("a", READING, READ),
         lambda: pulse.enter("a", SCORING),
         lambda: pulse.leave("a"),
     ):
         report()
         seen.append(pulse.state())
     assert len({state.events for state in seen}) == len(seen)
-    assert seen[-1] == State(events=4, rows=5, actors=1)
+    assert seen[-1] == State(5, Vitals(5, 50, 60, actors=1, blocks=Blocks()))
+
+
+def test_what_waits_is_told_apart_from_what_is_worked_on() -> None:
+    pulse = Pulse()
+    for name in "abcde":
+        pulse.enter(name, READING)
+    for name in "bcde":
+        pulse.pass_on(name, READING, READ)
+    for name in "cde":
+        pulse.enter(name, SCORING)
+    for name in "de":
+        pulse.pass_on(name, SCORING, SCORED)
+    pulse.enter("e", WRITING)
+    assert pulse.state().vitals.blocks == Blocks(1, 1, 1, 1, 1)
+    assert pulse.state().in_flight == 3
+    assert pulse.state().oldest == "reading a"
+
+
+def test_words_that_are_overtaken_change_nothing() -> None:
+    pulse = Pulse()
+    pulse.enter("a", READING)
+    pulse.enter("a", SCORING)
+    pulse.pass_on("a", READING, READ)  # comes late
+    assert pulse.state().vitals.blocks == Blocks(scoring=1)
+    assert pulse.enter("a", SCORING) == (False, 1)  # the death is still counted
+    pulse.leave("a")
+    pulse.pass_on("a", SCORING, SCORED)
+    assert pulse.state().vitals.blocks == Blocks()
 
 
 def test_the_stuck_stage_is_named() -> None:
+    ready = Vitals(actors=1)
     assert Watch._stage(State()) == "starting the actors"
-    assert Watch._stage(State(actors=1, oldest="scoring a from row 7")) == "scoring a from row 7"
-    assert Watch._stage(State(actors=1)) == "waiting for work"
+    assert (
+        Watch._stage(State(vitals=ready, oldest="scoring a from row 7")) == "scoring a from row 7"
+    )
+    assert Watch._stage(State(vitals=ready)) == "waiting for work"
