@@ -24,6 +24,7 @@ from ray_mlc.report.page import (
     Plot,
     Section,
     Table,
+    distinct,
     plot_text,
     render_page,
 )
@@ -392,7 +393,7 @@ def _curves(found: Study) -> Section:
     figure.add_trace(_curve_trace(found.micro, title, INK, 3))
     frequent = np.argsort(-found.positives_L, kind="stable")[:CURVES_SHOWN].tolist()
     choices = []
-    for label, key in enumerate(_distinct([row["label"] for row in rows])):
+    for label, key in enumerate(distinct([row["label"] for row in rows])):
         curve = found.curves[label]
         if curve is None:
             continue
@@ -780,18 +781,3 @@ def _ends(ends: Interval | None, *, signed: bool = False) -> str | None:
 
 def _digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names as a one-line box can hold them, none twice."""
-    taken: set[str] = set()
-    found = []
-    for name in names:
-        key = plain = " ".join(name.split()) or "(blank)"
-        number = 1
-        while key in taken:
-            number += 1
-            key = f"{plain} ({number})"
-        taken.add(key)
-        found.append(key)
-    return found

@@ -266,8 +266,15 @@ def label_drift(labels: Labels, names: Sequence[str]) -> Any:
 _SYMBOLS = ("circle", "circle", "diamond", "square")
 
 
-def labels_per_document(counts: Mapping[str, Sequence[int]]) -> Any:
-    """Share of the annotated documents with 0, 1, 2, … labels, by split."""
+def labels_per_document(
+    counts: Mapping[str, Sequence[int]], *, of: str = "annotated documents"
+) -> Any:
+    """Share of documents with 0, 1, 2, … labels, by split.
+
+    Args:
+        counts: Documents with so many labels.
+        of: What all the documents are.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -286,7 +293,7 @@ def labels_per_document(counts: Mapping[str, Sequence[int]]) -> Any:
     figure.update_layout(
         height=320,
         xaxis={"title": "labels per document", "dtick": 1 if most <= 25 else None},
-        yaxis={"title": "% of annotated documents"},
+        yaxis={"title": f"% of {of}"},
         bargap=0.15,
     )
     return figure

@@ -18,6 +18,7 @@ GENERATOR = '<meta name="generator" content="ray-mlc">'
 """What a page of ours has in its head."""
 PLOT_HEIGHT = 420
 """Pixels of a plot, unless its figure says otherwise."""
+HISTOGRAM_HEIGHT = 340
 PROSE = 80
 """Characters from which a cell is text to be read, and gets the width for it."""
 MARKS = 4
@@ -48,6 +49,44 @@ class Plot:
     """What the reader should see in it, in words."""
     choice: Choice | None = None
     """What can be added to it."""
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """A histogram of many, one at a time and by name: drawn when it is asked for."""
+
+    label: str
+    """What the names are of; stands beside the box."""
+    names: Sequence[str]
+    """The first is shown first."""
+    counts: Sequence[Sequence[int]]
+    """Bins of equal width from 0 to 1, of each."""
+    marks: Sequence[float]
+    """Where a line is drawn, of each; bars from there on have another color."""
+    said: Sequence[str]
+    """A line of words under each."""
+    note: str = ""
+    """What the reader should see in it, in words."""
+
+
+@dataclass(frozen=True)
+class Markdown:
+    """A text with Markdown's marks; HTML in it is shown as it is typed, and images are not."""
+
+    text: str
+    """The text; a YAML head is left out."""
+    note: str = ""
+    """Stands under it."""
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """A file as it is."""
+
+    text: str
+    """Its content."""
+    note: str = ""
+    """Stands under it."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +166,7 @@ class Section:
     """In this order."""
 
 
-Part = Plot | Table | Tree | Passage
+Part = Plot | Histograms | Table | Tree | Passage | Markdown | Verbatim
 """What stands under a heading."""
 
 
@@ -164,6 +203,21 @@ def plot_text(text: str, *, width: int | None = None) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names as a one-line box can hold them, none twice."""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        key = plain = " ".join(name.split()) or "(blank)"
+        number = 1
+        while key in taken:
+            number += 1
+            key = f"{plain} ({number})"
+        taken.add(key)
+        found.append(key)
+    return found
+
+
 def shown(value: str | int | float | None, digits: int) -> str:
     """A cell's text: thousands apart, decimals cut, a dash for nothing."""
     if value is None or (isinstance(value, float) and value != value):
@@ -174,7 +228,9 @@ def shown(value: str | int | float | None, digits: int) -> str:
 
 
 def _has_plots(sections: Sequence[Section]) -> bool:
-    return any(isinstance(part, Plot) for section in sections for part in section.parts)
+    return any(
+        isinstance(part, Plot | Histograms) for section in sections for part in section.parts
+    )
 
 
 def _filled(section: Section) -> dict[str, Any]:
@@ -192,6 +248,12 @@ def _part(part: Part) -> dict[str, Any]:
         return {"kind": "passage", "passage": part, "note": ""}
     if isinstance(part, Tree):
         return _tree(part)
+    if isinstance(part, Histograms):
+        return _histograms(part)
+    if isinstance(part, Markdown):
+        return {"kind": "markdown", "html": _html_of(part.text), "note": part.note}
+    if isinstance(part, Verbatim):
+        return {"kind": "verbatim", "text": part.text, "note": part.note}
     return _table(part)
 
 
@@ -203,6 +265,38 @@ def _plot(plot: Plot) -> dict[str, Any]:
         data = json.dumps(list(plot.choice.traces), ensure_ascii=False, separators=(",", ":"))
         choice = {"label": plot.choice.label, "json": _inside_script(data)}
     return {**found, "choice": choice, "note": plot.note}
+
+
+def _histograms(part: Histograms) -> dict[str, Any]:
+    data = {
+        "names": distinct(part.names),
+        "counts": part.counts,
+        "marks": part.marks,
+        "said": part.said,
+    }
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return {
+        "kind": "histograms",
+        "label": part.label,
+        "json": _inside_script(text),
+        "height": HISTOGRAM_HEIGHT,
+        "note": part.note,
+    }
+
+
+def _html_of(text: str) -> str:
+    """HTML of a text with Markdown's marks, below the headings of the page."""
+    from markdown_it import MarkdownIt
+
+    if text.startswith("---\n"):
+        text = text[4:].partition("\n---\n")[2]
+    # html: what a name holds between < and > is text, and never an element
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = reader.parse(text)
+    for token in tokens:
+        if token.type.startswith("heading"):
+            token.tag = f"h{min(6, int(token.tag[1:]) + 2)}"
+    return str(reader.renderer.render(tokens, reader.options, {}))
 
 
 def _inside_script(data: str) -> str:

@@ -52,10 +52,21 @@ def opened(file: Path) -> Iterator[Seen]:
         seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         seen.page.on("request", lambda request: _note(seen, request.url, file))
         seen.page.goto(file.as_uri())
+        wait_for_plots(seen)
         try:
             yield seen
         finally:
             browser.close()
+
+
+def wait_for_plots(seen: Seen) -> None:
+    """Wait until all plots are drawn; the page forbids what playwright itself would wait with."""
+    script = "[...document.querySelectorAll('div.plot')].every(p => p.querySelector('.main-svg'))"
+    for _ in range(600):
+        if seen.page.evaluate(script):
+            return
+        seen.page.wait_for_timeout(50)
+    pytest.fail("not all plots were drawn")
 
 
 def _complain(seen: Seen, message: Any) -> None:
