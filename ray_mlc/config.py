@@ -288,6 +288,17 @@ class LeaseConfig(Section):
     """A writer that shows no sign of life for so long is replaced."""
 
 
+class ReportConfig(Section):
+    """The report of a night."""
+
+    at_end: bool = True
+    """Whether `score` leaves one at its end, in `OUTPUT/_ray_mlc/runs/<night>/report.html`; it
+    reads the night's parts once. `ray-mlc report` makes one at any time."""
+    texts: bool = False
+    """Whether it shows texts of documents, read from the input again: those of the most uncertain
+    rows."""
+
+
 class RayConfig(Section):
     """Which Ray to use."""
 
@@ -327,6 +338,8 @@ class ScoreJob(Section):
     """When a run stops being good."""
     lease: LeaseConfig = Field(default_factory=LeaseConfig)
     """One writer per output."""
+    report: ReportConfig = Field(default_factory=ReportConfig)
+    """What `score` leaves for the morning."""
     ray: RayConfig = Field(default_factory=RayConfig)
     """Which Ray to use."""
 

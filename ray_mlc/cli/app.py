@@ -54,8 +54,8 @@ def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
 
 _add(app, runs.demo, models.train, models.tune, models.baseline, models.evaluate)
 _add(app, models.thresholds, models.quantize, models.predict, models.export)
-_add(app, runs.plan, runs.score, runs.nightly, runs.status, runs.verify, runs.doctor)
-_add(app, outputs.retag, outputs.compare)
+_add(app, runs.plan, runs.score, runs.nightly, runs.status, runs.verify, runs.report)
+_add(app, outputs.retag, outputs.compare, runs.doctor)
 _add(data_app, data.convert, data.explore, data.split)
 _add(config_app, jobs.schema, jobs.render)
 _add(jobs_app, jobs.submit)

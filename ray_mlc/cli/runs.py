@@ -204,21 +204,25 @@ def nightly(
 
     Run the same command again to continue; the first step that does not hold gives the exit code.
     """
-    from ray_mlc.cli.tables import print_score_summary, print_verdict
+    from ray_mlc.cli.tables import print_report_place, print_score_summary, print_verdict
     from ray_mlc.config import ScoreJob, load_job
     from ray_mlc.runtime.backends import open_job
     from ray_mlc.runtime.nightly import run_night
     from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.report import place_of_report
 
     spec = load_job(ScoreJob, job, options={"ray.address": address}, overrides=set_ or ())
     display = Display(quiet=quiet, progress=progress)
     inputs, backend = open_job(spec, display, local=local)
     summary, verdict, beyond = run_night(spec, backend, display, inputs=inputs)
+    page = place_of_report(spec.output.path)
     if json:
-        print_json({"score": summary, "verify": verdict.to_dict()})
+        print_json({"score": summary, "verify": verdict.to_dict(), "report": page})
     else:
         print_score_summary(spec.output.path, summary)
         print_verdict(verdict)
+        if page is not None:
+            print_report_place(page)
     if beyond is not None:
         raise beyond
     _check(spec.output.path, verdict)
@@ -269,6 +273,41 @@ def verify(
     else:
         print_verdict(verdict)
     _check(output, verdict)
+
+
+def report(
+    output: Annotated[str, typer.Argument(help="Output folder of score.")],
+    night: Annotated[
+        int | None, typer.Option(help="Which night; default: the last.", show_default=False)
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file; default: _ray_mlc/runs/<night>/report.html below the output.",
+            show_default=False,
+        ),
+    ] = None,
+    texts: Annotated[
+        bool | None,
+        typer.Option(
+            "--texts/--no-texts",
+            help="Show texts of uncertain rows; default: report.texts of the job.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look back at a night: rows, label rates, scores, speed and failures as one HTML page."""
+    from ray_mlc.cli.tables import print_report
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.report import report_night
+
+    figures = report_night(output, Display(quiet=quiet), night=night, to=to, texts=texts)
+    if json:
+        print_json(figures)
+        return
+    print_report(figures)
 
 
 def _check(output: str, verdict: Verdict) -> None:

@@ -463,6 +463,22 @@ def print_progress(state: Mapping[str, Any]) -> None:
             f"{len(extra):,} Parquet file(s) are in no plan, such as {extra[0]}, but readers of "
             "the output will take them for parts: move them away"
         )
+    if report := state["report"]:
+        _say(f"report of night {state['nights']}: {report}")
+
+
+def print_report(figures: Mapping[str, Any]) -> None:
+    """What stands out in a night, and where its page is."""
+    for item in figures["findings"]:
+        _say(item["finding"])
+        if item["to_do"] != "Nothing.":
+            _say(f"  {item['to_do']}")
+    print_report_place(figures["report"])
+
+
+def print_report_place(place: str) -> None:
+    """Where the page of a night is."""
+    _say(f"report: {place}")
 
 
 def _at_work(now: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 _HOW = {
     "score": (
-        *("ray", "lease", "actors", "tokenizers"),
+        *("ray", "lease", "actors", "tokenizers", "report"),
         *("limits.no_progress", "limits.grace", "limits.stop_at"),
     ),
     "train": ("ray", "workers", "tracking", "checkpoints"),

@@ -63,7 +63,7 @@ from ray_mlc.scoring.parts import Receipt, split_units
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_units
-from ray_mlc.scoring.score import scored_schema, set_aside
+from ray_mlc.scoring.score import set_aside, stamped_schema
 
 IO_CPUS = 0.25
 """CPUs that a reading or writing task asks for: both mostly wait for storage."""
@@ -262,7 +262,7 @@ class ScoreActor:
         step = ScoreStep(work, threads=threads)
         self._call = step.both if tokenizes else step
         self._reporter = reporter
-        self._nothing = scored_schema(work.output).empty_table()
+        self._nothing = stamped_schema(work.output).empty_table()
         self._stats = step.classifier.stats
         assert work.commit is not None
         self._clock = UnitClock(work.commit.storage.uri)

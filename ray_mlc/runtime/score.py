@@ -7,6 +7,8 @@ exactly-once rests on is here and in `scoring`, the same for one process and for
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -37,6 +39,7 @@ from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime import heap
 from ray_mlc.runtime.interrupt import Deadline, Stop, completing, listen
 from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.report import leaving_a_report
 from ray_mlc.runtime.watching import watching
 from ray_mlc.scoring.accounts import (
     EARLIER,
@@ -53,7 +56,7 @@ from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_texts
-from ray_mlc.scoring.score import score_block, tokenize_block
+from ray_mlc.scoring.score import score_block, stamp, tokenize_block
 from ray_mlc.storage import Storage, open_storage
 
 READS_PER_ACTOR = 4
@@ -168,16 +171,14 @@ class ScoreStep:
                 f"with ({folder.digest[:12]}, recorded {work.digest[:12]})"
             )
         self._work = work
+        self._name = f"{socket.gethostname()} {os.getpid()}"
         self.classifier: Classifier = load_classifier(
             folder, work.resolved, rules=work.rules, threads=threads
         )
 
     def __call__(self, block: pa.Table, progress: Callable[[int], None] | None = None) -> pa.Table:
         """Score a tokenized block; `progress` is told the rows of each forward pass."""
-        work = self._work
-        scored = score_block(block, self.classifier, work.rules, work.output, progress=progress)
-        heap.trim()
-        return scored
+        return self._score(block, progress, time.perf_counter())
 
     @cached_property
     def tokenize(self) -> TokenizeStep:
@@ -186,7 +187,16 @@ class ScoreStep:
 
     def both(self, block: pa.Table, progress: Callable[[int], None] | None = None) -> pa.Table:
         """Tokenize and score a block."""
-        return self(self.tokenize(block), progress)
+        started = time.perf_counter()
+        return self._score(self.tokenize(block), progress, started)
+
+    def _score(
+        self, block: pa.Table, progress: Callable[[int], None] | None, started: float
+    ) -> pa.Table:
+        work = self._work
+        scored = score_block(block, self.classifier, work.rules, work.output, progress=progress)
+        heap.trim()
+        return stamp(scored, seconds=time.perf_counter() - started, actor=self._name)
 
 
 def resolve_engine(
@@ -316,7 +326,8 @@ def score(
         if use_lease
         else nullcontext()
     )
-    with completing(display.say) as results, held as lease, ExitStack() as stack:
+    report = leaving_a_report(job, inputs.folder, display, deadline=deadline)
+    with completing(display.say) as results, held as lease, report, ExitStack() as stack:
         ready = _Ready(backend, stack, display)
         results.append(_tag(job, ready, display, inputs, storage, lease, deadline, add_new=add_new))
     return results[0]

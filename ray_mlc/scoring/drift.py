@@ -86,3 +86,28 @@ def rate_interval(given: int, rows: int) -> tuple[float, float] | None:
     spread = share * (1 - share) / rows + z2 / (4 * rows * rows)
     half = _NORMAL_95 * math.sqrt(spread) / (1 + z2 / rows)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def rates_apart(
+    rates: NDArray[np.float64], total: int, others: NDArray[np.float64], other_total: int | None
+) -> NDArray[np.float64]:
+    """Standard errors by which each rate lies above the other: near 0 by chance, 4.5 hardly ever.
+
+    Args:
+        rates: Of these rows.
+        total: How many they are.
+        others: Of other rows.
+        other_total: How many those are; None: nobody knows, and the other rate counts as exact.
+    """
+    if not total or other_total == 0:
+        return np.zeros(len(rates))
+    if other_total is None:
+        pooled, spread = others, 1 / total
+    else:
+        pooled = (rates * total + others * other_total) / (total + other_total)
+        spread = 1 / total + 1 / other_total
+    errors = np.sqrt(pooled * (1 - pooled) * spread)
+    # a rate of 0 or 1 that counts as exact has no error: one row then counts as one
+    errors = np.maximum(errors, 1 / total if other_total is None else 1e-300)
+    result: NDArray[np.float64] = (rates - others) / errors
+    return result

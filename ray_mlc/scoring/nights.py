@@ -3,6 +3,7 @@
     OUT/_ray_mlc/runs/<n>/files-<digest>.arrow     `scoring.plan.FILES_SCHEMA`
     OUT/_ray_mlc/runs/<n>/units-<digest>.arrow     `corpus.units.UNITS_SCHEMA`
     OUT/_ray_mlc/runs/<n>/night.json               names both; created last
+    OUT/_ray_mlc/runs/<n>/report.html              what came of it, for people; may be made again
 
 Plan files are named by their content, so that a planner that turns out to be late has overwritten
 nothing.
@@ -28,6 +29,7 @@ LEDGER = "_ray_mlc"
 """Folder of the ledger below the output."""
 NIGHTS_FOLDER = f"{LEDGER}/runs"
 NIGHT_FILE, FILES, UNITS = "night.json", "files", "units"
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,21 @@ class Night:
     """`scoring.plan.FILES_SCHEMA`."""
     units: pa.Table
     """`corpus.units.UNITS_SCHEMA`."""
+
+
+def report_path(number: int) -> str:
+    """Where the report of a night is, below the output."""
+    return f"{NIGHTS_FOLDER}/{number}/{REPORT_FILE}"
+
+
+def last_report(storage: Storage) -> str | None:
+    """Where the report of the last night is, below the output; None if it has none yet."""
+    paths = existing_paths(storage.list(NIGHTS_FOLDER))
+    numbers = [
+        int(name) for _, name, file in _night_files(paths) if file == NIGHT_FILE and name.isdigit()
+    ]
+    path = report_path(max(numbers, default=0))
+    return path if path in paths else None
 
 
 def read_nights(storage: Storage) -> tuple[Night, ...]:

@@ -51,6 +51,10 @@ BLOCK_K_CUT = "__ray_mlc_k_cut"
 """int32: scores above the floor that `k` cut from the row; in the sparse form only."""
 BLOCK_ERROR = "__ray_mlc_error"
 """string: what the tokenizer or engine raised over the row; null otherwise."""
+BLOCK_SECONDS = "__ray_mlc_seconds"
+"""float64: the row's share of the time that an actor took; absent where nobody measured it."""
+BLOCK_ACTOR = "__ray_mlc_actor"
+"""string: host and process of that actor; absent likewise."""
 SCORED_BLOCK_COLUMNS = (
     BLOCK_UNIT_FIRST,
     BLOCK_UNIT_ROWS,
@@ -197,6 +201,10 @@ class Receipt:
     """Likewise: rows whose labels the stored scores do not settle."""
     bytes: int = 0
     """Size of the part."""
+    seconds: float | None = None
+    """Time of an actor that it took; None: nobody measured it."""
+    actor: str = ""
+    """Host and process of that actor."""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -324,7 +332,16 @@ def _summarize(
         real_tokens=int(unit[BLOCK_REAL].to_numpy().sum()),
         padded_tokens=int(unit[BLOCK_PADDED].to_numpy().sum()),
         k_cut=cut,
+        **_stamps(unit),
     )
+
+
+def _stamps(unit: pa.Table) -> dict[str, Any]:
+    """Time and actor of a unit, where they are known."""
+    if BLOCK_SECONDS not in unit.column_names or not unit.num_rows:
+        return {}
+    seconds = float(unit[BLOCK_SECONDS].to_numpy().sum())
+    return {"seconds": round(seconds, 4), "actor": str(unit[BLOCK_ACTOR][0].as_py() or "")}
 
 
 def serialize(table: pa.Table, schema: pa.Schema, footer: dict[str, Any]) -> bytes:

@@ -335,6 +335,8 @@ def retag_unit(scored: ScoredOutput, unit: Unit, rules: Rules, spec: CommitSpec)
         real_tokens=0,
         padded_tokens=0,
         bytes=0,
+        seconds=None,
+        actor="",
     )
     return commit_part(table, receipt, spec)
 

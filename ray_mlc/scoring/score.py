@@ -22,6 +22,7 @@ from ray_mlc.corpus.rows import (
     DECODE_ERROR,
     NOT_FINITE,
     OK,
+    SOURCE_TYPE,
     STATUSES,
     TOO_LONG,
 )
@@ -30,10 +31,12 @@ from ray_mlc.model.classifier import Classifier
 from ray_mlc.model.decisions import Rules, decide
 from ray_mlc.model.tokenization import AnyTokenizer, Ragged
 from ray_mlc.scoring.parts import (
+    BLOCK_ACTOR,
     BLOCK_ERROR,
     BLOCK_K_CUT,
     BLOCK_PADDED,
     BLOCK_REAL,
+    BLOCK_SECONDS,
     SCORED_BLOCK_COLUMNS,
     OutputSpec,
     label_lists,
@@ -240,6 +243,29 @@ def scored_schema(output: OutputSpec) -> pa.Schema:
     if output.format == "sparse":
         own.append((BLOCK_K_CUT, pa.int32()))
     return pa.schema([*output.schema, *own])
+
+
+def stamp(scored: pa.Table, *, seconds: float, actor: str) -> pa.Table:
+    """Say who has scored a block, and in what time: for the report of the night.
+
+    Args:
+        scored: What `score_block` returned.
+        seconds: What it took; shared out among the rows by their tokens.
+        actor: Host and process.
+    """
+    real_N = scored[BLOCK_REAL].to_numpy().astype(np.float64)
+    total, count = real_N.sum(), scored.num_rows
+    shares_N = real_N / total if total else np.full(count, 1 / max(1, count))
+    places = pa.array(np.zeros(count, np.int32))
+    actors = pa.DictionaryArray.from_arrays(places, pa.array([actor]))
+    scored = scored.append_column(BLOCK_SECONDS, pa.array(seconds * shares_N))
+    return scored.append_column(BLOCK_ACTOR, actors)
+
+
+def stamped_schema(output: OutputSpec) -> pa.Schema:
+    """Schema of what `stamp` returns."""
+    stamps = [pa.field(BLOCK_SECONDS, pa.float64()), pa.field(BLOCK_ACTOR, SOURCE_TYPE)]
+    return pa.schema([*scored_schema(output), *stamps])
 
 
 def set_aside(unit: pa.Table, reason: str) -> pa.Table:

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import first_line
 from ray_mlc.scoring.ledger import FAILURES_FILE, SUCCESS_FILE, Run, read_run
-from ray_mlc.scoring.nights import LEDGER
+from ray_mlc.scoring.nights import LEDGER, report_path
 from ray_mlc.scoring.parts import map_parts, read_footer_key
 from ray_mlc.scoring.progress import PROGRESS_FILE, read_progress
 from ray_mlc.scoring.rescore import Rescored, rescore
-from ray_mlc.storage import filesystem_of, open_storage
+from ray_mlc.storage import filesystem_of, join, open_storage
 
 _FOOTER_KEYS = {"run", "unit", "receipt"}
 
@@ -299,6 +299,7 @@ def progress_of(output: str) -> dict[str, Any]:
     extra = sorted(path for path in there if path.endswith(".parquet") and path not in known)
     damaged = missing or extra
     at_work = PROGRESS_FILE in there and not complete
+    report = report_path(len(run.nights))
     return {
         "output": output,
         "state": "damaged" if damaged else "complete" if complete else "unfinished",
@@ -316,4 +317,5 @@ def progress_of(output: str) -> dict[str, Any]:
         "engine": run.resolved.model_dump(),
         "created": run.record["created"],
         "now": read_progress(storage) if at_work else None,
+        "report": join(output, report) if report in there else None,
     }

@@ -74,6 +74,7 @@ def run_corpus(
             "input.path": place,
         }
         options["input.text"] = recipe.text
+        options["report.at_end"] = False
         names = list(dict.fromkeys(c.name for item in recipe.files for c in item.columns))
         options["output.keep"] = names[::2] if KEEP_SOME in settings else None
         settings = [item for item in settings if item != KEEP_SOME]

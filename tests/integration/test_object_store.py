@@ -233,7 +233,7 @@ def test_from_bucket_to_bucket_is_the_local_run(
     expected = read_output(tiny_run)
     assert_same_rows(read_output(copy), expected)
     assert summary["rows"]["written"] == expected.num_rows
-    # deleted parts, and only those, are made again, with the same bytes
+    # deleted parts, and only those, are made again, with the same rows
     names = parts_of(output)
     times = {info.path: info.modified_s for info in open_storage(output).list()}
     for name in names[::3]:
@@ -355,6 +355,10 @@ def test_the_command_line_scores_a_bucket_and_shows_no_key(
         _use(patch, server)
         copy = fetch(output, tmp_path / "copy")
     assert_same_rows(read_output(copy), read_output(tiny_run))
+    # the report of the night is read from the bucket's parts, and put beside them
+    place = "_ray_mlc/runs/1/report.html"
+    assert done.stderr.decode().splitlines()[-1] == f"report: {output}/{place}"
+    assert "240 of 240 rows" in (copy / place).read_text(encoding="utf-8")
     texts = [done.stdout, done.stderr, *(path.read_bytes() for path in copy.rglob("*.*"))]
     assert not [text for text in texts if SECRET_KEY.encode() in text]
     # a wrong place is one line, and a key in it is not repeated
