@@ -79,7 +79,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, float]:
         """For machines."""
-        return {name: round(getattr(self, name), 4) for name in ("value", "low", "high")}
+        return {name: float(f"{getattr(self, name):.6g}") for name in ("value", "low", "high")}
 
 
 @dataclass(frozen=True)
