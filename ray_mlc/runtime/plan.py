@@ -43,6 +43,7 @@ from ray_mlc.scoring.forecast import (
     forecast,
     mean_of,
     pick_rows,
+    work_of,
 )
 from ray_mlc.scoring.identity import refuse_difference
 from ray_mlc.scoring.ledger import RUN_FILE, Run, read_run
@@ -514,20 +515,25 @@ def _describe_sample(sample: Sample, rows: int) -> dict[str, Any]:
 
 def _load(job: ScoreJob, todo: Todo, sample: Sample, resolved: ResolvedEngine, rows: int) -> Load:
     units = todo.units
-    sizes_U = units["bytes"].to_numpy().astype(np.int64)
-    largest = int(units["rows"].to_numpy().max(initial=1))
+    rows_U, sizes_U = (units[name].to_numpy().astype(np.int64) for name in ("rows", "bytes"))
+    work_U = work_of(rows_U, sizes_U, max_tokens=resolved.most_tokens)
 
-    def reads(actors: int) -> NDArray[np.int64]:
-        grouped = order_reads(
+    def grouped(actors: int) -> list[NDArray[np.int64]]:
+        return order_reads(
             units,
-            max_rows=largest,
+            max_rows=int(rows_U.max(initial=1)),
             max_bytes=job.units.bytes,
             documents_per_s=resolved.documents_per_s,
             actors=actors,
         )
-        return np.array([sizes_U[read].sum() for read in grouped], np.int64)
 
-    return Load(rows, int(sizes_U.sum()), sample.scored.times(rows), reads)
+    return Load(
+        rows=rows,
+        bytes=int(sizes_U.sum()),
+        tokens=sample.scored.times(rows),
+        reads=lambda actors: np.array([work_U[read].sum() for read in grouped(actors)]),
+        block_bytes=max((int(sizes_U[read].sum()) for read in grouped(1)), default=0),
+    )
 
 
 def _deadline(question: Question, load: Load, speed: _Speed, night: Forecast) -> dict[str, Any]:
