@@ -6,7 +6,8 @@
 Plan, then score, in turns, each a command of its own on the same part of the corpus. One JSON line:
 seconds said and taken, their ratio of each turn and the worst one, whether the interval held the
 truth, and the same of tokens, output and memory. Both commands have to find the machine alike: a
-forecast made beside other work is one for a machine with that other work.
+forecast made beside other work is one for a machine with that other work, and `engine: auto` may
+then choose otherwise in the second; `--settings engine.name=openvino` takes that out of it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def turn(model: str, corpus: Path, output: Path, options: list[str]) -> dict[str
         "tokens_ratio": round(tokens["value"] / scored, 4),
         "tokens_within": tokens["low"] <= scored <= tokens["high"],
         "output_ratio": round(said["output"]["bytes"] / size, 3),
-        "memory_ratio": round(memory / found["peak_mb"], 3),
+        "memory_said_mb": round(memory),
+        "memory_taken_mb": round(found["peak_mb"]),
         "engine_said": f"{said['engine']['name']} {said['engine']['dtype']}",
         "engine_taken": f"{summary['engine']['name']} {summary['engine']['dtype']}",
         "tokens_per_s_said": said["engine"]["tokens_per_s"],

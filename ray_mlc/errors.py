@@ -11,7 +11,7 @@
     ├── LeaseError              1  another command writes to the same output
     ├── JobFailedError             a job on a cluster: its own exit code
     ├── LimitError              3  finished, but more rows or files set aside than `limits` allow
-    ├── GateError               4  `verify` or `compare` did not hold
+    ├── GateError               4  `verify`, `compare` or a deadline of `plan` did not hold
     └── InterruptedRunError   130  Ctrl-C or SIGTERM
 
 Every message is one line: what, where, what to do. The CLI prints it and exits with `exit_code`;

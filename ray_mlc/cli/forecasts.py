@@ -11,6 +11,7 @@ import typer
 from ray_mlc.cli.tables import size
 
 FILES_SHOWN = 5
+REPEATED_SHOWN = 0.001
 
 
 def print_plan(answer: Mapping[str, Any]) -> None:
@@ -99,6 +100,8 @@ def _sample_lines(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     said = [f"{answer['cut']['value']:.1%} of the rows are cut"]
     if answer["windowed"]["value"]:
         said.append(f"{answer['windowed']['value']:.1%} are read in windows")
+    if answer["repeated"]["value"] >= REPEATED_SHOWN:
+        said.append(f"{answer['repeated']['value']:.1%} of the text is there again, scored once")
     odd = {name: count for name, count in sample["statuses"].items() if name != "ok"}
     if odd:
         shown = ", ".join(f"{count / sample['rows']:.1%} {name}" for name, count in odd.items())

@@ -161,7 +161,7 @@ def plan(
     from ray_mlc.runtime.progress import Display
 
     question = Question(actors, deadline, start, price, add_new)
-    check_question(question)
+    check_question(question, local=local)
     spec = _planned_job(
         model, input, {"output": output, "input.text": text, "ray.address": address}, set_ or ()
     )

@@ -7,14 +7,18 @@ dashboard of these. Without Ray there is nobody to ask, and nothing is done.
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from ray_mlc.scoring.accounts import BAD_STATUSES
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.progress import Standing, Vitals
+
+log = logging.getLogger(__name__)
 
 RUN, STAGE = "run", "stage"
 """Labels: the output of a run; where a block is."""
@@ -129,12 +133,23 @@ class RayMetrics:
                 self._set(BLOCKS, count, {STAGE: stage})
 
     def _add(self, metric: Metric, count: float) -> None:
-        if count > 0:  # Ray refuses nothing, and a pulse that was lost begins again at 0
-            self._made[metric].inc(count, self._run)
+        if count > 0:  # Ray refuses 0, and a pulse that was lost begins again at it
+            with _harmless():
+                self._made[metric].inc(count, self._run)
 
     def _set(self, metric: Metric, value: float | None, more: Mapping[str, str] = {}) -> None:
         if value is not None:
-            self._made[metric].set(value, {**self._run, **more})
+            with _harmless():
+                self._made[metric].set(value, {**self._run, **more})
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Whatever Ray's figures raise: a night does not end over them."""
+    try:
+        yield
+    except Exception as error:
+        log.debug("a figure is not told: %s", error)
 
 
 def _make(metric: Metric) -> Any:
@@ -173,5 +188,6 @@ class UnitClock:
     def note(self, seconds: float, unit_rows: Sequence[int]) -> None:
         """A block of some units took so long: each is counted with its rows' share."""
         total = sum(unit_rows)
-        for rows in unit_rows:
-            self._seconds.observe(seconds * rows / max(1, total), self._run)
+        with _harmless():
+            for rows in unit_rows:
+                self._seconds.observe(seconds * rows / max(1, total), self._run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ray_mlc.config import Range, ScoreJob, parse_time_of_day
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import Listing
-from ray_mlc.corpus.rows import BLOCK_FAULT, BLOCK_STATUS, STATUSES, read_block
+from ray_mlc.corpus.rows import BLOCK_FAULT, BLOCK_STATUS, BLOCK_TEXT, STATUSES, read_block
 from ray_mlc.errors import ConfigError, DataError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Rules
@@ -43,6 +43,7 @@ from ray_mlc.scoring.forecast import (
     forecast,
     mean_of,
     pick_rows,
+    work_of,
 )
 from ray_mlc.scoring.identity import refuse_difference
 from ray_mlc.scoring.ledger import RUN_FILE, Run, read_run
@@ -99,8 +100,8 @@ class Question:
     """Of the sample."""
 
 
-def check_question(question: Question) -> None:
-    """Refuse times that are none, before anything costs time.
+def check_question(question: Question, *, local: bool) -> None:
+    """Refuse times that are none, and actors where there are none, before anything costs time.
 
     Raises:
         ConfigError: Naming the option.
@@ -113,6 +114,8 @@ def check_question(question: Question) -> None:
                 raise ConfigError(f"{option} {value}: {error}") from None
     if question.start is not None and question.deadline is None:
         raise ConfigError("--start has no meaning without --deadline")
+    if local and question.actors is not None:
+        raise ConfigError("--actors has no meaning with --local, which is one process")
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,9 @@ class Sample:
     tokens: Estimate
     """Per row, before cutting; 0 of a row without a text."""
     scored: Estimate
-    """Per row, after cutting."""
+    """Per row, after cutting, and without texts that are there again in their unit."""
+    repeated: Estimate
+    """Share of the text that is there again in its unit, and scored once."""
     cut: Estimate
     """Share of the rows of which something is cut."""
     windowed: Estimate
@@ -325,12 +330,13 @@ def look_at(
     whole = sum(len(pick.rows) for pick in picks) == int(rows_U.sum())
     tokenizer = load_tokenizer(folder, max_tokens=resolved.max_tokens, windows=resolved.windows)
     policy = str(folder.long(job.long).policy)
-    blocks, strata_of, faults = [], [], []
-    for block, fault in _read(todo, picks, job):
+    blocks, strata_of, again, faults = [], [], [], []
+    for block, share, fault in _read(todo, picks, job):
         if fault is not None:
             faults.append(fault)
             continue
         blocks.append(block)
+        again.append(np.array([share]))
         strata_of.append(tokenize_block(block, tokenizer, policy=policy))
     if not blocks:
         raise DataError(f"{todo.plan.spec.root}: nothing in the sample can be read: {faults[0]}")
@@ -341,11 +347,14 @@ def look_at(
     tokens = [_filled(item["n_tokens"]) for item in strata_of]
     with_text = np.concatenate(tokens)
     with_text = with_text[with_text > 0]
+    repeated = mean_of(again, whole=whole)
+    scored = mean_of([_kept(item) for item in strata_of], whole=whole)
     return Sample(
         block=all_rows.take(pa.array(order)),
         whole=whole,
         tokens=mean_of(tokens, whole=whole),
-        scored=mean_of([_kept(item) for item in strata_of], whole=whole),
+        scored=scored.times(1 - repeated.value),
+        repeated=repeated,
         cut=mean_of([_filled(item["truncated"]) for item in strata_of], whole=whole),
         windowed=mean_of(
             [(_windows(item) > 1).astype(np.float64) for item in strata_of], whole=whole
@@ -359,10 +368,11 @@ def look_at(
     )
 
 
-def _read(todo: Todo, picks: Sequence[Pick], job: ScoreJob) -> list[tuple[pa.Table, str | None]]:
-    """The picked rows of each unit, or why it cannot be read; units next to each other at once."""
+def _read(
+    todo: Todo, picks: Sequence[Pick], job: ScoreJob
+) -> Iterator[tuple[pa.Table, float, str | None]]:
+    """Picked rows of a unit, how much of its text is there again, and why it is unreadable."""
     units = todo.plan.units_at(todo.pending[[pick.unit for pick in picks]])
-    found = []
     for unit, pick in zip(units, picks, strict=True):
         low, high = int(pick.rows[0]), int(pick.rows[-1]) + 1
         part = replace(
@@ -373,10 +383,16 @@ def _read(todo: Todo, picks: Sequence[Pick], job: ScoreJob) -> list[tuple[pa.Tab
         )
         block = read_block([part], todo.plan.spec, max_text_bytes=job.input.max_text_bytes)
         fault = block[BLOCK_FAULT][0].as_py() if block.num_rows else None
-        if fault is None:
-            block = block.take(pa.array(pick.rows - low))
-        found.append((block, None if fault is None else f"{unit.source}: {fault}"))
-    return found
+        if fault is not None:
+            yield block, 0.0, f"{unit.source}: {fault}"
+        else:
+            yield block.take(pa.array(pick.rows - low)), repeated_share(block[BLOCK_TEXT]), None
+
+
+def repeated_share(texts: pa.ChunkedArray) -> float:
+    """Share of the bytes of some texts that an equal text before them has already."""
+    every, once = (pc.sum(pc.binary_length(some)).as_py() or 0 for some in (texts, texts.unique()))
+    return 1 - once / every if every else 0.0
 
 
 def _filled(column: pa.ChunkedArray) -> NDArray[np.float64]:
@@ -493,25 +509,31 @@ def _describe_sample(sample: Sample, rows: int) -> dict[str, Any]:
         },
         "cut": sample.cut.to_dict(),
         "windowed": sample.windowed.to_dict(),
+        "repeated": sample.repeated.to_dict(),
     }
 
 
 def _load(job: ScoreJob, todo: Todo, sample: Sample, resolved: ResolvedEngine, rows: int) -> Load:
     units = todo.units
-    sizes_U = units["bytes"].to_numpy().astype(np.int64)
-    largest = int(units["rows"].to_numpy().max(initial=1))
+    rows_U, sizes_U = (units[name].to_numpy().astype(np.int64) for name in ("rows", "bytes"))
+    work_U = work_of(rows_U, sizes_U, max_tokens=resolved.most_tokens)
 
-    def reads(actors: int) -> NDArray[np.int64]:
-        grouped = order_reads(
+    def grouped(actors: int) -> list[NDArray[np.int64]]:
+        return order_reads(
             units,
-            max_rows=largest,
+            max_rows=int(rows_U.max(initial=1)),
             max_bytes=job.units.bytes,
             documents_per_s=resolved.documents_per_s,
             actors=actors,
         )
-        return np.array([sizes_U[read].sum() for read in grouped], np.int64)
 
-    return Load(rows, int(sizes_U.sum()), sample.scored.times(rows), reads)
+    return Load(
+        rows=rows,
+        bytes=int(sizes_U.sum()),
+        tokens=sample.scored.times(rows),
+        reads=lambda actors: np.array([work_U[read].sum() for read in grouped(actors)]),
+        block_bytes=max((int(sizes_U[read].sum()) for read in grouped(1)), default=0),
+    )
 
 
 def _deadline(question: Question, load: Load, speed: _Speed, night: Forecast) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ray_mlc.model.batching import padding_fraction
 from ray_mlc.runtime.metrics import Metrics, open_metrics
 from ray_mlc.runtime.progress import Shown, StageHandle
 from ray_mlc.scoring.accounts import BAD_STATUSES, PENDING, SET_ASIDE, Tally
+from ray_mlc.scoring.forecast import work_of
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.progress import END_TO_END, Crew, Pace, Standing, Vitals, published
 from ray_mlc.storage import Storage
@@ -46,24 +47,23 @@ class NightWatch:
         self._lock = threading.Lock()
         self._started_s = self._counted_s = time.monotonic()
         self._vitals, self._crew = Vitals(), Crew()
-        units = tally.run.plan.units
-        self._rows_U = units["rows"].to_numpy()
-        # a row without a byte takes its time all the same
-        self._bytes_U = units["bytes"].to_numpy() + self._rows_U
+        units, resolved = tally.run.plan.units, tally.run.resolved
+        self._rows_U, bytes_U = (units[name].to_numpy() for name in ("rows", "bytes"))
+        self._work_U = work_of(self._rows_U, bytes_U, max_tokens=resolved.most_tokens)
         self._count()
-        self._pending_rows, self._pending_bytes = self._rows_S[PENDING], self._bytes_S[PENDING]
-        self._row_bytes = self._pending_bytes / max(1, self._pending_rows)
-        speed = tally.run.resolved.documents_per_s
+        self._pending_rows, self._pending_work = self._rows_S[PENDING], self._work_S[PENDING]
+        self._row_work = self._pending_work / max(1, self._pending_rows)
+        speed = resolved.documents_per_s
         expected = None if speed is None else speed * actors * END_TO_END
-        self._work = Pace(None if expected is None else expected * self._row_bytes)
+        self._work = Pace(None if expected is None else expected * self._row_work)
         self._rows, self._tokens = Pace(expected), Pace()
 
     def _count(self) -> None:
-        """Count units, rows and bytes by state; the lock is held."""
+        """Count units, rows and work by state; the lock is held."""
         state_U, options = self._tally.state_U, {"minlength": SET_ASIDE + 1}
         self._units_S = np.bincount(state_U, **options)
         self._rows_S = np.bincount(state_U, self._rows_U, **options)
-        self._bytes_S = np.bincount(state_U, self._bytes_U, **options)
+        self._work_S = np.bincount(state_U, self._work_U, **options)
 
     def heard(self, vitals: Vitals) -> None:
         """Take note of signs of life."""
@@ -90,7 +90,7 @@ class NightWatch:
         self._count()
         self._crew.look(self._vitals)
         if self._begun:
-            self._work.note(self._pending_bytes - self._bytes_left, now_s)
+            self._work.note(self._pending_work - self._work_left, now_s)
             self._rows.note(self._pending_rows - self._rows_S[PENDING] + self._ahead, now_s)
             self._tokens.note(self._vitals.real_tokens, now_s)
         return True
@@ -107,8 +107,8 @@ class NightWatch:
         return float(min(max(0.0, self._vitals.rows - (self._pending_rows - left)), left))
 
     @property
-    def _bytes_left(self) -> float:
-        left = self._bytes_S[PENDING] - self._ahead * self._row_bytes
+    def _work_left(self) -> float:
+        left = self._work_S[PENDING] - self._ahead * self._row_work
         return float(max(0.0, left))
 
     @property
@@ -136,7 +136,7 @@ class NightWatch:
             waits_for=self._crew.waits_for(vitals.actors, tokenizers=self._gpus),
             blocks=vitals.blocks,
             seconds=time.monotonic() - self._started_s,
-            seconds_left=self._bytes_left / speed if self._begun and speed else None,
+            seconds_left=self._work_left / speed if self._begun and speed else None,
         )
 
     def _show(self, rows: int, *, news: bool) -> None:

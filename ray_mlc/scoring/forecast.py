@@ -40,13 +40,19 @@ READ_BYTES_PER_S = 150e6
 MODEL_ERROR = 0.1
 """Share by which a forecast may be off although tokens and speed are right: a margin that was
 chosen, twice what share and fixed costs varied by in 2026-11-24-end-to-end.md."""
-RAY_BYTES = 900 * 2**20
-"""Memory of Ray's own processes, the driver, and those that read and write: 1.0 GB beside two
-actors in benchmarks/results/2026-11-24-growth.md."""
+RAY_BYTES = 1100 * 2**20
+"""Memory beside the actors: 860 MB in Ray's own processes, the driver and its helpers, counted
+process by process on 2026-11-29, and two processes of 120 MB that read and write."""
+CHOOSER_BYTES = 400 * 2**20
+"""What the process that chose the engine keeps beyond an actor's: PyTorch and transformers, by
+benchmarks/results/2026-11-24-end-to-end.md. Ray leaves it idle for some minutes."""
 COPIES = 3
 """Times that a block is in memory at once: as it is read, in the object store, as it is scored."""
 FOOTER_BYTES = 3000
 """What the footer key of a part takes, beside Parquet's own."""
+BYTES_PER_TOKEN = 5.0
+"""Decoded bytes of a row by its tokens, where nothing better is known: English comments, abstracts
+and laws with their ids have 5.0 with a WordPiece vocabulary of 30,522."""
 CONFIDENCE = 0.95
 
 
@@ -79,7 +85,22 @@ class Estimate:
 
     def to_dict(self) -> dict[str, float]:
         """For machines."""
-        return {name: round(getattr(self, name), 4) for name in ("value", "low", "high")}
+        return {name: float(f"{getattr(self, name):.6g}") for name in ("value", "low", "high")}
+
+
+def work_of(
+    rows_U: NDArray[np.int64], bytes_U: NDArray[np.int64], *, max_tokens: int
+) -> NDArray[np.float64]:
+    """How much work units are, by each other: decoded bytes, but of each row no more than is read.
+
+    Args:
+        rows_U: Rows of each unit.
+        bytes_U: Decoded bytes of each unit.
+        max_tokens: Tokens of a document that are read at most, in all its windows.
+    """
+    row_U = bytes_U / np.maximum(rows_U, 1)
+    # a row without a byte takes its time all the same
+    return np.asarray(rows_U * np.clip(row_U, 1.0, max_tokens * BYTES_PER_TOKEN), np.float64)
 
 
 @dataclass(frozen=True)
@@ -194,8 +215,10 @@ class Load:
     """Decoded."""
     tokens: Estimate
     """To be scored: after cutting, padding not counted."""
-    reads: Callable[[int], NDArray[np.int64]]
-    """Decoded bytes of each block, in the order in which so many actors begin them."""
+    reads: Callable[[int], NDArray[np.float64]]
+    """Work of each block, see `work_of`, in the order in which so many actors begin them."""
+    block_bytes: int
+    """Decoded bytes of the largest."""
 
 
 @dataclass(frozen=True)
@@ -246,14 +269,14 @@ class Forecast:
         }
 
 
-def imbalance(reads: NDArray[np.int64], actors: int) -> float:
+def imbalance(reads: NDArray[np.float64], actors: int) -> float:
     """Time until the last actor is done, by the time that all would take if work were fluid.
 
     Each read goes to the actor that is free first, as Ray does it.
     """
     if not len(reads) or not reads.sum():
         return 1.0
-    free = [0] * min(actors, len(reads))
+    free = [0.0] * min(actors, len(reads))
     for size in reads.tolist():
         heapq.heapreplace(free, free[0] + size)
     return float(max(free) * actors / reads.sum())
@@ -278,14 +301,18 @@ def forecast(load: Load, probed: Probed, kind: Kind, *, actors: int) -> Forecast
         kind.nodes(actors),
         seconds.widened(MODEL_ERROR),
         begin_s,
-        _memory(int(reads.max(initial=0)), probed, kind, actors=actors),
+        _memory(load.block_bytes, probed, kind, actors=actors),
     )
 
 
 def _memory(largest: int, probed: Probed, kind: Kind, *, actors: int) -> int:
     """Peak memory of the fullest node, in bytes; `largest` is the largest read's."""
     here = min(actors, kind.actors_per_node) if kind.ray else 1
-    return here * (probed.actor_bytes + COPIES * largest) + (RAY_BYTES if kind.ray else 0)
+    actors_bytes = here * (probed.actor_bytes + COPIES * largest)
+    if not kind.ray:
+        return actors_bytes
+    chooser_bytes = probed.actor_bytes + CHOOSER_BYTES if probed.choose_s else 0
+    return actors_bytes + RAY_BYTES + chooser_bytes
 
 
 MOST_ACTORS = 4096

@@ -6,10 +6,10 @@ and `_ray_mlc/progress.json` tells everybody who asks from elsewhere.
 
     OUT/_ray_mlc/progress.json     written every few seconds, gone when the night has ended
 
-Time left is work left by speed. Work is decoded bytes, which the footers say of every unit: the
-longest reads come first, so rows would promise too much. Speed is a mean that forgets slowly and
-begins with what the engine was measured at, so that neither the first units nor a lump of receipts
-makes it jump.
+Time left is work left by speed. Work is decoded bytes, as far as they are read
+(`forecast.work_of`), which footers say of every unit: the longest reads come first, so rows would
+promise too much. Speed is a mean that forgets slowly and begins with what the engine was measured
+at, so that neither the first units nor a lump of receipts makes it jump.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from support.object_store import (
 from ray_mlc.corpus import reading
 from ray_mlc.corpus.listing import list_corpus
 from ray_mlc.errors import DataError, LimitError, StorageError
+from ray_mlc.scoring.lease import hold_lease
+from ray_mlc.scoring.progress import PROGRESS_FILE, published, read_progress
 from ray_mlc.storage import filesystem_of, filesystems, objects, open_storage, s3, sweep
 
 BUCKET = "bucket"
@@ -181,6 +184,17 @@ def test_a_write_is_told_apart_from_its_lost_answer(
         store.put("part", b"x" * 100_000)
         assert proxy.injected == {kind: 4}
         assert (store.read("run.json"), store.read("part")) == (b"new", b"x" * 100_000)
+
+
+def test_a_night_at_work_is_seen_in_a_bucket_by_others(bucket: str) -> None:
+    store = open_storage(f"{bucket}/night")
+    with hold_lease(store, expiry_s=5) as lease:
+        with published(store, lambda: {"phase": "scoring"}, token=lease.token, every_s=0.05):
+            deadline = time.monotonic() + 60
+            while (found := read_progress(open_storage(f"{bucket}/night"))) is None:
+                assert time.monotonic() < deadline
+        assert found["phase"] == "scoring"
+        assert store.read(PROGRESS_FILE) is None
 
 
 def test_a_listing_of_a_bucket_is_that_of_the_same_folder(

@@ -23,6 +23,7 @@ from ray_mlc.scoring.forecast import (
     imbalance,
     mean_of,
     pick_rows,
+    work_of,
 )
 
 NODE = Kind(actors_per_node=2, cores_per_node=2, threads=1)
@@ -32,8 +33,8 @@ PROBED = Probed(
 
 
 def load_of(tokens: float, *, blocks: int = 1000) -> Load:
-    sizes = np.full(blocks, 1000, np.int64)
-    return Load(10_000, int(sizes.sum()), Estimate.exact(tokens), lambda _: sizes)
+    sizes = np.full(blocks, 1000.0)
+    return Load(10_000, 1000 * blocks, Estimate.exact(tokens), lambda _: sizes, 1000)
 
 
 rows_of_units = st.lists(st.integers(1, 300), min_size=1, max_size=40).map(
@@ -109,7 +110,12 @@ def test_one_stratum_has_an_interval_all_the_same() -> None:
 def test_reads_are_dealt_to_who_is_free_first(
     reads: list[int], actors: int, expected: float
 ) -> None:
-    assert imbalance(np.array(reads, np.int64), actors) == pytest.approx(expected)
+    assert imbalance(np.array(reads, np.float64), actors) == pytest.approx(expected)
+
+
+def test_of_long_rows_only_what_is_read_is_work() -> None:
+    rows_U, bytes_U = np.array([10, 10, 10, 0]), np.array([0, 2000, 10**6, 0])
+    assert work_of(rows_U, bytes_U, max_tokens=100).tolist() == [10, 2000, 5000, 0]
 
 
 def test_a_night_is_its_start_its_tokens_and_its_end() -> None:
@@ -143,14 +149,14 @@ def test_tiny_blocks_are_bound_by_the_driver() -> None:
 
 
 def test_nothing_to_do_costs_no_choice_of_an_engine() -> None:
-    load = Load(0, 0, Estimate.exact(0.0), lambda _: np.zeros(0, np.int64))
+    load = Load(0, 0, Estimate.exact(0.0), lambda _: np.zeros(0), 0)
     assert forecast(load, PROBED, NODE, actors=2).until_scoring_s == 5.0
 
 
 @pytest.mark.parametrize("seconds", [600.0, 3600.0, 20_000.0])
 def test_the_fewest_actors_are_found_that_are_done_in_time(seconds: float) -> None:
     load = load_of(3e7, blocks=100_000)
-    load = replace(load, reads=lambda actors: np.full(20 * actors, 10, np.int64))
+    load = replace(load, reads=lambda actors: np.full(20 * actors, 10.0))
     found = actors_for(load, PROBED, NODE, seconds=seconds)
     assert found is not None
     actors, night = found

@@ -135,6 +135,12 @@ def test_what_will_be_set_aside_is_named(
     assert answer["sample"]["statuses"] == {"ok": 2, "null_text": 1, "empty": 1}
 
 
+def test_texts_that_are_there_again_are_scored_once() -> None:
+    texts = pa.chunked_array([["aaaa", None, "b"], ["aaaa", "", "aaaa"]], pa.large_string())
+    assert module.repeated_share(texts) == pytest.approx(8 / 13)
+    assert module.repeated_share(texts.slice(1, 1)) == 0.0
+
+
 def test_a_deadline_is_answered_and_gives_the_exit_code(
     planned: Callable[..., Any],
     tiny_model: Path,
@@ -176,6 +182,7 @@ def test_a_job_file_says_it_all(
         (["m", "i", "--deadline", "6"], "--deadline 6: expected a time of day"),
         (["m", "i", "--deadline", "06:00", "--start", "25:00"], "--start 25:00: expected"),
         (["m", "i", "--start", "22:00"], "--start has no meaning without --deadline"),
+        (["m", "i", "--actors", "2"], "--actors has no meaning with --local"),
         (["./none", "i"], "there is no such folder"),
         (["none.yaml"], "there is no such job file"),
         (["m", "i", "--set", "batching.max_batch_token=1"], "max_batch_tokens?"),

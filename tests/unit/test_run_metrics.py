@@ -112,6 +112,17 @@ def test_every_figure_is_registered_by_the_driver_or_an_actor(kept: Any) -> None
     assert len(made) == len(METRICS)
 
 
+def test_a_figure_that_cannot_be_told_ends_no_night() -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    metrics = RayMetrics("out", lambda _: Broken())
+    metrics.receipts([receipt(0, 7)])
+    metrics.heard(Vitals(7, 70, 77))
+    UnitClock("out", lambda _: Broken()).note(1.0, [1])
+
+
 def test_without_ray_nothing_is_done_and_nothing_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(module.sys.modules, "ray", raising=False)
     assert isinstance(open_metrics("out"), Silent)

@@ -88,6 +88,11 @@ class ResolvedEngine(Section):
     trials: list[Trial] = Field(default_factory=list)
     """What it was chosen from."""
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a document that are read at most, in all its windows."""
+        return self.max_tokens * (1 if self.windows is None else self.windows.max_windows)
+
 
 class Sample(Protocol):
     """Fetches some documents of a corpus."""
