@@ -46,6 +46,7 @@ from ray_mlc.errors import (
 )
 from ray_mlc.evaluation.metrics import METRIC_NAMES
 from ray_mlc.runtime.growth import Need, plan_or_grow
+from ray_mlc.runtime.interfaces import NodeAddressConfig
 from ray_mlc.runtime.interrupt import completing
 from ray_mlc.runtime.nodes import beside_driver, refuse_unshared, telling_changes
 from ray_mlc.runtime.prepare import Material, Prepared, prepare
@@ -222,6 +223,7 @@ def _fit(
     trainer = TorchTrainer(
         _worker,
         train_loop_config=loop_config,
+        torch_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,

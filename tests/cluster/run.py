@@ -41,7 +41,7 @@ CORPUS_ROWS = 97_916
 TLS_ROWS = 5_000
 UNIT_ROWS = 512
 BUCKET = "tags"
-EPOCHS = 5
+EPOCHS = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -194,7 +194,7 @@ def find_corpus(folder: Path) -> tuple[Path, int]:
 
 def write_jobs(folder: Path, corpus: Path) -> None:
     """The job files, and what the training needs."""
-    synthetic.write_examples(folder / "examples", train=3_000, validation=400, test=1, seed=0)
+    synthetic.write_examples(folder / "examples", train=2_000, validation=300, test=1, seed=0)
     texts = synthetic.documents(200, seed=2)["text"].to_pylist()
     synthetic.write_encoder(folder / "encoder", texts=texts, hidden_size=32, seed=0)
     data = {name: f"examples/{name}.parquet" for name in ("train", "validation")}
@@ -205,11 +205,11 @@ def write_jobs(folder: Path, corpus: Path) -> None:
         "encoder": "./encoder",
         "output": "model",
         "training": {**training, "max_tokens": 128, "dtype": "float32"},
-        "workers": {"count": 2, "cpus": 1},
+        "workers": {"count": 2, "cpus": 1.5},  # of nodes with two: one on each
         "checkpoints": {"every_steps": 20},
     }
     write_job(folder / "train.yaml", train)
-    workers = {"count": {"min": 1, "max": 3}, "cpus": 2}
+    workers = {"count": {"min": 1, "max": 3}, "cpus": 1.5}
     write_job(
         folder / "train-elastic.yaml", {**train, "output": "model-elastic", "workers": workers}
     )
