@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests slow gpu bench chaos fuzz docs clean
+.PHONY: demo test lint types tests slow gpu bench chaos cluster-test fuzz docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ray-mlc demo build/demo
@@ -37,6 +37,10 @@ bench: $(VENV)/.ready-bench
 CHAOS ?= benchmarks/results/$(shell date +%F)-chaos.jsonl
 chaos: $(VENV)/.ready-test
 	PYTHONPATH=tests $(BIN)/python -m chaos.run --output $(CHAOS)
+
+# a cluster of real processes loses a node in each job; ten minutes, prints a protocol
+cluster-test: $(VENV)/.ready-test
+	PYTHONPATH=tests $(BIN)/python -m cluster.run
 
 # about half an hour; `make fuzz EXAMPLES=1000 SEED=7` for less
 EXAMPLES ?= 20000

@@ -329,6 +329,9 @@ class RayConfig(Section):
     job_stop_wait: Duration = 120.0
     """Time that `jobs stop` gives a job before Ray kills it: more than `limits.grace`, so that what
     is in flight can be finished."""
+    node_wait: Duration | None = 900.0
+    """Longest time that nodes may take to come where too few are there and the cluster can start
+    others (Kubernetes, `ray up`); null: it is refused at once, as on all other clusters."""
 
 
 class ScoreJob(Section):

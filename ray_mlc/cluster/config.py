@@ -45,6 +45,11 @@ IMAGE = "registry.example.com/ray-mlc:0.1.0"
 BUCKET = "s3://example-bucket/ray-mlc"
 """A placeholder as well."""
 
+KEEP_WORKERS = "RAY_idle_worker_killing_time_threshold_ms"
+"""Read by each node. Ray ends processes that are idle for a second beyond one per core; actors hold
+the cores here, so that reads and writes would each begin with the start of a Python."""
+KEPT_MS = 300_000
+
 Nodes = Annotated[int, Field(ge=0, le=10_000)]
 Cpus = Annotated[int, Field(ge=1, le=1024)]
 Labels = dict[LabelKey, LabelValue]

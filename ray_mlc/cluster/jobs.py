@@ -56,6 +56,8 @@ def score_job(config: ClusterConfig, *, machines: int | None = None) -> dict[str
                 tree["tokenizers"] = {"labels": {GROUP_LABEL: "cpu"}}
     # no block is finished while the first nodes are still on their way
     tree["limits"] = {"no_progress": max(600.0, config.jobs.startup)}
+    if machines is None:
+        tree["ray"] = {"node_wait": config.jobs.startup}
     ScoreJob.model_validate(tree)
     return tree
 
@@ -103,6 +105,8 @@ def train_job(config: ClusterConfig, *, machines: int | None = None) -> dict[str
     nodes = machines or (config.gpu.max if config.gpu else config.cpu.max)
     most = nodes * (config.gpu.count if config.gpu else 1)
     tree["workers"] = {"count": {"min": 1, "max": most}, "gpus": 1 if config.gpu else 0}
+    if machines is None:
+        tree["ray"] = {"node_wait": config.jobs.startup}
     TrainJob.model_validate(tree)
     return tree
 

@@ -16,6 +16,8 @@ import yaml
 
 from ray_mlc.cluster.config import (
     GIB,
+    KEEP_WORKERS,
+    KEPT_MS,
     ClusterConfig,
     CpuGroupConfig,
     GpuGroupConfig,
@@ -420,7 +422,7 @@ def _tolerations(node: HeadConfig | CpuGroupConfig | GpuGroupConfig) -> list[Man
 
 
 def _variables(config: ClusterConfig) -> list[Manifest]:
-    found = [_variable("RAY_USAGE_STATS_ENABLED", "0")]
+    found = [_variable("RAY_USAGE_STATS_ENABLED", "0"), _variable(KEEP_WORKERS, str(KEPT_MS))]
     if config.storage.endpoint is not None:
         found.append(_variable("AWS_ENDPOINT_URL", config.storage.endpoint))
     if config.storage.region is not None:

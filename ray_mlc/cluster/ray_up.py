@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_mlc.cluster.config import ClusterConfig
+from ray_mlc.cluster.config import KEEP_WORKERS, KEPT_MS, ClusterConfig
 from ray_mlc.cluster.gpus import GPUS, gcp_cpus
 from ray_mlc.cluster.jobs import GROUP_LABEL, NO_TRAINING, NotSeenError, score_job, train_job
 from ray_mlc.cluster.rendered import Rendered
@@ -171,6 +171,7 @@ def _launcher(
         "--ulimit nofile=65536:65536",
         f"--env RAY_AUTH_MODE={config.auth.mode}",
         "--env RAY_USAGE_STATS_ENABLED=0",
+        f"--env {KEEP_WORKERS}={KEPT_MS}",
         f"--env RAY_JOB_STOP_WAIT_TIME_S={config.jobs.stop_wait:.0f}",
         f"--env RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S={config.jobs.startup:.0f}",
     ]

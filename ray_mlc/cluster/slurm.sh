@@ -21,6 +21,7 @@ STATE=$(mktemp -d ".ray-mlc-$SLURM_JOB_ID.XXXXXX")
 STATE=$PWD/$STATE
 (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' >"$STATE/auth_token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/auth_token RAY_USAGE_STATS_ENABLED=0
+export RAY_idle_worker_killing_time_threshold_ms=300000 # or each read and write starts a Python
 unset RAY_ADDRESS RAY_AUTH_TOKEN # of the shell that submitted
 export STATE SCRATCH STARTUP
 steps=() driver='' stopping=0

@@ -39,4 +39,4 @@ def open_job(
         set_environment()  # Ray reads some of it when it is imported
         from ray_mlc.runtime.ray_data import RayBackend
 
-        return inputs, RayBackend(job, writes=writes)
+        return inputs, RayBackend(job, display.say, writes=writes)

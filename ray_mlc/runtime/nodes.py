@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ SCRATCH = "_ray_mlc"
 """Folder below an output for what probes write, as for all that is not a part."""
 BUSY_S = 30.0
 """Longest time that a GPU may take: one that others hold all of does not answer."""
+ROLL_S = 2.0
+"""Seconds between two looks at which nodes there are."""
 Answer = TypeVar("Answer")
 
 
@@ -64,6 +67,57 @@ def node_names(nodes: Sequence[Mapping[str, Any]] | None = None) -> dict[str, st
             head = " (head)" if "node:__internal_head__" in node["Resources"] else ""
             names[node["NodeID"]] = f"{node['NodeManagerHostname']} {node['NodeID'][:6]}{head}"
     return names
+
+
+def beside_driver(cls: Any, **options: Any) -> Any:
+    """An actor of this class on the driver's node, so that it is not lost with another one."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # not soft: Ray 2.60 then puts an actor that asks for no CPU on any node
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(cls).remote()
+
+
+class Roll:
+    """Knows which nodes there are, and tells which have come and gone since it last did."""
+
+    def __init__(self) -> None:
+        """Call the roll for the first time."""
+        self._names = node_names()
+
+    def changes(self) -> list[str]:
+        """A sentence for each node that has come or gone; none on most calls."""
+        before, self._names = self._names, node_names()
+        left = f"{len(self._names)} node(s) now"
+        gone = [name for id, name in before.items() if id not in self._names]
+        come = [name for id, name in self._names.items() if id not in before]
+        return [
+            *(f"node {name} is gone: {left}; what it was doing is done again" for name in gone),
+            *(f"node {name} has joined: {left}" for name in come),
+        ]
+
+
+@contextmanager
+def telling_changes(say: Callable[[str], None]) -> Iterator[None]:
+    """Say which nodes come and go while the block runs.
+
+    Ray does without a lost node, and so a run goes on. But whoever reads its log should know.
+    """
+    roll, over = Roll(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(ROLL_S):
+            with suppress(ray.exceptions.RayError):
+                for change in roll.changes():
+                    say(change)
+
+    thread = threading.Thread(target=watch, name="roll", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=10)
 
 
 def on_every_node(

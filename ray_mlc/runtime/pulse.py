@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from ray_mlc.runtime.interrupt import Stop
+from ray_mlc.runtime.nodes import beside_driver
 from ray_mlc.scoring.progress import Blocks, Vitals
 
 READING, READ, SCORING = "reading", "waiting to score", "scoring"
@@ -148,11 +149,7 @@ class Reporter:
 
 def start_pulse() -> Any:
     """Start the actor beside the driver, where it lives as long as the run."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(scheduling_strategy=here, **options)(Pulse).remote()
+    return beside_driver(Pulse, max_restarts=-1, max_task_retries=-1)
 
 
 class Watch:

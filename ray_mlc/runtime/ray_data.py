@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,10 @@ from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import RayMlcError, ResourceError, first_line
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime.growth import Need, plan_or_grow
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.metrics import UnitClock
-from ray_mlc.runtime.nodes import refuse_unshared
+from ray_mlc.runtime.nodes import refuse_unshared, telling_changes
 from ray_mlc.runtime.probe import Probe, Prober
 from ray_mlc.runtime.pulse import (
     READ,
@@ -79,8 +81,6 @@ DIED_OVER_IT = "{} processes died over it, one after the other"
 RECEIPT_COLUMN = "receipt"
 BEAT_S = 1.0
 """Seconds between two signs of life of an actor."""
-SETTLE_S = 5.0
-"""Seconds that resources of work that has just ended may take to come free."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,21 @@ def plan_actors(
             f"{has} that are free on {len(workers)} node(s): lower actors.count or actors.cpus"
         )
     return ActorPlan(low, high, cpus, gpus, threads)
+
+
+def least_needed(job: ScoreJob) -> list[Need]:
+    """What a run cannot begin without; `auto` knows no GPUs but those that are there."""
+    actors = job.actors
+    gpus = 0.0 if actors.gpus == "auto" else actors.gpus
+    cpus = 1.0 if actors.cpus == "auto" else actors.cpus
+    if isinstance(actors.count, Range):
+        low = max(1, actors.count.min)
+    else:
+        low = 1 if actors.count == "auto" else actors.count
+    needs = [Need(cpus, gpus, actors.labels)] * low
+    if gpus:
+        needs.append(Need(job.tokenizers.cpus, labels=job.tokenizers.labels))
+    return [*needs, Need(2 * IO_CPUS)]
 
 
 class UnitSource(Datasource):  # type: ignore[misc]
@@ -331,14 +346,15 @@ def _paths_of(job: ScoreJob) -> tuple[dict[str, str], dict[str, str]]:
 class RayBackend:
     """Ray Data: on the cluster that the job names, or on the Ray that is connected already."""
 
-    def __init__(self, job: ScoreJob, *, writes: bool = True) -> None:
+    def __init__(self, job: ScoreJob, say: Callable[[str], None], *, writes: bool = True) -> None:
         """Take note of the job; nothing is started here.
 
         Args:
             job: The job.
+            say: Told about nodes: which are waited for, come and go.
             writes: Whether nodes have to be able to write the output.
         """
-        self._job, self._writes = job, writes
+        self._job, self._say, self._writes = job, say, writes
         self.plan: ActorPlan
 
     @property
@@ -357,30 +373,24 @@ class RayBackend:
                 its nodes do not see the job's local paths.
         """
         with ray_session(self._job.ray.address), _context_kept():
+            self.plan = plan_or_grow(
+                partial(self._plan, self._job),
+                least_needed(self._job),
+                wait_s=self._job.ray.node_wait,
+                say=self._say,
+            )
             inputs, outputs = _paths_of(self._job)
             refuse_unshared(inputs, outputs if self._writes else {})
-            self.plan = self._plan(self._job)
             yield
 
     @staticmethod
     def _plan(job: ScoreJob) -> ActorPlan:
-        deadline = time.monotonic() + SETTLE_S
         actors = job.actors
         if actors.gpus == "auto" and open_model(job.model).info.kind == "tfidf":
             actors = actors.model_copy(update={"gpus": 0.0})  # it runs on CPUs alone
-        while True:
-            try:
-                return plan_actors(
-                    actors,
-                    cluster_nodes(),
-                    free_resources(),
-                    tokenizer_cpus=job.tokenizers.cpus,
-                )
-            except ResourceError:
-                # what ran before in this Ray, such as training, may still be giving back CPUs
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
+        return plan_actors(
+            actors, cluster_nodes(), free_resources(), tokenizer_cpus=job.tokenizers.cpus
+        )
 
     def resolve(self, folder: ModelFolder, plan: CorpusPlan, job: ScoreJob) -> ResolvedEngine:
         """See `Backend.resolve`: a task with an actor's resources does it."""
@@ -460,7 +470,7 @@ class RayBackend:
         data = self._pipeline(run, work, reads, job, Reporter(pulse))
         watch = Watch(pulse, job.limits.no_progress, scored, stop)
         try:
-            with own_errors():
+            with own_errors(), telling_changes(self._say):
                 for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
                     watch.alive()
                     yield [Receipt.from_json(line) for line in batch[RECEIPT_COLUMN].to_pylist()]

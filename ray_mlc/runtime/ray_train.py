@@ -45,8 +45,10 @@ from ray_mlc.errors import (
     ResourceError,
 )
 from ray_mlc.evaluation.metrics import METRIC_NAMES
+from ray_mlc.runtime.growth import Need, plan_or_grow
+from ray_mlc.runtime.interfaces import NodeAddressConfig
 from ray_mlc.runtime.interrupt import completing
-from ray_mlc.runtime.nodes import refuse_unshared
+from ray_mlc.runtime.nodes import beside_driver, refuse_unshared, telling_changes
 from ray_mlc.runtime.prepare import Material, Prepared, prepare
 from ray_mlc.runtime.progress import Display, Shown, Stage, StageHandle
 from ray_mlc.runtime.ray_private import check_version
@@ -105,8 +107,14 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
     # not earlier: a typo should not cost a start of Ray
     with completing(display.say) as results, ray_session(job.ray.address):
         checkpoints = job.checkpoints.path or str(output)
+        scaling = plan_or_grow(
+            lambda: plan_workers(job.workers, cluster_nodes(), free_resources()),
+            workers_needed(job.workers),
+            wait_s=job.ray.node_wait,
+            say=display.say,
+            settle_s=0,
+        )
         refuse_unshared({"encoder": job.encoder}, {"output": checkpoints})
-        scaling = plan_workers(job.workers, cluster_nodes(), free_resources())
         result = _fit(job, prepared, scaling, output, display)
         results.append(_finish(job, prepared, result, output, display))
     if job.checkpoints.path is None:
@@ -188,13 +196,21 @@ def plan_workers(
     return WorkerPlan(count, cpus, gpus)
 
 
+def workers_needed(config: WorkersConfig) -> list[Need]:
+    """What a training cannot begin without; `auto` knows no GPUs but those that are there."""
+    cpus = 1.0 if config.cpus == "auto" else config.cpus
+    gpus = 0.0 if config.gpus == "auto" else config.gpus
+    low = config.count.min if isinstance(config.count, Range) else config.count
+    return [Need(cpus, gpus)] * max(1, low)
+
+
 def _fit(
     job: TrainJob, prepared: Prepared, workers: WorkerPlan, output: Path, display: Display
 ) -> Result:
     storage = job.checkpoints.path or join(str(output), "_checkpoints")
     if scheme_of(storage) == "file":
         storage = str(local_path(storage))
-    monitor = ray.remote(num_cpus=0)(Monitor).remote()
+    monitor = beside_driver(Monitor)
     loop_config = {
         "job": job,
         "material": shared(prepared.material),
@@ -207,6 +223,7 @@ def _fit(
     trainer = TorchTrainer(
         _worker,
         train_loop_config=loop_config,
+        torch_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,
@@ -224,9 +241,10 @@ def _fit(
     )
     total = len(prepared.train) * job.training.epochs
     count = workers.count if isinstance(workers.count, int) else workers.count[0]
+    most = "" if isinstance(workers.count, int) else f" to {workers.count[1]}"
     display.say(
         f"{len(prepared.train):,} training and {len(prepared.validation):,} validation examples, "
-        f"{len(prepared.label_set)} labels; {count} worker(s) on "
+        f"{len(prepared.label_set)} labels; {count}{most} worker(s) on "
         f"{'GPU' if workers.gpus else f'{workers.threads} CPU thread(s)'} each"
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -234,6 +252,7 @@ def _fit(
         with (
             tracking(job, prepared.fingerprint, output, display.say) as curves,
             display.stage("train", total, "examples") as stage,
+            telling_changes(display.say),
             _watching(monitor, stage, display, curves, _Size.of(prepared, job, workers=count)),
         ):
             stage.doing("starting the workers")
@@ -291,6 +310,7 @@ class Monitor:
 
     def __init__(self) -> None:
         """Nothing is known yet."""
+        self._starts: list[str] = []
         self._examples = 0
         self._detail = ""
         self._doing = ""
@@ -298,6 +318,10 @@ class Monitor:
         self._points: list[StepPoint] = []
         self._before = 0
         """Points that the driver has, and that are not kept."""
+
+    def begun(self, workers: int, state: State) -> None:
+        """Workers have begun, or begun again, at `state`."""
+        self._starts.append(describe_start(workers, state, again=bool(self._starts)))
 
     def steps(
         self, examples: int, detail: str, points: Sequence[StepPoint], doing: str = ""
@@ -315,11 +339,12 @@ class Monitor:
 
     def state(
         self, points: int = 0
-    ) -> tuple[int, str, list[tuple[dict[str, Any], int]], list[StepPoint], str]:
+    ) -> tuple[int, str, list[tuple[dict[str, Any], int]], list[StepPoint], str, list[str]]:
         """All that is known, and the steps beyond the first `points` that were told."""
         self._points = self._points[points - self._before :]
         self._before = points
-        return self._examples, self._detail, self._epochs, self._points, self._doing
+        known = self._examples, self._detail, self._epochs, self._points, self._doing
+        return *known, self._starts
 
 
 @dataclass(frozen=True)
@@ -365,7 +390,7 @@ def _watching(
     done = threading.Event()
 
     def watch() -> None:
-        shown = epochs = told = 0
+        shown = epochs = told = begun = 0
         last, doing = False, ""
         point: StepPoint | None = None
         while not last:
@@ -374,9 +399,12 @@ def _watching(
                 state = ray.get(monitor.state.remote(told), timeout=5)
             except ray.exceptions.RayError:
                 continue
-            examples, detail, records, points, next_doing = state
+            examples, detail, records, points, next_doing, starts = state
+            for start in filter(None, starts[begun:]):
+                display.say(start)
+            begun = len(starts)
             point = points[-1] if points else point
-            if examples > shown:
+            if examples != shown:  # fewer, where workers have begun again
                 standing = _standing(stage.stage, size, len(records), point)
                 stage.advance(examples - shown, detail, shown=standing)
             if next_doing != doing:
@@ -397,6 +425,16 @@ def _watching(
     finally:
         done.set()
         thread.join(timeout=10)
+
+
+def describe_start(workers: int, state: State, *, again: bool) -> str:
+    """Where workers go on, in one line; nothing to say where they first begin."""
+    if not state["epoch"] and not state["step"]:
+        return f"{workers} worker(s) begin again: there is no checkpoint yet" if again else ""
+    within = f", after {state['step']} of its steps" if state["step"] else ""
+    return (
+        f"{workers} worker(s) continue from the last checkpoint: epoch {state['epoch'] + 1}{within}"
+    )
 
 
 def describe_epoch(record: Mapping[str, Any]) -> str:
@@ -431,6 +469,8 @@ def _worker(config: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             state = fitter.load(Path(folder))
+    if rank == 0:
+        config["monitor"].begun.remote(context.get_world_size(), state)
 
     def on_epoch(state: State, scores_NL: NDArray[np.float32]) -> None:
         if rank == 0:

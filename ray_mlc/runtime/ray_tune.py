@@ -40,6 +40,7 @@ from ray_mlc.errors import (
     redact,
 )
 from ray_mlc.model.folder import read_info
+from ray_mlc.runtime.growth import plan_or_grow
 from ray_mlc.runtime.interrupt import Stop, completing, listen
 from ray_mlc.runtime.nodes import refuse_unshared
 from ray_mlc.runtime.prepare import Material, Prepared
@@ -51,6 +52,7 @@ from ray_mlc.runtime.ray_train import (
     plan_workers,
     shared,
     training_error,
+    workers_needed,
 )
 from ray_mlc.runtime.session import (
     NodeResources,
@@ -231,7 +233,14 @@ class Run:
         over = sum(trial.over for trial in ledger.trials.values())
         if over == total:
             return
-        plan = plan_trials(job, total - over, cluster_nodes(), free_resources())
+        low = 1 if job.concurrent == "auto" else min(job.concurrent, total - over)
+        plan = plan_or_grow(
+            lambda: plan_trials(job, total - over, cluster_nodes(), free_resources()),
+            workers_needed(job.train.workers.model_copy(update={"count": low})),
+            wait_s=job.train.ray.node_wait,
+            say=self._display.say,
+            settle_s=0,
+        )
         ledger.session()
         device = "GPU" if plan.gpus else f"{plan.threads} CPU thread(s)"
         self._display.say(

@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.ray_cluster import RayCluster, ray_cluster
+from support.job_site import WAIT_S, Site
+from support.ray_cluster import OBJECT_STORE_BYTES, ray_cluster
 
 from ray_mlc import synthetic
 from ray_mlc.scoring.verify import verify
@@ -24,50 +22,25 @@ from ray_mlc.scoring.verify import verify
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 ROWS = 8_000
-WAIT_S = 240
 
 
-@dataclass
-class Site:
-    """A cluster, a job file, and the command line beside them."""
-
-    cluster: RayCluster
-    folder: Path
-    """Where commands are run: the job file's paths are relative to it."""
+class TagSite(Site):
+    """All jobs write to one output."""
 
     @property
     def output(self) -> Path:
         return self.folder / "tags"
-
-    def start(self, *words: str, token: bool = True) -> subprocess.Popen[str]:
-        """Start `ray-mlc WORDS`."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "ray_mlc", *words],
-            env=self.cluster.environment(token=token),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self.folder,
-        )
-
-    def run(self, *words: str, token: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run `ray-mlc WORDS` to its end."""
-        process = self.start(*words, token=token)
-        out, err = process.communicate(timeout=WAIT_S)
-        return subprocess.CompletedProcess(words, process.returncode, out, err)
-
-    def jobs(self, *words: str, **options: bool) -> subprocess.CompletedProcess[str]:
-        """Run `ray-mlc jobs WORDS` on the cluster."""
-        return self.run("jobs", *words, "--address", self.cluster.address, **options)
 
     def parts(self) -> int:
         return len(list(self.output.glob("**/*.parquet")))
 
 
 @pytest.fixture(scope="module")
-def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A head of three logical CPUs that asks for a token; a corpus that takes some seconds."""
+def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TagSite]:
+    """A head of three logical CPUs that asks for a token; a corpus that takes some seconds.
+
+    Ray's autoscaler is there too, and a group of nodes that begins at none.
+    """
     folder = tmp_path_factory.mktemp("site")
     synthetic.write_corpus(folder / "corpus", rows=ROWS, files=2, seed=3)
     (folder / "job.yaml").write_text(
@@ -75,8 +48,10 @@ def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "engine: {name: torch, dtype: float32}\nbatching: {max_batch_tokens: 4096}\n"
         "actors: {count: 1, cpus: 1}\nlimits: {grace: 30s}\n"
     )
-    with ray_cluster(cpus=3) as cluster:
-        yield Site(cluster, folder)
+    group = {"resources": {"CPU": 2, "object_store_memory": OBJECT_STORE_BYTES}, "node_config": {}}
+    groups = {"cpu": {**group, "min_workers": 0, "max_workers": 2}}
+    with ray_cluster(cpus=3, groups=groups) as cluster:
+        yield TagSite(cluster, folder)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -87,7 +62,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def test_without_a_token_and_with_a_wrong_one_nothing_is_submitted(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: TagSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = site.jobs("submit", "job.yaml", token=False)
     assert refused.returncode == 2
@@ -100,7 +75,7 @@ def test_without_a_token_and_with_a_wrong_one_nothing_is_submitted(
     assert len(wrong.stderr.splitlines()) == 1
 
 
-def test_a_job_is_begun_and_stopped_with_what_was_in_flight_finished(site: Site) -> None:
+def test_a_job_is_begun_and_stopped_with_what_was_in_flight_finished(site: TagSite) -> None:
     begun = site.jobs("submit", "job.yaml", "--json")
     assert begun.returncode == 0, begun.stderr
     shown = json.loads(begun.stdout)
@@ -120,7 +95,7 @@ def test_a_job_is_begun_and_stopped_with_what_was_in_flight_finished(site: Site)
 
 
 def test_the_next_attempt_resumes_and_whoever_follows_may_leave_and_come_back(
-    site: Site,
+    site: TagSite,
 ) -> None:
     before = verify(str(site.output)).total("written")
     first = site.start("jobs", "submit", "job.yaml", "--follow", "--address", site.cluster.address)
@@ -152,7 +127,7 @@ def test_the_next_attempt_resumes_and_whoever_follows_may_leave_and_come_back(
     assert verify(str(site.output), deep=True).complete
 
 
-def test_what_has_succeeded_is_said_and_listed(site: Site) -> None:
+def test_what_has_succeeded_is_said_and_listed(site: TagSite) -> None:
     again = site.jobs("submit", "job.yaml", "--follow", "--set", "limits.grace=20s")
     assert again.returncode == 0
     assert "-2 has SUCCEEDED already: --again submits it once more" in again.stderr
@@ -164,7 +139,7 @@ def test_what_has_succeeded_is_said_and_listed(site: Site) -> None:
     assert {job["output"] for job in listed} == {str(site.output)}
 
 
-def test_a_job_that_fails_gives_its_exit_code_and_its_own_words(site: Site) -> None:
+def test_a_job_that_fails_gives_its_exit_code_and_its_own_words(site: TagSite) -> None:
     failed = site.jobs("submit", "job.yaml", "--set", "model=./nope", "--follow", "--json")
     assert failed.returncode == 2
     assert json.loads(failed.stdout)["exit_code"] == 2
@@ -173,7 +148,7 @@ def test_a_job_that_fails_gives_its_exit_code_and_its_own_words(site: Site) -> N
     assert "there is no such folder" in last
 
 
-def test_the_doctor_looks_at_every_node_and_leaves_the_output_as_it_was(site: Site) -> None:
+def test_the_doctor_looks_at_every_node_and_leaves_the_output_as_it_was(site: TagSite) -> None:
     site.cluster.add_node(cpus=1)
     before = sorted(site.output.rglob("*"))
     done = site.run(
@@ -188,7 +163,27 @@ def test_the_doctor_looks_at_every_node_and_leaves_the_output_as_it_was(site: Si
     assert sorted(site.output.rglob("*")) == before
 
 
-def test_the_token_is_nowhere_but_in_its_file(site: Site) -> None:
+def test_nodes_of_a_group_that_begins_at_none_come_when_a_job_needs_them(site: TagSite) -> None:
+    synthetic.write_corpus(site.folder / "more", rows=400, files=1, seed=4)
+    settings = ("input=more", "output=grown", "actors.count=5")
+    words = [word for setting in settings for word in ("--set", setting)]
+    grown = site.jobs("submit", "job.yaml", *words, "--follow")
+    assert grown.returncode == 0, grown.stderr
+    lines = grown.stderr.splitlines()
+    assert (
+        "too little is there: asking for nodes with 5 × (1 CPU) and 0.5 CPU, for up to 900 s"
+        in (lines)
+    )
+    assert any(line.startswith("node ") and line.endswith(" node(s) now") for line in lines)
+    assert verify(str(site.folder / "grown")).complete
+    # one more than the group ever has: it is asked for, and then refused by what is missing
+    words += ["--set", "actors.count=9", "--set", "ray.node_wait=3s", "--set", "output=never"]
+    refused = site.jobs("submit", "job.yaml", *words, "--follow")
+    assert refused.returncode == 2, refused.stderr
+    assert "did not come within 3 s (ray.node_wait)" in refused.stderr.splitlines()[-1]
+
+
+def test_the_token_is_nowhere_but_in_its_file(site: TagSite) -> None:
     assert site.cluster.token_file is not None
     token = site.cluster.token_file.read_bytes()
     looked_at = 0

@@ -100,7 +100,8 @@ def scored(
 def on_ray(job: ScoreJob) -> dict[str, Any]:
     from ray_mlc.runtime.ray_data import RayBackend
 
-    return score(job, RayBackend(job), Display(quiet=True))
+    display = Display(quiet=True)
+    return score(job, RayBackend(job, display.say), display)
 
 
 def parts_of(output: Path) -> list[Path]:

@@ -53,17 +53,17 @@ def s3_environment(endpoint: str) -> dict[str, str]:
 
 
 @contextmanager
-def moto_server() -> Iterator[str]:
-    """Run an S3 server for the block; yields its URL."""
+def moto_server(host: str = "127.0.0.1") -> Iterator[str]:
+    """Run an S3 server for the block, at one of this machine's addresses; yields its URL."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            _wait_for(port, process, log)
-            yield f"http://127.0.0.1:{port}"
+            _wait_for(host, port, process, log)
+            yield f"http://{host}:{port}"
         finally:
             process.kill()
             process.wait()
@@ -73,6 +73,13 @@ def make_bucket(endpoint: str, name: str) -> None:
     """Make a bucket on a server of `moto_server`."""
     status, _ = _call(endpoint, "PUT", f"/{name}")
     assert status == 200, status
+
+
+def count_objects(endpoint: str, bucket: str, *, prefix: str, suffix: str) -> int:
+    """Objects by the ends of their names; at most a thousand, which is one page of a listing."""
+    status, body = _call(endpoint, "GET", f"/{bucket}?list-type=2&prefix={prefix}")
+    assert status == 200, status
+    return body.count(f"{suffix}</Key>".encode())
 
 
 def uploads_in_progress(endpoint: str, bucket: str) -> int:
@@ -286,10 +293,10 @@ def _call(endpoint: str, method: str, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Any) -> None:
+def _wait_for(host: str, port: int, process: subprocess.Popen[bytes], log: Any) -> None:
     deadline = time.monotonic() + 60
     while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with suppress(OSError), socket.create_connection((host, port), timeout=1):
             return
         if process.poll() is not None or time.monotonic() > deadline:
             log.seek(0)

@@ -164,3 +164,15 @@ def test_on_one_node_any_path_will_do(elsewhere: Elsewhere, tmp_path: Path) -> N
     elsewhere.wrong = RayMlcError("no")
     refuse_unshared({"input.path": str(tmp_path)}, {"output.path": str(tmp_path)})
     assert elsewhere.asked == []
+
+
+# Nodes that come and go
+
+
+def test_nodes_that_come_and_go_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    living = [{"1": "a", "2": "b"}, {"1": "a"}, {"1": "a"}, {"1": "a", "3": "c"}]
+    monkeypatch.setattr(nodes, "node_names", lambda: living.pop(0))
+    roll = nodes.Roll()
+    assert roll.changes() == ["node b is gone: 1 node(s) now; what it was doing is done again"]
+    assert roll.changes() == []
+    assert roll.changes() == ["node c has joined: 2 node(s) now"]

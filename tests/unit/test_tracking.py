@@ -296,6 +296,20 @@ def test_mlflow_that_is_not_installed_is_refused_with_the_command_that_installs_
 # What the driver learns from rank 0
 
 
+def test_workers_that_begin_again_say_where_they_continue() -> None:
+    monitor = Monitor()
+    monitor.begun(2, {"epoch": 0, "step": 0})
+    monitor.begun(2, {"epoch": 0, "step": 0})
+    monitor.begun(1, {"epoch": 3, "step": 0})
+    monitor.begun(2, {"epoch": 3, "step": 20})
+    assert monitor.state(0)[5] == [
+        "",  # nothing to say: they begin
+        "2 worker(s) begin again: there is no checkpoint yet",
+        "1 worker(s) continue from the last checkpoint: epoch 4",
+        "2 worker(s) continue from the last checkpoint: epoch 4, after 20 of its steps",
+    ]
+
+
 def test_the_monitor_hands_out_each_step_until_the_driver_has_it() -> None:
     monitor = Monitor()
     monitor.steps(8, "a", POINTS[:2])
@@ -305,8 +319,9 @@ def test_the_monitor_hands_out_each_step_until_the_driver_has_it() -> None:
     assert monitor.state(5)[3] == []
     monitor.steps(24, "c", POINTS[5:])
     monitor.epoch(RECORD, 7)
-    examples, detail, records, points, doing = monitor.state(5)
+    examples, detail, records, points, doing, starts = monitor.state(5)
     assert doing == ""
+    assert starts == []
     monitor.steps(24, "c", [], "epoch 3: validating")
     assert monitor.state(7)[4] == "epoch 3: validating"
     assert (examples, detail, records) == (24, "c", [(RECORD, 7)])

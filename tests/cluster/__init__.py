@@ -1,0 +1,1 @@
+"""A cluster of real processes that loses a node in the middle of each job."""
