@@ -254,6 +254,18 @@ class TokenizersConfig(Section):
     """Ray node labels that their nodes must carry."""
 
 
+class DriftConfig(Section):
+    """How far the scores of a night may be from those of the model's validation examples."""
+
+    psi: Share = 0.25
+    """Largest population stability index of a label; below 0.1 is commonly called stable. What so
+    few rows give by chance is never beyond."""
+    labels: Share = 0.0
+    """Labels that may lie beyond it; below 1 a share of them."""
+    action: Literal["stop", "warn"] = "stop"
+    """`stop`: the run is no success then, and exits with 3; `warn`: it says so."""
+
+
 class LimitsConfig(Section):
     """When a run stops being good. A limit below 1 is a share, else a count."""
 
@@ -269,6 +281,16 @@ class LimitsConfig(Section):
     """Time of day such as `06:00`, by the clock of the machine that drives the run, or with an
     offset from UTC (`06:00+02:00`, `04:00Z`): the next time it is then, the run stops as by SIGTERM
     and exits with 1; null: it goes on to its end."""
+    drift: DriftConfig | None = None
+    """At the end of a night its scores are held against `distribution.json` of the model, label by
+    label; a number stands for `{psi: number}`; null: they are not. Some 256 units are read again,
+    by the driver."""
+
+    @field_validator("drift", mode="before")
+    @classmethod
+    def _bare_number(cls, value: object) -> object:
+        """`drift: 0.25` stands for `drift: {psi: 0.25}`."""
+        return {"psi": float(value)} if type(value) in (int, float) else value  # type: ignore[arg-type]
 
     @field_validator("stop_at", mode="before")
     @classmethod

@@ -109,7 +109,7 @@ class JobFailedError(RayMlcError):
 
 
 class LimitError(RayMlcError):
-    """The run is finished, but more was set aside than `limits` allow."""
+    """The run is finished, but more was set aside, or has drifted, than `limits` allow."""
 
     exit_code = 3
 

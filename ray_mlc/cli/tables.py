@@ -334,6 +334,8 @@ def _print_explanation(result: Mapping[str, Any], explanation: Mapping[str, Any]
 
 def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
     """What a scoring run did."""
+    from ray_mlc.scoring.night_drift import describe_drift
+
     rows, here = summary["rows"], summary["this_process"]
     statuses = ", ".join(f"{count:,} {name}" for name, count in summary["statuses"].items())
     _say(f"{rows['written']:,} of {rows['planned']:,} rows written to {output} ({statuses})")
@@ -344,6 +346,8 @@ def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
         )
     for message, count in list(summary.get("errors", {}).items())[:3]:
         _say(f"{count:,} row(s) not scored: {message}")
+    if "drift" in summary and (moved := describe_drift(summary["drift"])) is not None:
+        _say(f"drift: {moved}")
     if here["rows"]:
         _say(
             f"{here['rows_per_s']:,.0f} rows/s, {here['tokens_per_s']:,.0f} tokens/s, padding "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ray_mlc.config import ScoreJob
+from ray_mlc.config import DriftConfig, LimitsConfig, ScoreJob
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import Listing, list_corpus
 from ray_mlc.corpus.rows import read_block
@@ -40,6 +40,7 @@ from ray_mlc.runtime import heap
 from ray_mlc.runtime.interrupt import Deadline, Stop, completing, listen
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.report import leaving_a_report
+from ray_mlc.runtime.threads import in_threads
 from ray_mlc.runtime.watching import watching
 from ray_mlc.scoring.accounts import (
     EARLIER,
@@ -49,9 +50,11 @@ from ray_mlc.scoring.accounts import (
     check_limits,
     finish_run,
 )
+from ray_mlc.scoring.compare import Side
 from ray_mlc.scoring.identity import refuse_output_in_input
 from ray_mlc.scoring.lease import Lease, check_holder, hold_lease
 from ray_mlc.scoring.ledger import Run, open_run
+from ray_mlc.scoring.night_drift import measure_drift
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.progress import Vitals
@@ -278,11 +281,14 @@ def find_inputs(job: ScoreJob) -> Inputs:
     Raises:
         ModelError: If the model is missing, incomplete or not multi-label.
         ConfigError: If the decision cannot be read, or is not for its labels.
-        DataError: If there is nothing to read, or the output lies where it would be read.
+        DataError: If there is nothing to read, the output lies where it would be read, or drift is
+            limited and the model's folder does not say what to hold it against.
     """
     folder = open_model(job.model)
     if job.decision is not None:
         folder = folder.with_decision(read_decision(job.decision, folder.label_set))
+    if job.limits.drift is not None:
+        Side.of_model(folder)  # raises where it does not say: not at the end of the night
     listing = list_corpus(job.input.path)
     refuse_output_in_input(job, listing)
     return Inputs(folder, listing)
@@ -388,7 +394,9 @@ def _tag(
         )
     for note in notes:
         display.say(f"note: {note}")
-    if run.succeeded and not len(pending):
+    drift = _drift_of(run, folder, job.limits)
+    known = drift is None or _limit_of(run.summary) == job.limits.drift
+    if run.succeeded and not len(pending) and known:
         check_limits(run, run.summary, job.limits)
         display.say("complete already: nothing to do")
         return run.summary
@@ -411,11 +419,26 @@ def _tag(
                     job.limits,
                     seconds=time.monotonic() - started,
                     check=check,
+                    drift=drift,
                 )
         except KeyboardInterrupt:
             if run.succeeded:
                 return run.summary
             raise _interrupted(tally, stop.missed) from None
+
+
+def _drift_of(
+    run: Run, folder: ModelFolder, limits: LimitsConfig
+) -> Callable[[], dict[str, Any]] | None:
+    """What measures the drift of the last night, if that is limited."""
+    if limits.drift is None:
+        return None
+    return partial(measure_drift, run, folder, limits.drift, each=in_threads)
+
+
+def _limit_of(summary: Mapping[str, Any]) -> DriftConfig | None:
+    """The limit that a summary's drift was measured for."""
+    return DriftConfig(**summary["drift"]["limit"]) if "drift" in summary else None
 
 
 def _work_off(

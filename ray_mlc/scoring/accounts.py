@@ -22,6 +22,7 @@ from ray_mlc.config import LimitsConfig
 from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import LimitError, RayMlcError, RunMismatchError, StorageError, first_line
 from ray_mlc.scoring.ledger import FAILURES_FILE, SCRATCH, SUCCESS_FILE, SUMMARY_FILE, Run
+from ray_mlc.scoring.night_drift import describe_drift, is_beyond
 from ray_mlc.scoring.nights import to_json
 from ray_mlc.scoring.origins import Origin
 from ray_mlc.scoring.parts import Receipt, map_parts, read_footer_key
@@ -117,6 +118,7 @@ def finish_run(
     *,
     seconds: float,
     check: Callable[[], None] = lambda: None,
+    drift: Callable[[], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Account for every unit, write failures and summary, and `_SUCCESS` if the limits hold.
 
@@ -126,6 +128,7 @@ def finish_run(
         limits: How much may be set aside.
         seconds: Time that this process took.
         check: Called before anything is declared; raises if the run is no longer ours.
+        drift: Gives `night_drift.measure_drift` of the run; None: nobody wants to know.
 
     Returns:
         The summary.
@@ -149,6 +152,8 @@ def finish_run(
         )
     failures = _failures(run, tally)
     summary = _summarize(run, tally, failures, seconds=seconds)
+    if drift is not None:
+        summary["drift"] = drift()
     check()
     run.storage.put(FAILURES_FILE, to_json(failures))
     run.storage.put(SUMMARY_FILE, to_json(summary))
@@ -180,6 +185,7 @@ def check_limits(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> 
     """
     problem = _beyond_limits(summary, limits)
     if problem is None:
+        _check_drift(run, summary, limits)
         return
     run.storage.delete(SUCCESS_FILE)  # of an earlier command with wider limits
     failures = json.loads(run.storage.read(FAILURES_FILE) or b"[]")
@@ -189,6 +195,19 @@ def check_limits(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> 
         f"{run.storage.uri}: {problem}{named}; see {FAILURES_FILE} and {SUMMARY_FILE}: repair the "
         "input and run the same command again, or raise the limit"
     )
+
+
+def _check_drift(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> None:
+    drift = summary.get("drift")
+    if limits.drift is None or limits.drift.action == "warn" or drift is None:
+        return
+    if is_beyond(drift):
+        run.storage.delete(SUCCESS_FILE)
+        raise LimitError(
+            f"{run.storage.uri}: {describe_drift(drift)}; `ray-mlc compare {run.record['model']} "
+            f"{run.storage.uri}@{drift['night']}` says more: see to the input, train again, or "
+            "raise limits.drift"
+        )
 
 
 def earlier_receipts(run: Run, positions: NDArray[np.int64]) -> Iterator[Receipt]:
