@@ -95,7 +95,7 @@ def write(folder: Path, labels: int, rows: int, form: str) -> None:
 
     class Step:
         def __init__(self, work: Any) -> None:
-            self._work = work
+            self._work, self.classifier = work, made
 
         def both(self, block: pa.Table, progress: Any = None) -> pa.Table:
             del progress
@@ -112,6 +112,7 @@ def write(folder: Path, labels: int, rows: int, form: str) -> None:
         "output": str(folder / "out"),
     }
     settings = [f"units.rows={UNIT_ROWS}", f"output.format={form}", "engine.dtype=float32"]
+    settings += ["report.at_end=false"]
     job = load_job(ScoreJob, options=options, overrides=[*settings, "output.keep=[id]"])
     score(job, backend, Display(quiet=True))
     local.ScoreStep = real  # type: ignore[misc]

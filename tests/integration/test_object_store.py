@@ -31,8 +31,12 @@ from support.object_store import (
 from ray_mlc.corpus import reading
 from ray_mlc.corpus.listing import list_corpus
 from ray_mlc.errors import DataError, LimitError, StorageError
+from ray_mlc.runtime.compare import compare
+from ray_mlc.runtime.progress import Display
+from ray_mlc.runtime.retag import Wanted, retag
 from ray_mlc.scoring.lease import hold_lease
 from ray_mlc.scoring.progress import PROGRESS_FILE, published, read_progress
+from ray_mlc.scoring.verify import verify
 from ray_mlc.storage import filesystem_of, filesystems, objects, open_storage, s3, sweep
 
 BUCKET = "bucket"
@@ -262,6 +266,25 @@ def test_from_bucket_to_bucket_is_the_local_run(
     for content in [printed.encode(), *(path.read_bytes() for path in tmp_path.rglob("*.*"))]:
         assert SECRET_KEY.encode() not in content
         assert ACCESS_KEY.encode() not in content
+
+
+def test_a_bucket_is_decided_again_and_compared_as_a_folder_is(
+    bucket: str, tiny_run: Path, read_output: Read, tmp_path: Path
+) -> None:
+    scored, new = f"{bucket}/scored", f"{bucket}/decided/again"
+    for path in tiny_run.rglob("*"):
+        if path.is_file():
+            open_storage(scored).put(str(path.relative_to(tiny_run)), path.read_bytes())
+    wanted, display = Wanted(objective="rate<=0.2"), Display(quiet=True)
+    retag(str(tiny_run), str(tmp_path / "local"), wanted, display)
+    assert retag(scored, new, wanted, display)["rows"]["written"] == 240
+    assert_same_rows(read_output(fetch(new, tmp_path / "copy")), read_output(tmp_path / "local"))
+    assert verify(new).complete
+    found = compare(scored, new, ["agreement>=0"], display)
+    here = compare(str(tiny_run), str(tmp_path / "local"), [], display)
+    assert (found["flips"], found["per_label"]) == (here["flips"], here["per_label"])
+    with pytest.raises(DataError, match="lie one in the other"):
+        retag(scored, f"{scored}/new", wanted, display)
 
 
 @pytest.mark.usefixtures("impatient")
