@@ -22,6 +22,7 @@ from ray_mlc.report.page import (
     render_page,
 )
 from ray_mlc.report.remedies import STATUS_REMEDIES, remedy_of
+from ray_mlc.scoring.night_drift import describe_drift, is_beyond
 
 RATES_SHOWN = 25
 """Labels of the plot of rates: the most frequent ones."""
@@ -114,6 +115,8 @@ def _state_findings(figures: Figures) -> list[tuple[str, str]]:
             "file(s), are not there yet. All figures below are of what is there."
         )
         found = [(missing, "Run the same command again: it goes on where this ended.")]
+    elif figures["state"] == "beyond limits" and _drifted(figures):
+        found = []
     elif figures["state"] == "beyond limits":
         found = [
             (
@@ -134,9 +137,18 @@ def _state_findings(figures: Figures) -> list[tuple[str, str]]:
                     "See what was set aside.",
                 )
             ]
+    if _drifted(figures):
+        text = f"Drift: {describe_drift(figures['drift'])}."
+        compare = f"ray-mlc compare MODEL OUTPUT@{figures['night']}"
+        found.append((text, f"See to the input, train again, or raise limits.drift; {compare}."))
     for problem in figures["problems"]:
         found.append((f"{problem}: in no figure here.", "ray-mlc verify says what to do."))
     return found
+
+
+def _drifted(figures: Figures) -> bool:
+    """Whether scores are farther from the model's validation than `limits.drift` allows."""
+    return figures["drift"] is not None and is_beyond(figures["drift"])
 
 
 def _aside_findings(figures: Figures) -> list[tuple[str, str]]:

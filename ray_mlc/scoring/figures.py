@@ -107,6 +107,7 @@ def night_figures(
         "planned": run.nights[number - 1].record.get("created"),
         "state": _state(account, succeeded=SUCCESS_FILE in there, last=number == len(run.nights)),
         **account,
+        "drift": _drift(run, number),
         "problems": look.problems,
         "statuses": dict(sums.statuses.most_common()),
         "bad_rows": sum(sums.statuses[name] for name in BAD_STATUSES),
@@ -191,6 +192,12 @@ def _account(run: Run, number: int, units: NDArray[np.int64], there: set[str]) -
         "set_aside": aside[:FILES_LISTED],
         "set_aside_count": len(aside),
     }
+
+
+def _drift(run: Run, number: int) -> dict[str, Any] | None:
+    """What the end of this night has measured, if `limits.drift` asked for it."""
+    drift = run.summary.get("drift")
+    return drift if drift is not None and drift["night"] == number else None
 
 
 def _before(sums: Sums, number: int) -> dict[str, Any]:

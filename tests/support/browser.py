@@ -48,6 +48,9 @@ def opened(file: Path) -> Iterator[Seen]:
             executable_path=found, chromium_sandbox=False, args=list(_OPTIONS)
         )
         seen = Seen(browser.new_page(viewport={"width": 1200, "height": 900}))
+        seen.page.set_default_timeout(
+            100_000
+        )  # machines are shared; tests have a limit of their own
         seen.page.on("console", lambda message: _complain(seen, message))
         seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         seen.page.on("request", lambda request: _note(seen, request.url, file))
@@ -62,7 +65,7 @@ def opened(file: Path) -> Iterator[Seen]:
 def wait_for_plots(seen: Seen) -> None:
     """Wait until all plots are drawn; the page forbids what playwright itself would wait with."""
     script = "[...document.querySelectorAll('div.plot')].every(p => p.querySelector('.main-svg'))"
-    for _ in range(600):
+    for _ in range(1_500):
         if seen.page.evaluate(script):
             return
         seen.page.wait_for_timeout(50)

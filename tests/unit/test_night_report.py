@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.cli import run
 from support.displays import Spoken
+from support.nights import made_up_night
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.errors import LimitError, RayMlcError, UsageError
@@ -263,6 +264,23 @@ def test_status_and_nightly_say_where_the_report_is(
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {page_of(output)}"
 
 
+def test_a_night_beyond_its_drift_says_so_and_not_that_rows_were_set_aside() -> None:
+    label = {"label": "spam", "psi": 0.9, "rate": 0.2, "validation_rate": 0.01}
+    drift = {"beyond": 1, "of_labels": 2, "limit": {"psi": 0.25, "labels": 0}, "labels": [label]}
+    figures = {
+        **made_up_night(["spam", "ham"]),
+        "state": "beyond limits",
+        "drift": {**drift, "night": 2, "same_decision": True},
+    }
+    said = findings(figures)
+    assert said[0][0] == (
+        "Drift: the scores of 1 of 2 label(s) have moved away from the model's validation by a psi "
+        "above 0.25: spam (0.90, given to 20.00%, there 1.00%)."
+    )
+    assert "ray-mlc compare MODEL OUTPUT@2" in said[0][1]
+    assert not any("set aside" in text for text, _ in said)
+
+
 def test_findings_name_labels_that_have_moved() -> None:
     label = {"given": 900, "interval": [0.08, 0.1], "training": None, "from_training": None}
     far = {**label, "label": "far", "rate": 0.09, "before": 0.03, "from_before": 30.0}
@@ -271,6 +289,7 @@ def test_findings_name_labels_that_have_moved() -> None:
     none = {**label, "label": "none", "given": 0, "rate": 0.0, "before": 0.0, "from_before": 0.0}
     figures = {
         "state": "complete",
+        "drift": None,
         "night": 2,
         "rows": {"planned": 10_000, "written": 10_000, "set_aside": 0, "missing": 0},
         "files": {"planned": 1, "set_aside": 0, "missing": 0},
