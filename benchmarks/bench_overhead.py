@@ -93,7 +93,6 @@ def empty_actor() -> type:
             self._call, self._reporter = step(work), reporter
             self._nothing = scored_schema(work.output).empty_table()
             self._stats = ForwardStats()
-            self._clock = ray_data.UnitClock(work.commit.storage.uri)
             self._unsent = self._real = self._padded = 0
             self._sent_s = time.monotonic()
             reporter.ready()

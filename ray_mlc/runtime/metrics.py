@@ -94,15 +94,14 @@ class RayMetrics:
     """Hands figures to Ray, which keeps them."""
 
     def __init__(self, run: str, make: Callable[[Metric], Any] | None = None) -> None:
-        """Register the driver's figures.
+        """Register the figures.
 
         Args:
             run: What the label `run` says.
             make: Makes a figure; None: Ray's.
         """
         self._run = {RUN: run}
-        of_driver = [metric for metric in METRICS if metric != UNIT_SECONDS]
-        self._made = {metric: (make or _make)(metric) for metric in of_driver}
+        self._made = {metric: (make or _make)(metric) for metric in METRICS}
         self._told = Vitals()
 
     def receipts(self, receipts: Sequence[Receipt]) -> None:
@@ -113,6 +112,10 @@ class RayMetrics:
         self._add(UNITS, len(written))
         self._add(ASIDE, sum(item.rows for item in receipts if item.fault is not None))
         self._add(BAD, bad)
+        for item in written:
+            if item.seconds is not None:
+                with _harmless():
+                    self._made[UNIT_SECONDS].observe(item.seconds, self._run)
 
     def heard(self, vitals: Vitals) -> None:
         """See `Metrics.heard`."""
@@ -175,19 +178,3 @@ def open_metrics(run: str) -> Metrics:
     if ray is None or not ray.is_initialized():
         return Silent()
     return RayMetrics(run)
-
-
-class UnitClock:
-    """An actor's own figure: how long its units take."""
-
-    def __init__(self, run: str, make: Callable[[Metric], Any] | None = None) -> None:
-        """Register it; arguments as for `RayMetrics`."""
-        self._run = {RUN: run}
-        self._seconds = (make or _make)(UNIT_SECONDS)
-
-    def note(self, seconds: float, unit_rows: Sequence[int]) -> None:
-        """A block of some units took so long: each is counted with its rows' share."""
-        total = sum(unit_rows)
-        with _harmless():
-            for rows in unit_rows:
-                self._seconds.observe(seconds * rows / max(1, total), self._run)

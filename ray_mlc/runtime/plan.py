@@ -468,6 +468,11 @@ def _answer(
         "actors_per_node": speed.kind.actors_per_node,
     }
     load = _load(job, todo, sample, speed.resolved, rows)
+    assert work is not None
+    if job.report.at_end:
+        stored = len(work.output.label_set)
+        stored = min(stored, job.output.k) if work.output.format == "sparse" else stored
+        load = replace(load, report_scores=rows * stored)
     asked = question.actors or _asked(job) or speed.kind.actors_per_node
     asked = asked if speed.kind.ray else 1
     night = forecast(load, speed.probed, speed.kind, actors=asked)

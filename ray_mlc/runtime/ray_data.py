@@ -36,7 +36,6 @@ from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.growth import Need, plan_or_grow
 from ray_mlc.runtime.interrupt import Stop
-from ray_mlc.runtime.metrics import UnitClock
 from ray_mlc.runtime.nodes import refuse_unshared, telling_changes
 from ray_mlc.runtime.probe import Probe, Prober
 from ray_mlc.runtime.pulse import (
@@ -279,8 +278,6 @@ class ScoreActor:
         self._reporter = reporter
         self._nothing = stamped_schema(work.output).empty_table()
         self._stats = step.classifier.stats
-        assert work.commit is not None
-        self._clock = UnitClock(work.commit.storage.uri)
         self._unsent = self._real = self._padded = 0
         self._sent_s = time.monotonic()
         reporter.ready()
@@ -294,12 +291,10 @@ class ScoreActor:
         if dropped:
             self._reporter.leave(name)
             return self._nothing
-        started = time.monotonic()
         if not deaths:
             scored = self._call(block, self._progress)
         else:
             scored = _joined([self._carefully(unit) for unit in split_units(block)])
-        self._clock.note(time.monotonic() - started, [unit.num_rows for unit in split_units(block)])
         self._beat()
         self._reporter.pass_on(name, SCORING, SCORED)
         return scored

@@ -1,6 +1,6 @@
 """How long a night will take, what it costs and what it leaves: a model, without doing any of it.
 
-    night   = begin + choose the engine + load + score + end
+    night   = begin + choose the engine + load + score + end, with its report
     score   = tokens ÷ (actors × speed × share) × imbalance, or blocks × `BLOCK_S` if that is more
 
 Tokens come from a sample that is stratified over the corpus, speed from a probe in which as many
@@ -35,6 +35,9 @@ RAY_DATA_S = 3.0
 """From the start of Ray Data to actors that load, beyond what the probe's took; the same file."""
 END_S = 3.0
 """Accounting for every row, and the end of Ray: the same file."""
+REPORT_S, REPORT_SCORES_PER_S = 2.0, 10e6
+"""Making the page of a night, and the scores read for it in a second by one core:
+benchmarks/results/2026-11-29-report.md has 10 million of sparse rows, 18 million of wide ones."""
 READ_BYTES_PER_S = 150e6
 """Decoded bytes that one process reads in a second where it does everything: zstd and text."""
 MODEL_ERROR = 0.1
@@ -219,6 +222,8 @@ class Load:
     """Work of each block, see `work_of`, in the order in which so many actors begin them."""
     block_bytes: int
     """Decoded bytes of the largest."""
+    report_scores: int = 0
+    """Scores that the report at the end reads; 0: none is made."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +296,8 @@ def forecast(load: Load, probed: Probed, kind: Kind, *, actors: int) -> Forecast
     reads = load.reads(actors)
     work = load.tokens.times(imbalance(reads, actors) / speed).widened(2 * probed.error)
     fixed_s = begin_s + (END_S if kind.ray else 0.0)
+    if load.report_scores:
+        fixed_s += REPORT_S + load.report_scores / REPORT_SCORES_PER_S
     if kind.ray:
         least_s = len(reads) * BLOCK_S
     else:

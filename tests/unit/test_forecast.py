@@ -137,6 +137,14 @@ def test_twice_the_actors_take_about_half_the_time_on_twice_the_nodes() -> None:
         assert two.node_hours.value > 0.95 * one.node_hours.value
 
 
+def test_a_report_takes_its_time_at_the_end() -> None:
+    load = load_of(1e6)
+    with_report = forecast(replace(load, report_scores=10**8), PROBED, NODE, actors=2)
+    without = forecast(load, PROBED, NODE, actors=2)
+    assert with_report.seconds.value - without.seconds.value == pytest.approx(12.0)
+    assert with_report.until_scoring_s == without.until_scoring_s
+
+
 def test_cores_that_are_spare_run_what_is_beside_the_actors() -> None:
     assert Kind(actors_per_node=1, cores_per_node=8, threads=4).share(1) == 1.0
     assert Kind(actors_per_node=1, cores_per_node=8, threads=8).share(1) < 1.0

@@ -15,11 +15,9 @@ from ray_mlc.runtime import metrics as module
 from ray_mlc.runtime import watching
 from ray_mlc.runtime.metrics import (
     METRICS,
-    UNIT_SECONDS,
     Metric,
     RayMetrics,
     Silent,
-    UnitClock,
     open_metrics,
 )
 from ray_mlc.scoring.parts import Receipt
@@ -70,14 +68,15 @@ def receipt(first: int, rows: int, **values: Any) -> Receipt:
 def test_a_night_is_counted(kept: Any) -> None:
     made, make = kept
     metrics = RayMetrics("out", make)
-    metrics.receipts([receipt(0, 7, statuses={"ok": 5, "not_finite": 2}), receipt(7, 4)])
-    metrics.receipts([receipt(11, 3, fault="read: torn")])
+    metrics.receipts([receipt(0, 7, statuses={"ok": 5, "not_finite": 2}, seconds=2.5)])
+    metrics.receipts([receipt(7, 4), receipt(11, 3, fault="read: torn")])
     metrics.receipts([])
     metrics.heard(Vitals(7, 70, 77, actors=1))
     metrics.heard(Vitals(9, 90, 99, actors=1))
     metrics.heard(Vitals(0, 0, 0))  # the pulse was lost, and begins again
     metrics.heard(Vitals(1, 10, 11))
     totals = {name: item.values.get(("out",)) for name, item in made.items()}
+    assert totals["mlc_unit_seconds"] == [2.5]  # of the other nobody knows
     assert totals["mlc_rows_total"] == 11
     assert totals["mlc_units_total"] == 2
     assert totals["mlc_set_aside_rows_total"] == 3
@@ -98,16 +97,9 @@ def test_how_a_night_stands_is_told(kept: Any) -> None:
     assert len(made["mlc_blocks"].values) == 5
 
 
-def test_each_unit_of_a_block_has_its_share_of_the_seconds(kept: Any) -> None:
-    made, make = kept
-    UnitClock("out", make).note(10.0, [30, 10])
-    assert made[UNIT_SECONDS.name].values == {("out",): [7.5, 2.5]}
-
-
-def test_every_figure_is_registered_by_the_driver_or_an_actor(kept: Any) -> None:
+def test_every_figure_is_registered_once(kept: Any) -> None:
     made, make = kept
     RayMetrics("out", make)
-    UnitClock("out", make)
     assert set(made) == {metric.name for metric in METRICS}
     assert len(made) == len(METRICS)
 
@@ -118,9 +110,8 @@ def test_a_figure_that_cannot_be_told_ends_no_night() -> None:
             raise RuntimeError(name)
 
     metrics = RayMetrics("out", lambda _: Broken())
-    metrics.receipts([receipt(0, 7)])
+    metrics.receipts([receipt(0, 7, seconds=1.0)])
     metrics.heard(Vitals(7, 70, 77))
-    UnitClock("out", lambda _: Broken()).note(1.0, [1])
 
 
 def test_without_ray_nothing_is_done_and_nothing_imported(monkeypatch: pytest.MonkeyPatch) -> None:
