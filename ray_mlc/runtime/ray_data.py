@@ -154,7 +154,28 @@ def plan_actors(
             f"{asked}, and {others:g} CPU for reading, writing and tokenizing, are more than the "
             f"{has} that are free on {len(workers)} node(s): lower actors.count or actors.cpus"
         )
+    if not gpus and config.cpus != "auto":  # which leaves room by itself
+        asked_cpus = _leaving_room(cpus, workers)
+        if low <= places(workers, asked_cpus, 0) and low * asked_cpus + others <= free.cpus:
+            cpus = asked_cpus
     return ActorPlan(low, high, cpus, gpus, threads)
+
+
+def _leaving_room(cpus: float, nodes: Sequence[NodeResources]) -> float:
+    """CPUs to ask for so that no node is ever filled by actors alone: a hair more, or the same.
+
+    Ray starts the actors of a lost node again on those that are left. Where they took all of the
+    CPUs there, nothing could be read or written any more, and all would wait for each other.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for node in nodes:
+            held = math.floor(node.cpus / cpus + 1e-6)
+            if held and node.cpus - held * cpus < IO_CPUS:
+                cpus = (math.floor(node.cpus / held * 10_000) + 1) / 10_000  # one fewer fits
+                changed = True
+    return cpus
 
 
 def least_needed(job: ScoreJob) -> list[Need]:

@@ -121,7 +121,7 @@ class Scene:
             finally:
                 if client.poll() is None:
                     client.kill()
-                    client.wait()
+                client.communicate()  # closes its streams
 
     def _wait(self, when: Callable[[], bool], client: subprocess.Popen[str], log: Path) -> None:
         deadline = time.monotonic() + WAIT_S

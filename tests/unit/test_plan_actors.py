@@ -96,7 +96,26 @@ def test_what_is_planned_fits_and_what_is_refused_is_said_in_one_line(
     if isinstance(count, Range):
         assert plan.max_count == count.max
     if cpus != "auto":
-        assert plan.cpus == cpus
+        assert plan.cpus >= cpus
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(nodes=NODES, cpus=st.sampled_from([0.5, 0.75, 1.0, 2.0, 3.0]))
+def test_actors_of_a_lost_node_cannot_fill_those_that_are_left(
+    nodes: list[NodeResources], cpus: float
+) -> None:
+    config = ActorsConfig(count=1, cpus=cpus)
+    assume(len(nodes) > 1 and max(node.cpus for node in nodes) >= cpus + 2 * IO_CPUS)
+    plan = plan_actors(config, nodes, total(nodes))
+    assert plan.cpus < cpus + 1
+    for node in nodes:
+        held = places([node], plan.cpus, 0)
+        assert not held or node.cpus - held * plan.cpus >= IO_CPUS  # one of them at a time
+
+
+def test_actors_as_large_as_their_nodes_are_left_as_they_are() -> None:
+    nodes = [NodeResources(1, 0)] * 2
+    assert plan_actors(ActorsConfig(count=1, cpus=1.0), nodes, total(nodes)).cpus == 1.0
 
 
 @pytest.mark.parametrize(
