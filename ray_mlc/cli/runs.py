@@ -200,11 +200,16 @@ def nightly(
     progress: Progress = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Score what has arrived since (score --add-new), then verify the whole output.
+    """Score what has arrived since (score --add-new), verify the whole output, compare the nights.
 
     Run the same command again to continue; the first step that does not hold gives the exit code.
     """
-    from ray_mlc.cli.tables import print_report_place, print_score_summary, print_verdict
+    from ray_mlc.cli.tables import (
+        print_comparison,
+        print_report_place,
+        print_score_summary,
+        print_verdict,
+    )
     from ray_mlc.config import ScoreJob, load_job
     from ray_mlc.runtime.backends import open_job
     from ray_mlc.runtime.nightly import run_night
@@ -214,18 +219,21 @@ def nightly(
     spec = load_job(ScoreJob, job, options={"ray.address": address}, overrides=set_ or ())
     display = Display(quiet=quiet, progress=progress)
     inputs, backend = open_job(spec, display, local=local)
-    summary, verdict, beyond = run_night(spec, backend, display, inputs=inputs)
+    night = run_night(spec, backend, display, inputs=inputs)
     page = place_of_report(spec.output.path)
     if json:
-        print_json({"score": summary, "verify": verdict.to_dict(), "report": page})
+        found = {"score": night.summary, "verify": night.verdict.to_dict()}
+        print_json(found | {"compare": night.comparison, "report": page})
     else:
-        print_score_summary(spec.output.path, summary)
-        print_verdict(verdict)
+        print_score_summary(spec.output.path, night.summary)
+        print_verdict(night.verdict)
+        if night.comparison is not None:
+            print_comparison(night.comparison)
         if page is not None:
             print_report_place(page)
-    if beyond is not None:
-        raise beyond
-    _check(spec.output.path, verdict)
+    if night.beyond is not None:
+        raise night.beyond
+    _check(spec.output.path, night.verdict)
 
 
 def _score(spec: ScoreJob, *, local: bool, display: Display, **options: bool) -> dict[str, Any]:

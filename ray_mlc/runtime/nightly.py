@@ -1,4 +1,4 @@
-"""A night in one command: what has arrived since is scored, and the output proven.
+"""A night in one command: what has arrived since is scored, the output proven, nights compared.
 
 The first step that does not hold decides how the night ends; a night that set too much aside is
 proven all the same, because its files are written.
@@ -6,10 +6,12 @@ proven all the same, because its files are written.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.errors import LimitError
+from ray_mlc.runtime.compare import compare
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import Backend, Inputs, score
 from ray_mlc.scoring.ledger import read_run
@@ -17,14 +19,24 @@ from ray_mlc.scoring.verify import Verdict, verify
 from ray_mlc.storage import open_storage
 
 
+@dataclass(frozen=True)
+class Night:
+    """What became of a night."""
+
+    summary: dict[str, Any]
+    """Of scoring."""
+    verdict: Verdict
+    """Of the whole output."""
+    comparison: dict[str, Any] | None
+    """`scoring.compare.figures` of the last night and the one before; None: there is but one."""
+    beyond: LimitError | None
+    """What `limits` do not allow: to be raised when the rest has been shown."""
+
+
 def run_night(
     job: ScoreJob, backend: Backend, display: Display, *, inputs: Inputs | None = None
-) -> tuple[dict[str, Any], Verdict, LimitError | None]:
-    """Score new files as the run's next night, then verify all of the output.
-
-    Returns:
-        The summary of scoring, the verdict, and what `limits` do not allow, if anything: to be
-        raised when both have been shown.
+) -> Night:
+    """Score new files as the run's next night, verify the whole output, compare the last nights.
 
     Raises:
         RayMlcError: As `score` does, without having verified.
@@ -35,4 +47,10 @@ def run_night(
     except LimitError as error:
         beyond = error
         summary = read_run(open_storage(job.output.path)).summary
-    return summary, verify(job.output.path), beyond
+    output = job.output.path
+    verdict = verify(output)
+    nights = len(read_run(open_storage(output)).nights)
+    comparison = None
+    if nights > 1:
+        comparison = compare(f"{output}@{nights - 1}", f"{output}@{nights}", (), display)
+    return Night(summary, verdict, comparison, beyond)

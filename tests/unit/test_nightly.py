@@ -49,8 +49,15 @@ def test_each_night_scores_what_is_new_and_proves_all_of_it(
     assert code == 0
     assert second["score"]["this_process"]["rows"] == 3
     assert second["verify"]["rows"]["written"] == 5
+    assert first["compare"] is None
+    sides = [second["compare"][side] for side in ("a", "b")]
+    assert [(Path(side["name"]).name, side["rows"]) for side in sides] == [
+        ("out@1", 2),
+        ("out@2", 3),
+    ]
     code, quiet, _ = night(monkeypatch, capsys)  # nothing has arrived
     assert (code, quiet["verify"]["rows"]["written"]) == (0, 5)
+    assert quiet["compare"] == second["compare"]
 
 
 def test_a_file_that_cannot_be_read_is_exit_3_and_the_rest_is_proven(
