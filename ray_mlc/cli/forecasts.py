@@ -29,7 +29,9 @@ def plan_lines(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
         for item in aside["files"][:FILES_SHOWN]:
             lines.append(("", f"{item['source']}: {item['reason']}"))
     if answer.get("nothing_to_do"):
-        return [*lines, ("time", "none: every row is written already")]
+        done = answer["written_rows"] and not aside["files"]
+        why = "every row is written already" if done else "there is nothing that can be scored"
+        return [*lines, ("time", f"none: {why}")]
     lines += _sample_lines(answer)
     lines += [("engine", _engine(answer["engine"])), ("time", _time(answer["forecast"]))]
     memory, output = answer["forecast"]["memory_bytes_per_node"], answer["output"]

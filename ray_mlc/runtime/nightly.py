@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_mlc.config import ScoreJob
-from ray_mlc.errors import LimitError
+from ray_mlc.errors import LimitError, first_line
 from ray_mlc.runtime.compare import compare
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import Backend, Inputs, score
@@ -52,5 +52,8 @@ def run_night(
     nights = len(read_run(open_storage(output)).nights)
     comparison = None
     if nights > 1:
-        comparison = compare(f"{output}@{nights - 1}", f"{output}@{nights}", (), display)
+        try:
+            comparison = compare(f"{output}@{nights - 1}", f"{output}@{nights}", (), display)
+        except Exception as error:  # the night stands, whatever it is like
+            display.say(f"warning: the nights are not compared: {first_line(error)}")
     return Night(summary, verdict, comparison, beyond)

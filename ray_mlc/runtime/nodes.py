@@ -105,11 +105,14 @@ def telling_changes(say: Callable[[str], None]) -> Iterator[None]:
     """
     roll, over = Roll(), threading.Event()
 
+    def tell() -> None:
+        with suppress(Exception):  # to name nodes is not what a run is for
+            for change in roll.changes():
+                say(change)
+
     def watch() -> None:
         while not over.wait(ROLL_S):
-            with suppress(ray.exceptions.RayError):
-                for change in roll.changes():
-                    say(change)
+            tell()
 
     thread = threading.Thread(target=watch, name="roll", daemon=True)
     thread.start()
@@ -118,6 +121,7 @@ def telling_changes(say: Callable[[str], None]) -> Iterator[None]:
     finally:
         over.set()
         thread.join(timeout=10)
+        tell()  # what has happened since
 
 
 def on_every_node(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ray_mlc.config import Range, ScoreJob, parse_time_of_day
+from ray_mlc.config import ScoreJob, parse_time_of_day
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import Listing
 from ray_mlc.corpus.rows import BLOCK_FAULT, BLOCK_STATUS, BLOCK_TEXT, STATUSES, read_block
@@ -219,7 +219,7 @@ def plan_night(
         with display.doing("reading and tokenizing a sample"):
             sample = look_at(todo, job, folder, resolved, seed=question.seed)
         work = _work(job, folder, todo, resolved)
-        kind = backend.kind(job)
+        kind, actors = backend.kind(job), backend.actors(job)
         with display.doing("timing the engine on the sample"):
             probes = backend.probe(work, sample.block, int(rows))
     speed, error = speed_of(probes)
@@ -231,7 +231,9 @@ def plan_night(
         begin_s=begin_s,
         choose_s=choose_s,
     )
-    return _answer(job, todo, sample, _Speed(resolved, probed, kind, probes), work, question)
+    return _answer(
+        job, todo, sample, _Speed(resolved, probed, kind, actors, probes), work, question
+    )
 
 
 def _todo(job: ScoreJob, inputs: Inputs, *, add_new: bool, progress: Callable[[int], None]) -> Todo:
@@ -423,6 +425,8 @@ class _Speed:
     resolved: ResolvedEngine
     probed: Probed
     kind: Kind
+    actors: int
+    """That the run would have."""
     probes: Sequence[Probe]
 
 
@@ -473,8 +477,7 @@ def _answer(
         stored = len(work.output.label_set)
         stored = min(stored, job.output.k) if work.output.format == "sparse" else stored
         load = replace(load, report_scores=rows * stored)
-    asked = question.actors or _asked(job) or speed.kind.actors_per_node
-    asked = asked if speed.kind.ray else 1
+    asked = (question.actors or speed.actors) if speed.kind.ray else 1
     night = forecast(load, speed.probed, speed.kind, actors=asked)
     answer["forecast"] = night.to_dict()
     probe = speed.probes[0]
@@ -488,13 +491,6 @@ def _answer(
     if question.deadline is not None:
         answer["deadline"] = _deadline(question, load, speed, night)
     return answer
-
-
-def _asked(job: ScoreJob) -> int | None:
-    count = job.actors.count
-    if isinstance(count, Range):
-        return count.max
-    return None if count == "auto" else count
 
 
 def _describe_sample(sample: Sample, rows: int) -> dict[str, Any]:

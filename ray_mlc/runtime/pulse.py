@@ -187,6 +187,8 @@ class Watch:
                 seen = ray.get(self._pulse.state.remote(), timeout=5)
                 if seen != before:
                     self.alive()
+            # a display that fails, on a full disk for instance, must not end the guard
+            with suppress(Exception, SystemExit):
                 self._scored(seen.vitals)
             drained = told and not seen.in_flight and seen == before
             if drained or self._stop.overdue:

@@ -77,6 +77,8 @@ ACTORS_PER_NODE = 8
 MAX_DEATHS = 3
 """Processes that may die over a unit before it is set aside."""
 DIED_OVER_IT = "{} processes died over it, one after the other"
+PROBE_START_S = 300.0
+"""Seconds that actors may take to load a model in order to be timed."""
 RECEIPT_COLUMN = "receipt"
 BEAT_S = 1.0
 """Seconds between two signs of life of an actor."""
@@ -159,6 +161,14 @@ def plan_actors(
         if low <= places(workers, asked_cpus, 0) and low * asked_cpus + others <= free.cpus:
             cpus = asked_cpus
     return ActorPlan(low, high, cpus, gpus, threads)
+
+
+def _places(node: NodeResources, plan: ActorPlan) -> int:
+    """Actors that find room on a node beside reading and writing; at least one."""
+    count = math.floor((node.cpus - 2 * IO_CPUS) / plan.cpus + 1e-6)
+    if plan.gpus:
+        count = min(math.floor(node.cpus / plan.cpus + 1e-6), math.floor(node.gpus / plan.gpus))
+    return max(1, count)
 
 
 def _leaving_room(cpus: float, nodes: Sequence[NodeResources]) -> float:
@@ -442,7 +452,7 @@ class RayBackend:
         if plan.gpus:
             nodes = [node for node in nodes if node.gpus >= plan.gpus] or nodes
         return Kind(
-            actors_per_node=max(1, round(plan.max_count / len(nodes))),
+            actors_per_node=max(_places(node, plan) for node in nodes),
             cores_per_node=max(node.cpus for node in nodes),
             threads=plan.threads,
             gpus=plan.gpus,
@@ -455,12 +465,20 @@ class RayBackend:
         if self._job.actors.labels:
             options["label_selector"] = self._job.actors.labels
         shared = ray.put(block)
+        count = min(plan.max_count, self.kind(self._job).actors_per_node)
+        count = max(1, min(count, _places(free_resources(), plan)))
         with own_errors():
             probers = [
                 ray.remote(**options)(Prober).remote(work, plan.threads, not plan.gpus)
-                for _ in range(min(plan.max_count, self.kind(self._job).actors_per_node))
+                for _ in range(count)
             ]
-            ray.get([prober.ready.remote() for prober in probers])
+            try:
+                ray.get([prober.ready.remote() for prober in probers], timeout=PROBE_START_S)
+            except ray.exceptions.GetTimeoutError:
+                raise ResourceError(
+                    f"{count} actor(s) to measure with did not start in {PROBE_START_S:.0f} s: no "
+                    "node has room, or none has actors.labels"
+                ) from None
             probes: list[Probe] = ray.get(
                 [prober.run.remote(shared, block_rows) for prober in probers]
             )

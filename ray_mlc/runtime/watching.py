@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,8 @@ class NightWatch:
     def heard(self, vitals: Vitals) -> None:
         """Take note of signs of life."""
         with self._lock:
+            # one that died and came back has said so twice
+            vitals = replace(vitals, actors=min(vitals.actors, self._actors))
             self._metrics.heard(vitals)
             self._vitals = vitals
             news = self._note()

@@ -294,7 +294,9 @@ def forecast(load: Load, probed: Probed, kind: Kind, *, actors: int) -> Forecast
         begin_s += probed.choose_s + probed.load_s + (RAY_DATA_S if kind.ray else 0.0)
     speed = actors * probed.tokens_per_s * kind.share(actors)
     reads = load.reads(actors)
-    work = load.tokens.times(imbalance(reads, actors) / speed).widened(2 * probed.error)
+    # no text to score in all of the sample: there is no speed, and nothing that takes time
+    slowness = imbalance(reads, actors) / speed if speed else 0.0
+    work = load.tokens.times(slowness).widened(2 * probed.error)
     fixed_s = begin_s + (END_S if kind.ray else 0.0)
     if load.report_scores:
         fixed_s += REPORT_S + load.report_scores / REPORT_SCORES_PER_S

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,8 @@ class ScoredOutput:
     run: Run
     set_aside: Mapping[tuple[str, int], str]
     """Why units have no part, by source and first row."""
+    files: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Size and time of each file as it was scored, by source."""
 
     @classmethod
     def open(cls, output: str) -> ScoredOutput:
@@ -100,7 +102,7 @@ class ScoredOutput:
             for item in failures
             if item["first_row"] is not None
         }
-        return cls(run, reasons)
+        return cls(run, reasons, _versions(run))
 
     @property
     def limits(self) -> LimitsConfig:
@@ -224,6 +226,7 @@ def open_retag(
     known = int(nights[-1].record[ORIGIN_NIGHTS])
     there = len(scored.run.nights)
     if add_new and there > known:
+        _refuse_replaced(Run(storage, record, nights), scored)
         check()
         storage.delete(SUCCESS_FILE)
         _plan(storage, len(nights) + 1, scored, known, check)
@@ -241,6 +244,28 @@ def open_retag(
         check()
         storage.delete(SUCCESS_FILE)  # goes before there is more to do, and comes back last
     return run, pending, notes
+
+
+def _versions(run: Run) -> dict[str, tuple[int, int]]:
+    """Size and time of each planned file; of one that was planned again the last count."""
+    return {row["source"]: (row["size"], row["mtime_ns"]) for row in run.plan.files.to_pylist()}
+
+
+def _refuse_replaced(run: Run, scored: ScoredOutput) -> None:
+    """Refuse to take parts of an earlier version of a file for those of the present one.
+
+    Raises:
+        RunMismatchError: If the other run has scored a file again of which parts are here.
+    """
+    before = _versions(run)
+    for source, folder in zip(run.plan.sources, run.plan.part_folders, strict=True):
+        if scored.files.get(source, before[source]) == before[source]:
+            continue
+        if next(run.storage.list(f"{folder}/"), None) is not None:
+            raise RunMismatchError(
+                f"{source}: was scored again in {scored.run.storage.uri} since its labels here "
+                f"were decided: delete {join(run.storage.uri, folder)}/ and run the same command"
+            )
 
 
 def _begin(storage: Storage, scored: ScoredOutput, origin: Origin, decision: Decision) -> None:
@@ -321,6 +346,8 @@ def retag_unit(scored: ScoredOutput, unit: Unit, rules: Rules, spec: CommitSpec)
         LeaseError: If another command has taken over.
     """
     try:
+        if scored.files.get(unit.source) != (unit.file_size, unit.file_mtime_ns):
+            raise PartError("its file was scored again since: --add-new decides it")
         table, before = scored.read(unit)
         labels, left_open = decide_again(table, spec.output, rules, cut=before.k_cut > 0)
     except ValueError as error:  # a PartError, or a label that the run does not have
