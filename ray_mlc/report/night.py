@@ -120,9 +120,9 @@ def _state_findings(figures: Figures) -> list[tuple[str, str]]:
     elif figures["state"] == "beyond limits":
         found = [
             (
-                "Everything planned is written or set aside, but the run is no success: more was "
-                "set aside than its limits allow.",
-                "Repair what is named below and run the same command again, or raise limits.",
+                "Everything planned is written or set aside, but no success is declared: more was "
+                "set aside than the limits allow, or the run ended before it was declared.",
+                "Run the same command again: it declares it, or names the limit.",
             )
         ]
     else:
