@@ -346,8 +346,9 @@ def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
         )
     for message, count in list(summary.get("errors", {}).items())[:3]:
         _say(f"{count:,} row(s) not scored: {message}")
-    if "drift" in summary and (moved := describe_drift(summary["drift"])) is not None:
-        _say(f"drift: {moved}")
+    for drift in summary.get("drift", ()):
+        if (moved := describe_drift(drift)) is not None:
+            _say(f"drift in night {drift['night']}: {moved}")
     if here["rows"]:
         _say(
             f"{here['rows_per_s']:,.0f} rows/s, {here['tokens_per_s']:,.0f} tokens/s, padding "

@@ -137,10 +137,15 @@ def _state_findings(figures: Figures) -> list[tuple[str, str]]:
                     "See what was set aside.",
                 )
             ]
-    if _drifted(figures):
-        text = f"Drift: {describe_drift(figures['drift'])}."
-        compare = f"ray-mlc compare MODEL OUTPUT@{figures['night']}"
-        found.append((text, f"See to the input, train again, or raise limits.drift; {compare}."))
+    for drift in filter(is_beyond, figures["drift"]):
+        where = "" if drift["night"] == figures["night"] else f" in night {drift['night']}"
+        compare = f"ray-mlc compare MODEL OUTPUT@{drift['night']}"
+        found.append(
+            (
+                f"Drift{where}: {describe_drift(drift)}.",
+                f"See to the input, train again, or raise limits.drift; {compare}.",
+            )
+        )
     for problem in figures["problems"]:
         found.append((f"{problem}: in no figure here.", "ray-mlc verify says what to do."))
     return found
@@ -148,7 +153,7 @@ def _state_findings(figures: Figures) -> list[tuple[str, str]]:
 
 def _drifted(figures: Figures) -> bool:
     """Whether scores are farther from the model's validation than `limits.drift` allows."""
-    return figures["drift"] is not None and is_beyond(figures["drift"])
+    return any(map(is_beyond, figures["drift"]))
 
 
 def _aside_findings(figures: Figures) -> list[tuple[str, str]]:

@@ -273,6 +273,9 @@ class Inputs:
 
     folder: ModelFolder
     listing: Listing
+    validation: Side | None
+    """What the model gave at its validation, if drift is limited. Read once: a training into the
+    same folder, or `thresholds`, may replace it while the night goes on."""
 
 
 def find_inputs(job: ScoreJob) -> Inputs:
@@ -287,11 +290,11 @@ def find_inputs(job: ScoreJob) -> Inputs:
     folder = open_model(job.model)
     if job.decision is not None:
         folder = folder.with_decision(read_decision(job.decision, folder.label_set))
-    if job.limits.drift is not None:
-        Side.of_model(folder)  # raises where it does not say: not at the end of the night
+    # raises where it does not say: not at the end of the night
+    validation = Side.of_model(folder) if job.limits.drift is not None else None
     listing = list_corpus(job.input.path)
     refuse_output_in_input(job, listing)
-    return Inputs(folder, listing)
+    return Inputs(folder, listing, validation)
 
 
 def score(
@@ -394,7 +397,7 @@ def _tag(
         )
     for note in notes:
         display.say(f"note: {note}")
-    drift = _drift_of(run, folder, job.limits)
+    drift = _drift_of(run, inputs.validation, job.limits)
     known = drift is None or _limit_of(run.summary) == job.limits.drift
     if run.succeeded and not len(pending) and known:
         check_limits(run, run.summary, job.limits)
@@ -428,17 +431,17 @@ def _tag(
 
 
 def _drift_of(
-    run: Run, folder: ModelFolder, limits: LimitsConfig
-) -> Callable[[], dict[str, Any]] | None:
-    """What measures the drift of the last night, if that is limited."""
-    if limits.drift is None:
+    run: Run, validation: Side | None, limits: LimitsConfig
+) -> Callable[[NDArray[np.int64]], list[dict[str, Any]]] | None:
+    """What measures the drift of the nights since the last success, if that is limited."""
+    if limits.drift is None or validation is None:
         return None
-    return partial(measure_drift, run, folder, limits.drift, each=in_threads)
+    return partial(measure_drift, run, validation, limits.drift, each=in_threads)
 
 
 def _limit_of(summary: Mapping[str, Any]) -> DriftConfig | None:
     """The limit that a summary's drift was measured for."""
-    return DriftConfig(**summary["drift"]["limit"]) if "drift" in summary else None
+    return DriftConfig(**summary["drift"][0]["limit"]) if "drift" in summary else None
 
 
 def _work_off(

@@ -22,7 +22,7 @@ from ray_mlc.config import LimitsConfig
 from ray_mlc.corpus.reading import open_parquet
 from ray_mlc.errors import LimitError, RayMlcError, RunMismatchError, StorageError, first_line
 from ray_mlc.scoring.ledger import FAILURES_FILE, SCRATCH, SUCCESS_FILE, SUMMARY_FILE, Run
-from ray_mlc.scoring.night_drift import describe_drift, is_beyond
+from ray_mlc.scoring.night_drift import accepted_nights, describe_drift, is_beyond
 from ray_mlc.scoring.nights import to_json
 from ray_mlc.scoring.origins import Origin
 from ray_mlc.scoring.parts import Receipt, map_parts, read_footer_key
@@ -118,7 +118,7 @@ def finish_run(
     *,
     seconds: float,
     check: Callable[[], None] = lambda: None,
-    drift: Callable[[], dict[str, Any]] | None = None,
+    drift: Callable[[NDArray[np.int64]], list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Account for every unit, write failures and summary, and `_SUCCESS` if the limits hold.
 
@@ -128,7 +128,8 @@ def finish_run(
         limits: How much may be set aside.
         seconds: Time that this process took.
         check: Called before anything is declared; raises if the run is no longer ours.
-        drift: Gives `night_drift.measure_drift` of the run; None: nobody wants to know.
+        drift: Gives `night_drift.measure_drift` of the run by the positions of the units that
+            have a part; None: nobody wants to know.
 
     Returns:
         The summary.
@@ -153,7 +154,8 @@ def finish_run(
     failures = _failures(run, tally)
     summary = _summarize(run, tally, failures, seconds=seconds)
     if drift is not None:
-        summary["drift"] = drift()
+        summary["drift"] = drift(np.flatnonzero(written_U))
+    summary["accepted_nights"] = _accepted_nights(run, summary, limits)
     check()
     run.storage.put(FAILURES_FILE, to_json(failures))
     run.storage.put(SUMMARY_FILE, to_json(summary))
@@ -198,16 +200,35 @@ def check_limits(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> 
 
 
 def _check_drift(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> None:
-    drift = summary.get("drift")
-    if limits.drift is None or limits.drift.action == "warn" or drift is None:
-        return
-    if is_beyond(drift):
+    drifted = _drifted_nights(summary, limits)
+    if drifted:
         run.storage.delete(SUCCESS_FILE)
+        first = f"{run.storage.uri}@{drifted[0]['night']}"
+        others = ", ".join(str(drift["night"]) for drift in drifted[1:])
+        also = f", and so have those of night(s) {others}" if others else ""
         raise LimitError(
-            f"{run.storage.uri}: {describe_drift(drift)}; `ray-mlc compare {run.record['model']} "
-            f"{run.storage.uri}@{drift['night']}` says more: see to the input, train again, or "
-            "raise limits.drift"
+            f"{first}: {describe_drift(drifted[0])}{also}; `ray-mlc compare {run.record['model']} "
+            f"{first}` says more: see to the input, train again, or raise limits.drift"
         )
+
+
+def _drifted_nights(summary: Mapping[str, Any], limits: LimitsConfig) -> list[dict[str, Any]]:
+    """The nights whose drift stops a success."""
+    if limits.drift is None or limits.drift.action == "warn":
+        return []
+    return [drift for drift in summary.get("drift", ()) if is_beyond(drift)]
+
+
+def _accepted_nights(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> int:
+    """How many nights are part of a success: all if this becomes one.
+
+    Otherwise as many as before, but none that was measured now: it is measured again, until it is
+    part of one.
+    """
+    if _beyond_limits(summary, limits) is None and not _drifted_nights(summary, limits):
+        return len(run.nights)
+    measured = [int(drift["night"]) - 1 for drift in summary.get("drift", ())]
+    return min([accepted_nights(run.summary), *measured])
 
 
 def earlier_receipts(run: Run, positions: NDArray[np.int64]) -> Iterator[Receipt]:

@@ -194,10 +194,16 @@ def _account(run: Run, number: int, units: NDArray[np.int64], there: set[str]) -
     }
 
 
-def _drift(run: Run, number: int) -> dict[str, Any] | None:
-    """What the end of this night has measured, if `limits.drift` asked for it."""
-    drift = run.summary.get("drift")
-    return drift if drift is not None and drift["night"] == number else None
+def _drift(run: Run, number: int) -> list[dict[str, Any]]:
+    """What was measured of this night, if `limits.drift` asked for it.
+
+    At the end of the last night also what was measured of those before: it is no success if one of
+    them is beyond the limit.
+    """
+    measured: list[dict[str, Any]] = run.summary.get("drift", [])
+    if measured and measured[-1]["night"] == number:
+        return measured
+    return [drift for drift in measured if drift["night"] == number]
 
 
 def _before(sums: Sums, number: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def made_up_night(names: Sequence[str]) -> dict[str, Any]:
         ],
         "set_aside": [],
         "set_aside_count": 0,
-        "drift": None,
+        "drift": [],
         "problems": [],
         "statuses": statuses,
         "bad_rows": 0,

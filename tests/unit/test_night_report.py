@@ -270,13 +270,25 @@ def test_a_night_beyond_its_drift_says_so_and_not_that_rows_were_set_aside() -> 
     figures = {
         **made_up_night(["spam", "ham"]),
         "state": "beyond limits",
-        "drift": {**drift, "night": 2, "same_decision": True},
+        "drift": [{**drift, "night": 2, "same_decision": True}],
     }
     said = findings(figures)
     assert said[0][0] == (
         "Drift: the scores of 1 of 2 label(s) have moved away from the model's validation by a psi "
         "above 0.25: spam (0.90, given to 20.00%, there 1.00%)."
     )
+    assert "ray-mlc compare MODEL OUTPUT@2" in said[0][1]
+    assert not any("set aside" in text for text, _ in said)
+
+
+def test_a_night_is_no_success_for_the_drift_of_one_before_it_and_names_that_one() -> None:
+    label = {"label": "spam", "psi": 0.9}
+    drift = {"of_labels": 2, "limit": {"psi": 0.25, "labels": 0}, "same_decision": False}
+    before = {**drift, "night": 2, "beyond": 1, "labels": [label]}
+    night = {**drift, "night": 3, "beyond": 0, "labels": []}
+    figures = {**made_up_night(["spam", "ham"]), "night": 3, "state": "beyond limits"}
+    said = findings({**figures, "drift": [before, night]})
+    assert said[0][0].startswith("Drift in night 2: the scores of 1 of 2 label(s) have moved")
     assert "ray-mlc compare MODEL OUTPUT@2" in said[0][1]
     assert not any("set aside" in text for text, _ in said)
 
@@ -289,7 +301,7 @@ def test_findings_name_labels_that_have_moved() -> None:
     none = {**label, "label": "none", "given": 0, "rate": 0.0, "before": 0.0, "from_before": 0.0}
     figures = {
         "state": "complete",
-        "drift": None,
+        "drift": [],
         "night": 2,
         "rows": {"planned": 10_000, "written": 10_000, "set_aside": 0, "missing": 0},
         "files": {"planned": 1, "set_aside": 0, "missing": 0},
