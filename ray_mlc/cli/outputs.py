@@ -82,7 +82,8 @@ def compare(
     a: Annotated[
         str,
         typer.Argument(
-            help="Output folder, one of its nights (OUT@2), or a model folder: its validation."
+            help="Output folder, one of its nights (OUT@2), or a model (folder, hub id): its "
+            "validation."
         ),
     ],
     b: Annotated[str, typer.Argument(help="The same, to be held against it.")],

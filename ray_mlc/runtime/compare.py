@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ray_mlc.errors import DataError
+from ray_mlc.errors import DataError, ModelError
 from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.threads import in_threads
@@ -22,7 +22,7 @@ def compare(a: str, b: str, gates: Sequence[str], display: Display) -> dict[str,
     """Put two sides beside each other.
 
     Args:
-        a: Output folder, one of its nights as `OUT@2`, or a model folder.
+        a: Output folder, one of its nights as `OUT@2`, or a model as `open_model` takes it.
         b: The same.
         gates: See `scoring.gates.Gate.parse`.
         display: Told about progress.
@@ -58,7 +58,7 @@ def open_side(name: str) -> Side:
     """What a name stands for.
 
     Raises:
-        DataError: If it is neither an output nor a model folder.
+        DataError: If it is neither an output nor a model.
         ModelError: If it is a model folder that is not complete.
     """
     match = _NIGHT.fullmatch(name)
@@ -70,6 +70,15 @@ def open_side(name: str) -> Side:
     storage = open_storage(place)
     if storage.read(RUN_FILE) is not None:
         return Side.of_run(name, read_run(storage), night)
-    if night is None and storage.read("config.json") is not None:
-        return Side.of_model(open_model(name))
-    raise DataError(f"{place}: is neither an output of score or retag, nor a model folder")
+    text = f"{place}: is neither an output of score or retag, nor a model folder"
+    a_folder = open_storage(name).read("config.json") is not None
+    if path is None and not a_folder:
+        raise DataError(text)  # all that is at a URI would be copied, to find no model in it
+    try:
+        # also `org/model@2`, where the hub has a revision of that name
+        folder = open_model(name)
+    except ModelError as error:
+        if a_folder:
+            raise
+        raise DataError(f"{text} ({str(error).removeprefix(f'{name}: ')})") from None
+    return Side.of_model(folder)

@@ -26,7 +26,7 @@ from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.threads import in_threads
 from ray_mlc.scoring.parts import OutputSpec
 from ray_mlc.scoring.retag import PartError, ScoredOutput, scored_rows, units_of
-from ray_mlc.scoring.stored import known_cells, score_columns, score_matrix
+from ray_mlc.scoring.stored import cells_in_turn, score_columns, score_matrix
 from ray_mlc.training.examples import Examples, read_examples
 
 BITS, PASSES = 10, 3
@@ -107,7 +107,7 @@ def _for_rate(scored: ScoredOutput, rate: float, display: Display) -> NDArray[np
     for number in range(PASSES):
         rows, counts = 0, np.zeros((labels, BUCKETS), np.int64)
         shift = BITS * (PASSES - 1 - number)
-        count = partial(_bucket_counts, output=output, prefix_L=prefix_L, shift=shift)
+        count = partial(bucket_counts, output=output, prefix_L=prefix_L, shift=shift)
         for some, found in _each_part(scored, count, display, f"scores, pass {number + 1}"):
             rows += some
             np.add(counts, found.reshape(counts.shape), out=counts)
@@ -124,17 +124,20 @@ def _for_rate(scored: ScoredOutput, rate: float, display: Display) -> NDArray[np
     return np.where(never_L, np.nextafter(np.float32(0), np.float32(1)), threshold_L)
 
 
-def _bucket_counts(
+def bucket_counts(
     table: pa.Table, *, output: OutputSpec, prefix_L: NDArray[np.int64], shift: int
 ) -> tuple[int, NDArray[np.int64]]:
     """Rows of a part, and its scores above 0 by the next bits after those that are fixed."""
-    cells = known_cells(table, output)
-    positive = cells.score_C > 0
-    column_C = cells.column_C[positive]
-    bits_C = cells.score_C[positive].view(np.uint32).astype(np.int64) >> shift
-    fits = bits_C >> BITS == prefix_L[column_C]
-    found = column_C[fits] * BUCKETS + (bits_C[fits] & (BUCKETS - 1))
-    return int(scored_rows(table).sum()), np.bincount(found, minlength=len(prefix_L) * BUCKETS)
+    counts = np.zeros(len(prefix_L) * BUCKETS, np.int64)
+    for cells in cells_in_turn(table, output, least=0):
+        positive = cells.score_C > 0
+        column_C = cells.column_C[positive]
+        bits_C = cells.score_C[positive].view(np.uint32).astype(np.int64) >> shift
+        fits = bits_C >> BITS == prefix_L[column_C]
+        found = column_C[fits] * BUCKETS + (bits_C[fits] & (BUCKETS - 1))
+        # few of many buckets: another array of all for each piece would take longer
+        np.add.at(counts, found, 1)
+    return int(scored_rows(table).sum()), counts
 
 
 def _on_examples(

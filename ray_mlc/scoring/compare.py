@@ -2,7 +2,7 @@
 
 Of each side the rows that were scored are counted, label by label and bin by bin. Where both have
 planned the same files, rows are joined by source and row; the units may differ. A part of each side
-is held at a time, and counts of labels × bins: memory does not grow with rows.
+is held at a time, as it is stored, and counts of labels × bins: memory does not grow with rows.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import DataError
 from ray_mlc.labels import LabelSet
-from ray_mlc.model.distribution import Distribution, ScoreCounts, bin_cells
+from ray_mlc.model.distribution import Distribution, ScoreCounts
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.scoring.drift import (
     jensen_shannon,
@@ -27,8 +29,9 @@ from ray_mlc.scoring.drift import (
     rate_interval,
 )
 from ray_mlc.scoring.ledger import Run
-from ray_mlc.scoring.retag import ScoredOutput, scored_rows
-from ray_mlc.scoring.stored import Cells, known_cells, label_cells, score_columns
+from ray_mlc.scoring.parts import OutputSpec
+from ray_mlc.scoring.retag import ScoredOutput, reasons_set_aside, scored_rows
+from ray_mlc.scoring.stored import count_bins, label_cells, score_columns, scores_at
 
 EXAMPLES = 10
 """Rows that differ most, which are named."""
@@ -49,6 +52,8 @@ class Side:
     run: Run | None = None
     positions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Units of the run that are meant."""
+    set_aside: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """Why units of the run have no part, by source and first row."""
     distribution: Distribution | None = None
     finished: bool = True
 
@@ -81,6 +86,7 @@ class Side:
             output.floor if output.format == "sparse" else 0.0,
             run,
             positions,
+            reasons_set_aside(run.storage),
             finished=run.succeeded,
         )
 
@@ -123,6 +129,8 @@ class Tally:
     """On the first side alone."""
     missing: list[int] = field(default_factory=lambda: [0, 0])
     """Units without a part that can be read."""
+    set_aside: list[int] = field(default_factory=lambda: [0, 0])
+    """Those of them that the run names as set aside."""
     k_cut: list[int] = field(default_factory=lambda: [0, 0])
     """Scores above the floor that `k` cut."""
     joined: int = 0
@@ -137,6 +145,7 @@ class Tally:
         for index in (0, 1):
             self.counts[index] += other.counts[index]
             self.missing[index] += other.missing[index]
+            self.set_aside[index] += other.set_aside[index]
             self.k_cut[index] += other.k_cut[index]
         self.gained_L += other.gained_L
         self.lost_L += other.lost_L
@@ -153,7 +162,7 @@ class File:
     positions: tuple[NDArray[np.int64], NDArray[np.int64]]
     """Units of each side, in the order of rows."""
     same: bool
-    """Whether both sides have planned it, and it was the same."""
+    """Whether both sides mean units of it, and it was the same."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +175,9 @@ class Part:
     label_row: NDArray[np.int64]
     label_column: NDArray[np.int64]
     """Labels given, by row of the part and by column."""
-    cells: Cells
-    """Scores that are known."""
+    table: pa.Table
+    """Columns of scores."""
+    output: OutputSpec
 
     @property
     def end(self) -> int:
@@ -196,28 +206,10 @@ class Part:
         return keys
 
     def scores_at(
-        self, row_F: NDArray[np.int64], column_F: NDArray[np.int64], *, width: int
+        self, row_F: NDArray[np.int64], column_F: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Scores by row of the file and column; NaN where one is not known.
-
-        Args:
-            row_F: Rows of the file.
-            column_F: Columns.
-            width: How many columns there are.
-        """
-        row_F = row_F - self.first
-        wanted_N = np.zeros(len(self.scored_N), np.bool_)
-        wanted_N[row_F] = True
-        near = wanted_N[self.cells.row_C]
-        key = self.cells.row_C[near] * width + self.cells.column_C[near]
-        order = np.argsort(key)
-        key, score = key[order], self.cells.score_C[near][order]
-        found = np.full(len(row_F), np.nan, np.float32)
-        if len(key):
-            place = np.searchsorted(key, row_F * width + column_F).clip(max=len(key) - 1)
-            hit = key[place] == row_F * width + column_F
-            found[hit] = score[place[hit]]
-        return found
+        """Scores by row of the file and column; NaN where one is not known."""
+        return scores_at(self.table, self.output, row_F - self.first, column_F)
 
 
 class Pairing:
@@ -261,7 +253,10 @@ class Pairing:
             File(
                 source,
                 (by_source[0].get(source, nothing), by_source[1].get(source, nothing)),
-                _same_file(facts[0].get(source), facts[1].get(source)),
+                # plans name the files of all nights
+                source in by_source[0]
+                and source in by_source[1]
+                and _same_file(facts[0].get(source), facts[1].get(source)),
             )
             for source in dict.fromkeys([*by_source[0], *by_source[1]])
         ]
@@ -270,17 +265,19 @@ class Pairing:
         """Count the rows of one file; where both sides have planned it, what differs as well."""
         tally = self._empty()
         streams = [
-            _parts(side, file.positions[index], index, tally)
+            _parts(side, file.positions[index], index, tally, hold=file.same)
             for index, side in enumerate(self.sides)
         ]
         one, two = (next(stream, None) for stream in streams)
         while one is not None or two is not None:
             if file.same and one is not None and two is not None:
                 self._join(file.source, one, two, tally)
-            # the one that ends first makes room for its next
+            # the one that ends first makes room for its next, before that is read
             if two is None or (one is not None and one.end <= two.end):
+                one = None
                 one = next(streams[0], None)
             else:
+                two = None
                 two = next(streams[1], None)
         return tally
 
@@ -308,7 +305,6 @@ class Pairing:
             part.scores_at(
                 flips // width + low,
                 self.columns(index)[flips % width],
-                width=len(self.sides[index].label_set),
             )
             for index, part in enumerate((one, two))
         ]
@@ -354,30 +350,47 @@ def _same_file(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -
     return len(tags) <= 1 and (one["size"], one["rows"]) == (other["size"], other["rows"])
 
 
-def _parts(side: Side, positions: NDArray[np.int64], index: int, tally: Tally) -> Iterator[Part]:
-    """Parts of a side, one by one; each is counted when it is read."""
+def _parts(
+    side: Side, positions: NDArray[np.int64], index: int, tally: Tally, *, hold: bool
+) -> Iterator[Part]:
+    """Parts of a side, one by one; each is counted when it is read, and given if it is to be held.
+
+    Of one that was given nothing is kept here.
+    """
     if side.run is None:
         return
-    scored, output = ScoredOutput(side.run, {}), side.run.output
-    columns = ["labels", "status", *score_columns(output)]
-    labels = len(side.label_set)
+    scored = ScoredOutput(side.run, side.set_aside)
     for unit in side.run.plan.units_at(positions):
         try:
-            table, receipt = scored.read(unit, columns)
-            given = label_cells(table["labels"], side.label_set)
-            cells = known_cells(table, output)
+            part, counts, k_cut = _read_part(scored, unit, hold=hold)
         except ValueError:
             tally.missing[index] += 1
+            tally.set_aside[index] += (unit.source, unit.first_row) in side.set_aside
             continue
-        scored_N = scored_rows(table)
-        rows = int(scored_N.sum())
-        tally.counts[index] += ScoreCounts(
-            rows,
-            np.bincount(given[1], minlength=labels),
-            bin_cells(cells.column_C, cells.score_C, labels=labels, rows=rows),
-        )
-        tally.k_cut[index] += receipt.k_cut
-        yield Part(unit.first_row, scored_N, *given, cells)
+        tally.counts[index] += counts
+        tally.k_cut[index] += k_cut
+        if part is not None:
+            yield part
+            part = None
+
+
+def _read_part(
+    scored: ScoredOutput, unit: Unit, *, hold: bool
+) -> tuple[Part | None, ScoreCounts, int]:
+    """A part, what is counted of it, and how many scores `k` has cut."""
+    run = scored.run
+    names = score_columns(run.output)
+    table, receipt = scored.read(unit, ["labels", "status", *names])
+    given = label_cells(table["labels"], run.label_set)
+    scored_N = scored_rows(table)
+    rows = int(scored_N.sum())
+    counts = ScoreCounts(
+        rows,
+        np.bincount(given[1], minlength=len(run.label_set)),
+        count_bins(table, run.output, rows=rows),
+    )
+    part = Part(unit.first_row, scored_N, *given, table.select(names), run.output) if hold else None
+    return part, counts, receipt.k_cut
 
 
 def figures(pairing: Pairing, tally: Tally) -> dict[str, Any]:
@@ -445,7 +458,7 @@ def figures(pairing: Pairing, tally: Tally) -> dict[str, Any]:
             {"source": source, "row": row, "difference": size, "labels": labels}
             for size, _, source, row, labels in tally.examples
         ],
-        "worst": _worst(rows, flips, [counts.rows for counts in tally.counts]),
+        "worst": _worst(pairing, tally, rows, flips),
         "notes": list(_notes(pairing, tally, floor)),
     }
 
@@ -462,24 +475,36 @@ def _who(pairing: Pairing, tally: Tally, index: int) -> dict[str, Any]:
         "decision": side.decision,
         "floor": side.floor,
         "units_missing": tally.missing[index],
+        "units_set_aside": tally.set_aside[index],
     }
 
 
 def _worst(
-    rows: list[dict[str, Any]], flips: Mapping[str, Any] | None, sizes: list[int]
+    pairing: Pairing, tally: Tally, rows: list[dict[str, Any]], flips: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Each figure that a gate may limit, with the label that is worst."""
+    """Each figure that a gate may limit, with the label that is worst.
+
+    None can be had where units of a side cannot be read, and nobody has said that they are left
+    out: what happens to be left is no sample.
+    """
+    keys = {"psi": "psi", "js": "js", "rate_change": "change", "rate_ratio": "ratio"}
+    lost = [count - known for count, known in zip(tally.missing, tally.set_aside, strict=True)]
+    if any(lost):
+        why = " and ".join(
+            f"{count:,} unit(s) of {side.name}"
+            for side, count in zip(pairing.sides, lost, strict=True)
+            if count
+        )
+        return {
+            name: {"value": None, "why": f"{why} cannot be read"} for name in ("agreement", *keys)
+        }
     found: dict[str, Any] = {
         "agreement": {"value": None, "why": "no row is on both sides"}
         if flips is None
         else {"value": flips["agreement"]}
     }
-    if not all(sizes):
-        return found | {
-            name: {"value": None, "why": "a side has no rows"}
-            for name in ("psi", "js", "rate_change", "rate_ratio")
-        }
-    keys = {"psi": "psi", "js": "js", "rate_change": "change", "rate_ratio": "ratio"}
+    if not all(counts.rows for counts in tally.counts):
+        return found | {name: {"value": None, "why": "a side has no rows"} for name in keys}
     for name, key in keys.items():
         row = max(rows, key=lambda item: abs(item[key]))
         found[name] = {"value": abs(row[key]), "label": row["label"]}
@@ -495,9 +520,11 @@ def _notes(pairing: Pairing, tally: Tally, floor: float) -> Iterator[str]:
         yield "the models differ: psi and js say how far their scores are apart, not the documents"
     if floor:
         yield f"scores below {floor:g} are not stored: in psi and js they are one bin"
-    for side, missing, cut in zip(pairing.sides, tally.missing, tally.k_cut, strict=True):
+    counted = zip(pairing.sides, tally.missing, tally.set_aside, tally.k_cut, strict=True)
+    for side, missing, set_aside, cut in counted:
         if missing:
-            yield f"{side.name}: {missing:,} unit(s) have no part that can be read: left out"
+            named = f", {set_aside:,} of them set aside by name" if set_aside else ""
+            yield f"{side.name}: {missing:,} unit(s) have no part that can be read: left out{named}"
         if not side.finished:
             yield f"{side.name}: is not finished"
         if cut:

@@ -96,13 +96,7 @@ class ScoredOutput:
                 f"{output}: is not finished ({SUCCESS_FILE} is missing): finish it with the "
                 "command that began it, then decide again"
             )
-        failures = json.loads(storage.read(FAILURES_FILE) or b"[]")
-        reasons = {
-            (item["source"], item["first_row"]): item["reason"]
-            for item in failures
-            if item["first_row"] is not None
-        }
-        return cls(run, reasons, _versions(run))
+        return cls(run, reasons_set_aside(storage), _versions(run))
 
     @property
     def limits(self) -> LimitsConfig:
@@ -143,6 +137,16 @@ class ScoredOutput:
             refuse_local_stores_fault(filesystem, base, path, error)
             raise PartError(f"its part cannot be read ({first_line(error)})") from None
         return table, Receipt(**footer["receipt"])
+
+
+def reasons_set_aside(storage: Storage) -> dict[tuple[str, int], str]:
+    """Why units of a run were set aside, by source and first row."""
+    failures = json.loads(storage.read(FAILURES_FILE) or b"[]")
+    return {
+        (item["source"], item["first_row"]): item["reason"]
+        for item in failures
+        if item["first_row"] is not None
+    }
 
 
 def refuse_place(scored: ScoredOutput, output: str) -> None:

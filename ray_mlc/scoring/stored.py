@@ -5,8 +5,10 @@
     dense    all of them, rounded to float16
 
 A score that is not known is NaN in a matrix, and absent among cells, which are what the sparse form
-is read as: of thousands of labels a row has scores of some dozens. What a decision gives is settled
-by what is stored for nearly every row; `cut_off` and `rounded` find the others.
+is read as: of thousands of labels a row has scores of some dozens. The cells of a wide or dense
+part take five to ten times its own memory, so of these only some rows are held as cells or as a
+matrix. What a decision gives is settled by what is stored for nearly every row; `cut_off` and
+`rounded` find the others.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ from numpy.typing import NDArray
 from ray_mlc.errors import ConfigError
 from ray_mlc.labels import LabelSet, quoted
 from ray_mlc.model.decisions import Decision, Rules
+from ray_mlc.model.distribution import BINS, EDGES, bin_cells
 from ray_mlc.scoring.parts import OutputSpec
 
 MAX_CELLS = 2**20
 """Scores held at once as a matrix: in a processor's cache deciding takes half the time."""
+_CELLS_AT_ONCE = 2**18
+"""Scores of a matrix that are held at once as cells, which take five times as much."""
 
 
 @dataclass(frozen=True)
@@ -87,24 +92,86 @@ def score_matrix(table: pa.Table, output: OutputSpec) -> NDArray[np.float32]:
 
 
 def known_cells(table: pa.Table, output: OutputSpec) -> Cells:
-    """The scores of some rows that are stored.
+    """The scores of some rows that the sparse form has stored.
+
+    Raises:
+        ValueError: If a row has a score of a label that the run does not know.
+    """
+    rows, items = _elements(table["top"])
+    columns = column_of(pc.struct_field(items, "label"), output.label_set)
+    scores = pc.struct_field(items, "score").to_numpy()
+    return Cells(table.num_rows, rows, columns, scores)
+
+
+def cells_in_turn(table: pa.Table, output: OutputSpec, *, least: float) -> Iterator[Cells]:
+    """Scores of some rows, in any form, some rows at a time: enough for whoever only counts.
+
+    Args:
+        table: With `score_columns`.
+        output: What parts of the run look like.
+        least: Scores below it are left out, before they take room.
+
+    Yields:
+        Cells, whose rows count from the first row of each piece.
 
     Raises:
         ValueError: If a row has a score of a label that the run does not know.
     """
     if output.format == "sparse":
-        rows, items = _elements(table["top"])
-        columns = column_of(pc.struct_field(items, "label"), output.label_set)
-        scores = pc.struct_field(items, "score").to_numpy()
-        return Cells(table.num_rows, rows, columns, scores)
-    pieces = []
-    for low, scores_NL in stored_scores(table, output):
-        row, column = np.nonzero(~np.isnan(scores_NL))
-        pieces.append((row + low, column, scores_NL[row, column]))
-    if not pieces:
-        none = np.zeros(0, np.int64)
-        return Cells(0, none, none, np.zeros(0, np.float32))
-    return Cells(table.num_rows, *(np.concatenate(part) for part in zip(*pieces, strict=True)))
+        cells = known_cells(table, output)
+        meant = cells.score_C >= least
+        yield Cells(cells.rows, cells.row_C[meant], cells.column_C[meant], cells.score_C[meant])
+        return
+    step = max(1, _CELLS_AT_ONCE // len(output.label_set))
+    for _, scores_NL in stored_scores(table, output):
+        for low in range(0, len(scores_NL), step):
+            some_NL = scores_NL[low : low + step]
+            row, column = np.nonzero(some_NL >= least)
+            yield Cells(len(some_NL), row, column, some_NL[row, column])
+
+
+def count_bins(table: pa.Table, output: OutputSpec, *, rows: int) -> NDArray[np.int64]:
+    """Rows in each bin of `model.distribution`, shape [L, B]; unknown scores are in the lowest.
+
+    Args:
+        table: With `score_columns`.
+        output: What parts of the run look like.
+        rows: How many of its rows have scores.
+
+    Raises:
+        ValueError: If a row has a score of a label that the run does not know.
+    """
+    labels = len(output.label_set)
+    counts_LB = np.zeros((labels, BINS), np.int64)
+    for cells in cells_in_turn(table, output, least=EDGES[0]):
+        # of no rows: the lowest bin has what the others lack, once all are counted
+        counts_LB += bin_cells(cells.column_C, cells.score_C, labels=labels, rows=0)
+    counts_LB[:, 0] += rows
+    return counts_LB
+
+
+def scores_at(
+    table: pa.Table, output: OutputSpec, row_F: NDArray[np.int64], column_F: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Single scores by row and column; NaN where one is not known.
+
+    Args:
+        table: With `score_columns`.
+        output: What parts of the run look like.
+        row_F: Rows of the table.
+        column_F: Columns.
+    """
+    found_F = np.full(len(row_F), np.nan, np.float32)
+    order = np.argsort(row_F, kind="stable")
+    rows, starts = np.unique(row_F[order], return_index=True)
+    starts = np.append(starts, len(order))
+    step = max(1, MAX_CELLS // len(output.label_set))
+    for low in range(0, len(rows), step):
+        some = rows[low : low + step]
+        scores_NL = score_matrix(table.take(pa.array(some)), output)
+        flips = order[starts[low] : starts[low + len(some)]]
+        found_F[flips] = scores_NL[np.searchsorted(some, row_F[flips]), column_F[flips]]
+    return found_F
 
 
 def label_cells(

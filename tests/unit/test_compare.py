@@ -15,7 +15,7 @@ import pytest
 from support.cli import run as run_command
 
 from ray_mlc import synthetic
-from ray_mlc.errors import DataError
+from ray_mlc.errors import DataError, ModelError
 from ray_mlc.model.decisions import Decision, decide
 from ray_mlc.model.distribution import ScoreCounts
 from ray_mlc.model.folder import open_model, write_decision
@@ -23,7 +23,9 @@ from ray_mlc.runtime.compare import compare
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
+from ray_mlc.scoring.compare import Part
 from ray_mlc.scoring.drift import psi
+from ray_mlc.scoring.parts import read_footer_key
 
 AUTO = "batching.max_batch_tokens=auto"
 NAMES = synthetic.LABELS.names
@@ -149,11 +151,53 @@ def test_a_part_that_is_gone_is_left_out_and_said(sides: dict[str, Path], tmp_pa
     out = Path(shutil.copytree(sides["one"], tmp_path / "out"))
     sorted(out.glob("**/*.parquet"))[0].unlink()
     (out / "_SUCCESS").unlink()
-    found = put(out, sides["one"])
+    found = put(out, sides["one"], "agreement>=0.5", "psi<=9")
     assert found["a"]["units_missing"] == 1
     assert found["flips"]["agreement"] == 1
+    # what happens to be left is no sample: no limit holds of it
+    for gate in found["gates"]:
+        assert (gate["holds"], gate["value"]) == (False, None)
+        assert gate["why"] == f"1 unit(s) of {out} cannot be read"
     assert f"{out}: 1 unit(s) have no part that can be read: left out" in found["notes"]
     assert f"{out}: is not finished" in found["notes"]
+
+
+def test_gates_are_judged_without_the_units_that_a_run_has_set_aside_by_name(
+    sides: dict[str, Path], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(sides["finer"], tmp_path / "out"))
+    gone, lost = sorted(out.glob("**/*.parquet"))[:2]
+    footer = read_footer_key(pq.read_metadata(gone))
+    assert footer is not None
+    failure = {**footer["unit"], "reason": "read: damaged"}
+    (out / "_ray_mlc" / "failures.json").write_text(json.dumps([failure]))
+    gone.unlink()
+    found = put(sides["one"], out, "agreement>=1", "psi<=1")
+    assert [gate["holds"] for gate in found["gates"]] == [True, True]
+    assert (found["b"]["units_missing"], found["b"]["units_set_aside"]) == (1, 1)
+    assert any("left out, 1 of them set aside by name" in note for note in found["notes"])
+    lost.write_bytes(lost.read_bytes()[:-9])
+    found = put(sides["one"], out, "agreement>=1", "psi<=1")
+    assert [gate["holds"] for gate in found["gates"]] == [False, False]
+    assert found["gates"][0]["why"] == f"1 unit(s) of {out} cannot be read"
+
+
+def test_scores_are_held_only_of_parts_whose_rows_are_joined(
+    sides: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    begin = Part.__init__
+    monkeypatch.setattr(
+        Part, "__init__", lambda self, *args: (held.append(args[4]), begin(self, *args))[1]
+    )
+    nights = sides["nights"]
+    put(f"{nights}@1", f"{nights}@2")
+    assert held == []
+    put(sides["one"], sides["sparse"])
+    assert {tuple(table.column_names) for table in held} == {
+        tuple(f"score_{name}" for name in NAMES),
+        ("top",),
+    }
 
 
 @pytest.fixture
@@ -183,12 +227,48 @@ def test_a_run_is_held_against_what_its_model_gave_at_its_validation(
         put(model, sides["one"])
 
 
+def test_a_model_of_the_hub_is_a_side_also_at_a_revision(
+    model: Path, sides: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(repo: str, revision: str | None, **_: object) -> str:
+        asked.append((repo, revision))
+        return str(model)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for name in ("org/tags", "org/tags@main", "org/tags@2"):
+        found = put(name, sides["one"], "psi<=0")
+        assert (found["a"]["name"], found["a"]["kind"]) == (name, "model")
+        assert found["gates"][0]["holds"]
+    assert asked == [("org/tags", None), ("org/tags", "main"), ("org/tags", "2")]
+    # where there is a run of that name, a number is a night of it
+    shutil.copytree(sides["nights"], tmp_path / "org" / "tags")
+    assert put("org/tags@2", sides["one"])["a"]["kind"] == "output"
+    assert len(asked) == 3
+
+
 def test_what_stands_for_nothing_is_said(
-    sides: dict[str, Path], tiny_corpus: Path, tmp_path: Path
+    model: Path,
+    sides: dict[str, Path],
+    tiny_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in (tiny_corpus, tmp_path / "none", f"{tmp_path}/none@2"):
         with pytest.raises(DataError, match="is neither an output of score or retag, nor a model"):
             put(sides["one"], name)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", _unreachable)
+    with pytest.raises(DataError, match=r"^org/none: is neither .* hub cannot be reached"):
+        put("org/none@2", sides["one"])
+    next(model.glob("*.safetensors")).unlink()
+    with pytest.raises(ModelError, match=r"there is no \.safetensors file"):
+        put(model, sides["one"])
+
+
+def _unreachable(*_: object, **__: object) -> str:
+    raise OSError("no network")
 
 
 def test_the_command_prints_a_table_and_a_gate_that_does_not_hold_is_exit_4(

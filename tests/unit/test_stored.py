@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,22 @@ from numpy.typing import NDArray
 from ray_mlc.errors import ConfigError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision, Rules, decide, decide_cells
+from ray_mlc.model.distribution import bin_cells
 from ray_mlc.model.hierarchy import Hierarchy
+from ray_mlc.runtime.refit import BITS, BUCKETS, bucket_counts
+from ray_mlc.scoring import stored
 from ray_mlc.scoring.parts import OutputSpec, top_lists
 from ray_mlc.scoring.retag import decide_again
-from ray_mlc.scoring.stored import Cells, check_floor, known_cells, label_cells, score_matrix
+from ray_mlc.scoring.stored import (
+    Cells,
+    cells_in_turn,
+    check_floor,
+    count_bins,
+    known_cells,
+    label_cells,
+    score_matrix,
+    scores_at,
+)
 
 LABELS = LabelSet(tuple(f"label {n}" for n in range(9)))
 K, FLOOR = 4, 0.05
@@ -82,9 +95,66 @@ def test_what_is_stored_is_read_back_also_from_a_slice(form: str) -> None:
     else:
         assert known_NL[np.arange(len(table)) % 7 != 6].all()
     np.testing.assert_array_equal(score_matrix(table.slice(5, 30), output(form)), found_NL[5:35])
-    cells = known_cells(table, output(form))
+    (cells,) = cells_in_turn(table, output(form), least=0)
     np.testing.assert_array_equal(found_NL[cells.row_C, cells.column_C], cells.score_C)
     assert len(cells.row_C) == known_NL.sum()
+
+
+@pytest.mark.parametrize("form", ["wide", "sparse", "dense"])
+def test_what_is_counted_and_looked_up_in_pieces_is_what_all_at_once_gives(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = part(drawn(3), form)
+    found_NL = score_matrix(table, output(form))
+    row, column = np.nonzero(~np.isnan(found_NL))
+    score = found_NL[row, column]
+    expected_LB = bin_cells(column, score, labels=len(LABELS), rows=343)
+    above = np.flatnonzero(score > 0)
+    bits = score[above].view(np.uint32).astype(np.int64) >> 2 * BITS
+    expected_buckets = np.bincount(column[above] * BUCKETS + bits, minlength=len(LABELS) * BUCKETS)
+    rng = np.random.default_rng(0)
+    some = rng.integers(len(table), size=90), rng.integers(len(LABELS), size=90)
+    for most in (stored.MAX_CELLS, 31 * len(LABELS), 1):
+        monkeypatch.setattr(stored, "MAX_CELLS", most)
+        monkeypatch.setattr(stored, "_CELLS_AT_ONCE", most // 3)
+        np.testing.assert_array_equal(count_bins(table, output(form), rows=343), expected_LB)
+        rows, buckets = bucket_counts(
+            table, output=output(form), prefix_L=np.zeros(len(LABELS), np.int64), shift=2 * BITS
+        )
+        assert rows == 343
+        np.testing.assert_array_equal(buckets, expected_buckets)
+        np.testing.assert_array_equal(scores_at(table, output(form), *some), found_NL[some])
+    none = np.zeros(0, np.int64)
+    assert len(scores_at(table, output(form), none, none)) == 0
+    assert count_bins(table.slice(0, 0), output(form), rows=0).sum() == 0
+
+
+@pytest.mark.parametrize("form", ["wide", "dense"])
+def test_scores_of_many_labels_are_never_held_as_cells(form: str) -> None:
+    label_set = LabelSet(tuple(f"label {n}" for n in range(500)))
+    spec = OutputSpec(pa.schema([]), label_set, form, K, FLOOR)
+    rows = 4096
+    flat = np.random.default_rng(0).random(rows * 500, np.float32)
+    if form == "wide":
+        columns = flat.reshape(500, rows)
+        table = pa.table(
+            {f"score_{n}": c for n, c in zip(label_set.column_names, columns, strict=True)}
+        )
+    else:
+        table = pa.table(
+            {"scores": pa.FixedSizeListArray.from_arrays(pa.array(flat.astype(np.float16)), 500)}
+        )
+    every = np.arange(rows)
+    tracemalloc.start()
+    try:
+        counts_LB = count_bins(table, spec, rows=rows)
+        found = scores_at(table, spec, every, every % 500)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (counts_LB.sum(axis=1) == rows).all()
+    assert not np.isnan(found).any()
+    assert peak < 24e6  # its cells take 41 MB, and twice that while they are joined
 
 
 @pytest.mark.parametrize(("fallback", "tree"), [(None, False), (1, True), (3, False), (20, True)])
