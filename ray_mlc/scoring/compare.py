@@ -107,7 +107,7 @@ class Side:
 
     def by_source(self) -> dict[str, NDArray[np.int64]]:
         """Units of each file, in the order of rows."""
-        if self.run is None:
+        if self.run is None or not len(self.positions):  # a night of files that nobody can read
             return {}
         plan = self.run.plan
         file_U = plan.units["file"].to_numpy()[self.positions]

@@ -70,6 +70,22 @@ def test_a_file_that_cannot_be_read_is_exit_3_and_the_rest_is_proven(
     assert "limits.bad_files" in err
 
 
+def test_a_night_with_nothing_that_can_be_read_ends_like_any_other(
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    night(monkeypatch, capsys)
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), site / "in/empty.parquet")
+    code, found, _ = night(monkeypatch, capsys)
+    assert (code, found["compare"]["b"]["rows"]) == (0, 0)
+    (site / "in/broken.parquet").write_bytes(b"PAR1 no footer")
+    code, found, err = night(monkeypatch, capsys)
+    assert code == 3
+    assert "limits.bad_files" in err
+    assert found["compare"] is not None
+
+
 def test_a_part_of_no_plan_is_exit_4(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
