@@ -163,6 +163,7 @@ def test_the_doctor_looks_at_every_node_and_leaves_the_output_as_it_was(site: Ta
     assert sorted(site.output.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_nodes_of_a_group_that_begins_at_none_come_when_a_job_needs_them(site: TagSite) -> None:
     synthetic.write_corpus(site.folder / "more", rows=400, files=1, seed=4)
     more, grown_output = site.folder / "more", site.folder / "grown"
