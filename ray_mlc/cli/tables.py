@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ray_mlc.evaluation.metrics import LOWER_IS_BETTER, METRIC_NAMES
 from ray_mlc.labels import listed, quoted
-from ray_mlc.scoring.progress import ends_at
+from ray_mlc.scoring.standing import ends_at
 
 if TYPE_CHECKING:
     from pathlib import Path

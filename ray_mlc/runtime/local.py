@@ -20,8 +20,8 @@ from ray_mlc.scoring.forecast import Kind
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.plan import CorpusPlan
-from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_units
+from ray_mlc.scoring.standing import Vitals
 
 
 class LocalBackend:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from ray_mlc.scoring.accounts import BAD_STATUSES
 from ray_mlc.scoring.parts import Receipt
-from ray_mlc.scoring.progress import Standing, Vitals
+from ray_mlc.scoring.standing import Standing, Vitals
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import ray
 
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.nodes import beside_driver
-from ray_mlc.scoring.progress import Blocks, Vitals
+from ray_mlc.scoring.standing import Blocks, Vitals
 
 READING, READ, SCORING = "reading", "waiting to score", "scoring"
 SCORED, WRITING = "waiting to write", "writing"

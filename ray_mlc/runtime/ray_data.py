@@ -62,9 +62,9 @@ from ray_mlc.scoring.forecast import Kind
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt, split_units
 from ray_mlc.scoring.plan import CorpusPlan
-from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_units
 from ray_mlc.scoring.score import set_aside, stamped_schema
+from ray_mlc.scoring.standing import Vitals
 
 IO_CPUS = 0.25
 """CPUs that a reading or writing task asks for: both mostly wait for storage."""

@@ -57,9 +57,9 @@ from ray_mlc.scoring.ledger import Run, open_run
 from ray_mlc.scoring.night_drift import measure_drift
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
 from ray_mlc.scoring.plan import CorpusPlan
-from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.sample import sample_texts
 from ray_mlc.scoring.score import score_block, stamp, tokenize_block
+from ray_mlc.scoring.standing import Vitals
 from ray_mlc.storage import Storage, open_storage
 
 READS_PER_ACTOR = 4

@@ -21,7 +21,7 @@ from ray_mlc.runtime.progress import Shown, StageHandle
 from ray_mlc.scoring.accounts import BAD_STATUSES, PENDING, SET_ASIDE, Tally
 from ray_mlc.scoring.forecast import work_of
 from ray_mlc.scoring.parts import Receipt
-from ray_mlc.scoring.progress import END_TO_END, Crew, Pace, Standing, Vitals, published
+from ray_mlc.scoring.standing import END_TO_END, Crew, Pace, Standing, Vitals, published
 from ray_mlc.storage import Storage
 
 COUNT_EVERY_S = 1.0

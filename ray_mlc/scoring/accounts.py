@@ -26,7 +26,7 @@ from ray_mlc.scoring.night_drift import accepted_nights, describe_drift, is_beyo
 from ray_mlc.scoring.nights import to_json
 from ray_mlc.scoring.origins import Origin
 from ray_mlc.scoring.parts import Receipt, map_parts, read_footer_key
-from ray_mlc.scoring.progress import PROGRESS_FILE
+from ray_mlc.scoring.standing import PROGRESS_FILE
 from ray_mlc.storage import filesystem_of, sweep
 
 LAG_S = 60.0

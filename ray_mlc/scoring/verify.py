@@ -20,8 +20,8 @@ from ray_mlc.errors import first_line
 from ray_mlc.scoring.ledger import FAILURES_FILE, SUCCESS_FILE, Run, read_run
 from ray_mlc.scoring.nights import LEDGER, report_path
 from ray_mlc.scoring.parts import map_parts, read_footer_key
-from ray_mlc.scoring.progress import PROGRESS_FILE, read_progress
 from ray_mlc.scoring.rescore import Rescored, rescore
+from ray_mlc.scoring.standing import PROGRESS_FILE, read_progress
 from ray_mlc.storage import filesystem_of, join, open_storage
 
 _FOOTER_KEYS = {"run", "unit", "receipt"}

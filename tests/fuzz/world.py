@@ -30,8 +30,8 @@ from ray_mlc.scoring import ledger, rescore
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.plan import CorpusPlan
-from ray_mlc.scoring.progress import Vitals
 from ray_mlc.scoring.score import score_block, tokenize_block
+from ray_mlc.scoring.standing import Vitals
 
 LABELS = LabelSet(("Spam", "spam", "news of the day", "x/y", "ü"))
 THRESHOLD = 0.4

@@ -35,7 +35,7 @@ from ray_mlc.runtime.compare import compare
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.retag import Wanted, retag
 from ray_mlc.scoring.lease import hold_lease
-from ray_mlc.scoring.progress import PROGRESS_FILE, published, read_progress
+from ray_mlc.scoring.standing import PROGRESS_FILE, published, read_progress
 from ray_mlc.scoring.verify import verify
 from ray_mlc.storage import filesystem_of, filesystems, objects, open_storage, s3, sweep
 

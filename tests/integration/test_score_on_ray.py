@@ -485,7 +485,7 @@ def test_a_run_of_which_nothing_is_heard_is_stopped(
 ) -> None:
     from ray_mlc.runtime.interrupt import Stop
     from ray_mlc.runtime.pulse import SCORING, Reporter, Watch, start_pulse
-    from ray_mlc.scoring.progress import Blocks, Vitals
+    from ray_mlc.scoring.standing import Blocks, Vitals
 
     pulse = start_pulse()
     reporter = Reporter(pulse)

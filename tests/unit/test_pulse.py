@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ray_mlc.runtime.pulse import READ, READING, SCORED, SCORING, WRITING, Pulse, State, Watch
-from ray_mlc.scoring.progress import Blocks, Vitals
+from ray_mlc.scoring.standing import Blocks, Vitals
 
 
 def test_a_block_is_in_flight_from_its_scoring_to_its_commit() -> None:

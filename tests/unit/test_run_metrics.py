@@ -21,7 +21,7 @@ from ray_mlc.runtime.metrics import (
     open_metrics,
 )
 from ray_mlc.scoring.parts import Receipt
-from ray_mlc.scoring.progress import Blocks, Standing, Vitals
+from ray_mlc.scoring.standing import Blocks, Standing, Vitals
 
 DASHBOARD = Path(__file__).parents[2] / "cluster/grafana/ray_mlc.json"
 

@@ -21,10 +21,10 @@ from ray_mlc.runtime import watching as watching_module
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display, Shown
 from ray_mlc.runtime.score import score
-from ray_mlc.scoring import progress as module
+from ray_mlc.scoring import standing as module
 from ray_mlc.scoring.lease import LEASE_FILE, Owner, hold_lease
 from ray_mlc.scoring.nights import to_json
-from ray_mlc.scoring.progress import (
+from ray_mlc.scoring.standing import (
     PROGRESS_FILE,
     Blocks,
     Crew,
