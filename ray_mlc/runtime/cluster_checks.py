@@ -133,7 +133,7 @@ def check_gpus(facts: Facts) -> Iterator[Check]:
 
 def check_room(nodes: list[NodeResources], free: NodeResources) -> Check:
     """Whether a scoring run of default size fits, with CPUs left for reading and writing."""
-    from ray_mlc.runtime.ray_data import IO_CPUS, plan_actors
+    from ray_mlc.runtime.actor_plan import IO_CPUS, plan_actors
 
     try:
         plan = plan_actors(ActorsConfig(), nodes, free)

@@ -10,13 +10,10 @@ a few bytes per unit, and so knows exactly what is committed while the run goes 
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,14 +24,14 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from ray_mlc import errors
-from ray_mlc.config import ActorsConfig, Range, ScoreJob
+from ray_mlc.config import Range, ScoreJob
 from ray_mlc.corpus.rows import BLOCK_UNIT_FIRST, block_schema, unread_block
 from ray_mlc.corpus.units import Unit
-from ray_mlc.errors import RayMlcError, ResourceError, first_line
+from ray_mlc.errors import RayMlcError, ResourceError
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
-from ray_mlc.runtime.growth import Need, plan_or_grow
+from ray_mlc.runtime.actor_plan import IO_CPUS, ActorPlan, least_needed, places_on, plan_actors
+from ray_mlc.runtime.growth import plan_or_grow
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.nodes import refuse_unshared, telling_changes
 from ray_mlc.runtime.probe import Probe, Prober
@@ -48,13 +45,12 @@ from ray_mlc.runtime.pulse import (
     Watch,
     start_pulse,
 )
+from ray_mlc.runtime.ray_errors import own_errors
 from ray_mlc.runtime.ray_private import limit_blocks_ahead, map_whole_blocks
 from ray_mlc.runtime.score import ReadStep, ScoreStep, TokenizeStep, Work, resolve_engine
 from ray_mlc.runtime.session import (
-    NodeResources,
     cluster_nodes,
     free_resources,
-    places,
     ray_session,
     session_starts,
 )
@@ -66,14 +62,10 @@ from ray_mlc.scoring.sample import sample_units
 from ray_mlc.scoring.score import set_aside, stamped_schema
 from ray_mlc.scoring.standing import Vitals
 
-IO_CPUS = 0.25
-"""CPUs that a reading or writing task asks for: both mostly wait for storage."""
 BLOCKS_AHEAD = 2
 """Blocks per actor that wait before a stage at most."""
 RESERVED = 0.001
 """Share of the cluster that Ray Data sets aside for its stages, beyond one task of each."""
-ACTORS_PER_NODE = 8
-"""Model copies per node that `auto` goes up to; more cores become more threads of each."""
 MAX_DEATHS = 3
 """Processes that may die over a unit before it is set aside."""
 DIED_OVER_IT = "{} processes died over it, one after the other"
@@ -82,125 +74,6 @@ PROBE_START_S = 300.0
 RECEIPT_COLUMN = "receipt"
 BEAT_S = 1.0
 """Seconds between two signs of life of an actor."""
-
-
-@dataclass(frozen=True)
-class ActorPlan:
-    """The actor pool, resolved."""
-
-    min_count: int
-    max_count: int
-    cpus: float
-    """CPUs that each actor asks for."""
-    gpus: float
-    """GPUs that each actor asks for."""
-    threads: int
-    """Threads of each actor's engine."""
-
-
-def plan_actors(
-    config: ActorsConfig,
-    nodes: Sequence[NodeResources],
-    free: NodeResources,
-    *,
-    tokenizer_cpus: float = 1.0,
-) -> ActorPlan:
-    """Size the actor pool so that every core works and reading never starves.
-
-    Args:
-        config: The job's `actors` section.
-        nodes: What each node has.
-        free: What is not taken.
-        tokenizer_cpus: CPUs of one tokenizer process; there are such only where actors have GPUs.
-
-    Raises:
-        ResourceError: If the pool, one reading and one writing task and one tokenizer do not fit:
-            Ray would wait for ever.
-    """
-    all_gpus = sum(node.gpus for node in nodes)
-    gpus = (1.0 if all_gpus else 0.0) if config.gpus == "auto" else config.gpus
-    workers = [node for node in nodes if node.cpus > 0]
-    if not workers:
-        raise ResourceError("the cluster has no node with CPUs")
-    if gpus:
-        others = 2 * IO_CPUS + tokenizer_cpus
-        fitting = sum(math.floor(node.gpus / gpus + 1e-6) for node in workers)
-        spare = sum(node.cpus for node in workers) - others
-        share = min(1.0, max(0.25, spare / max(1, fitting)))
-        cpus = share if config.cpus == "auto" else config.cpus
-        threads = max(1, int(cpus))
-        if fitting < 1:
-            most = max(node.gpus for node in workers)
-            raise ResourceError(f"actors.gpus is {gpus:g}, but no node has more than {most:g} GPUs")
-    else:
-        others = 2 * IO_CPUS
-        # sized for the largest nodes: they do most of the work, smaller ones hold fewer actors
-        largest = max(node.cpus for node in workers)
-        per_node = max(1, min(int(largest), ACTORS_PER_NODE))
-        share = (largest - 2 * IO_CPUS) / per_node if largest > 2 * IO_CPUS else largest / 2
-        # Ray counts in ten-thousandths
-        cpus = math.floor(share * 10_000) / 10_000 if config.cpus == "auto" else config.cpus
-        threads = max(1, round(cpus + IO_CPUS))
-        fitting = sum(math.floor((node.cpus - 2 * IO_CPUS) / cpus + 1e-6) for node in workers)
-    low = high = max(1, fitting)
-    if isinstance(config.count, Range):
-        low, high = max(1, config.count.min), config.count.max
-    elif config.count != "auto":
-        low = high = config.count
-    needed = low * cpus + others
-    scarce = needed > free.cpus + 1e-6 or low * gpus > free.gpus + 1e-6
-    if scarce or low > places(workers, cpus, gpus):
-        asked = f"{low} actor(s) of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-        has = f"{free.cpus:g} CPUs" + (f" and {free.gpus:g} GPUs" if gpus else "")
-        raise ResourceError(
-            f"{asked}, and {others:g} CPU for reading, writing and tokenizing, are more than the "
-            f"{has} that are free on {len(workers)} node(s): lower actors.count or actors.cpus"
-        )
-    if not gpus and config.cpus != "auto":  # which leaves room by itself
-        asked_cpus = _leaving_room(cpus, workers)
-        if low <= places(workers, asked_cpus, 0) and low * asked_cpus + others <= free.cpus:
-            cpus = asked_cpus
-    return ActorPlan(low, high, cpus, gpus, threads)
-
-
-def _places(node: NodeResources, plan: ActorPlan) -> int:
-    """Actors that find room on a node beside reading and writing; at least one."""
-    count = math.floor((node.cpus - 2 * IO_CPUS) / plan.cpus + 1e-6)
-    if plan.gpus:
-        count = min(math.floor(node.cpus / plan.cpus + 1e-6), math.floor(node.gpus / plan.gpus))
-    return max(1, count)
-
-
-def _leaving_room(cpus: float, nodes: Sequence[NodeResources]) -> float:
-    """CPUs to ask for so that no node is ever filled by actors alone: a hair more, or the same.
-
-    Ray starts the actors of a lost node again on those that are left. Where they took all of the
-    CPUs there, nothing could be read or written any more, and all would wait for each other.
-    """
-    changed = True
-    while changed:
-        changed = False
-        for node in nodes:
-            held = math.floor(node.cpus / cpus + 1e-6)
-            if held and node.cpus - held * cpus < IO_CPUS:
-                cpus = (math.floor(node.cpus / held * 10_000) + 1) / 10_000  # one fewer fits
-                changed = True
-    return cpus
-
-
-def least_needed(job: ScoreJob) -> list[Need]:
-    """What a run cannot begin without; `auto` knows no GPUs but those that are there."""
-    actors = job.actors
-    gpus = 0.0 if actors.gpus == "auto" else actors.gpus
-    cpus = 1.0 if actors.cpus == "auto" else actors.cpus
-    if isinstance(actors.count, Range):
-        low = max(1, actors.count.min)
-    else:
-        low = 1 if actors.count == "auto" else actors.count
-    needs = [Need(cpus, gpus, actors.labels)] * low
-    if gpus:
-        needs.append(Need(job.tokenizers.cpus, labels=job.tokenizers.labels))
-    return [*needs, Need(2 * IO_CPUS)]
 
 
 class UnitSource(Datasource):  # type: ignore[misc]
@@ -452,7 +325,7 @@ class RayBackend:
         if plan.gpus:
             nodes = [node for node in nodes if node.gpus >= plan.gpus] or nodes
         return Kind(
-            actors_per_node=max(_places(node, plan) for node in nodes),
+            actors_per_node=max(places_on(node, plan) for node in nodes),
             cores_per_node=max(node.cpus for node in nodes),
             threads=plan.threads,
             gpus=plan.gpus,
@@ -466,7 +339,7 @@ class RayBackend:
             options["label_selector"] = self._job.actors.labels
         shared = ray.put(block)
         count = min(plan.max_count, self.kind(self._job).actors_per_node)
-        count = max(1, min(count, _places(free_resources(), plan)))
+        count = max(1, min(count, places_on(free_resources(), plan)))
         with own_errors():
             probers = [
                 ray.remote(**options)(Prober).remote(work, plan.threads, not plan.gpus)
@@ -587,57 +460,3 @@ def _set_context(plan: ActorPlan) -> None:
     context.op_resource_reservation_ratio = RESERVED
     # Ray's own guard sees whole blocks only, and would end slow models; see `Watch`
     context.execution_no_progress_timeout_s = -1
-
-
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """Turn what Ray raises into an error of ours: the one inside it, or one line about its cause.
-
-    An exception of a task or actor that is none of ours is a bug and keeps its traceback.
-    """
-    try:
-        yield
-    except Exception as error:
-        inner = own_error_in(error) or failure_of_ray(error)
-        if inner is None:
-            raise
-        raise inner from None
-
-
-def own_error_in(error: BaseException) -> RayMlcError | None:
-    """The error of ours that Ray wrapped: as an object, or as the text of a dead actor's trace."""
-    for seen in _chain(error):
-        if isinstance(seen, RayMlcError) and not isinstance(seen, ray.exceptions.RayError):
-            return type(seen)(str(seen))
-    traced = re.findall(r"ray_mlc\.errors\.(\w+): (.+)", str(error))
-    if traced:
-        name, message = traced[-1]
-        kind = getattr(errors, name, RayMlcError)
-        return kind(message)
-    return None
-
-
-def failure_of_ray(error: BaseException) -> RayMlcError | None:
-    """What a lost process, node or object comes to; None for an exception of our own code."""
-    chain = list(_chain(error))
-    if any(isinstance(seen, ray.exceptions.RayTaskError) for seen in chain):
-        return None
-    for seen in chain:
-        if isinstance(seen, ray.exceptions.RayError):
-            # the text of a dead actor ends with the traceback of what its constructor raised
-            causes = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .+)$", str(seen), re.M)
-            line = causes[-1].strip() if causes else first_line(seen)
-            return RayMlcError(
-                f"Ray lost a process ({type(seen).__name__}): {line[:300]}: run the same command "
-                "again, and see Ray's logs if it stays"
-            )
-    return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, what Ray wrapped in it, and what it was raised from."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__

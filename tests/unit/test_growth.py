@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ray_mlc.config import Range, ScoreJob, WorkersConfig, load_job
 from ray_mlc.errors import ResourceError
 from ray_mlc.runtime import growth
+from ray_mlc.runtime.actor_plan import least_needed, plan_actors
 from ray_mlc.runtime.growth import Need, describe, plan_or_grow
-from ray_mlc.runtime.ray_data import least_needed, plan_actors
 from ray_mlc.runtime.ray_train import plan_workers, workers_needed
 from ray_mlc.runtime.session import NodeResources
 

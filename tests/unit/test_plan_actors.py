@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from ray_mlc.config import ActorsConfig, Range, WorkersConfig
 from ray_mlc.errors import ModelError, RayMlcError, ResourceError
-from ray_mlc.runtime.ray_data import IO_CPUS, RayBackend, own_errors, plan_actors
+from ray_mlc.runtime.actor_plan import IO_CPUS, plan_actors
+from ray_mlc.runtime.ray_data import RayBackend
+from ray_mlc.runtime.ray_errors import own_errors
 from ray_mlc.runtime.ray_train import plan_workers
 from ray_mlc.runtime.session import NodeResources, places
 
