@@ -55,7 +55,8 @@ def write_run(folder: Path) -> Path:
     from support.models import write_tiny_encoder, write_tiny_model
 
     from ray_mlc import synthetic
-    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.config import ScoreJob
+    from ray_mlc.job_files import load_job
     from ray_mlc.runtime.local import LocalBackend
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import score

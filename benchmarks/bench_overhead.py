@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_mlc import synthetic
-from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.config import ScoreJob
+from ray_mlc.job_files import load_job
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.runtime import local, ray_data
 from ray_mlc.runtime.progress import Display

@@ -28,12 +28,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_mlc.config import LimitsConfig, ScoreJob, load_job
+from ray_mlc.config import LimitsConfig, ScoreJob
 from ray_mlc.corpus import rows as corpus_rows
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile, Listing, list_corpus
 from ray_mlc.corpus.units import group_reads, units_at
+from ray_mlc.job_files import load_job
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.choose import ResolvedEngine

@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.config import ScoreJob
+from ray_mlc.job_files import load_job
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.tokenization import Ragged

@@ -31,7 +31,8 @@ SYSTEMS = ("ray_mlc", "trainer", "trainer_grouped")
 
 def job_of(asked: argparse.Namespace, seed: int) -> Any:
     """The settings of all systems, as a job of ours."""
-    from ray_mlc.config import TrainJob, load_job
+    from ray_mlc.config import TrainJob
+    from ray_mlc.job_files import load_job
 
     options = {"train": asked.train, "validation": asked.validation}
     settings = {

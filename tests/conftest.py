@@ -12,7 +12,8 @@ import pytest
 from support.models import write_tiny_encoder, write_tiny_model, write_tiny_tfidf
 
 from ray_mlc import synthetic
-from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.config import ScoreJob
+from ray_mlc.job_files import load_job
 
 
 @pytest.hookimpl(tryfirst=True)

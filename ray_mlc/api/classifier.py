@@ -11,8 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_mlc.api.texts import as_texts
-from ray_mlc.config import OutputConfig, section
+from ray_mlc.config import OutputConfig
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import section
 from ray_mlc.model import classifier as loaded
 from ray_mlc.model.decisions import Decision, read_decision
 from ray_mlc.model.folder import ModelFolder, open_model

@@ -12,8 +12,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ray_mlc.config import ScoreJob, TrainJob, load_job
+from ray_mlc.config import ScoreJob, TrainJob
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import load_job
 
 if TYPE_CHECKING:
     from ray_mlc.scoring.verify import Verdict

@@ -58,7 +58,7 @@ def render(
     """Write manifests and scripts for a cluster, all from one typed config."""
     from ray_mlc.cluster.config import ClusterConfig
     from ray_mlc.cluster.render import placeholders, render, write_files
-    from ray_mlc.config import load_job
+    from ray_mlc.job_files import load_job
 
     cluster = load_job(ClusterConfig, config, overrides=set_ or ())
     files, left_out = render(kind, cluster)

@@ -44,7 +44,7 @@ def schema(
 
 def render(job: Annotated[Path, typer.Argument(help="YAML job file.")], set_: Set = None) -> None:
     """The job with every default filled in."""
-    from ray_mlc.config import dump_job, kind_of, load_job
+    from ray_mlc.job_files import dump_job, kind_of, load_job
 
     kind = _kind(kind_of(job))
     typer.echo(dump_job(load_job(kind, job, overrides=set_ or ())), nl=False)
@@ -86,7 +86,7 @@ def submit(
 
     With --follow the exit code is the job's; Ctrl-C detaches (130), and the job goes on.
     """
-    from ray_mlc.config import kind_of, load_job
+    from ray_mlc.job_files import kind_of, load_job
     from ray_mlc.runtime import jobs
     from ray_mlc.runtime.job_client import JobClient, choose_address
     from ray_mlc.runtime.job_ids import KINDS, ray_of

@@ -54,7 +54,8 @@ def train(
 ) -> None:
     """Fine-tune an encoder on Ray Train; the result is a model folder."""
     from ray_mlc.cli.tables import print_training
-    from ray_mlc.config import TrainJob, load_job
+    from ray_mlc.config import TrainJob
+    from ray_mlc.job_files import load_job
 
     options = {
         "data.train": train_data,
@@ -93,7 +94,8 @@ def tune(
     Run the same command again to continue.
     """
     from ray_mlc.cli.tables import print_trials
-    from ray_mlc.config import TuneJob, load_job
+    from ray_mlc.config import TuneJob
+    from ray_mlc.job_files import load_job
 
     spec = load_job(TuneJob, job, options={"train.ray.address": address}, overrides=set_ or ())
     from ray_mlc.runtime.progress import Display

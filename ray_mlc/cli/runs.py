@@ -87,7 +87,8 @@ def score(
 ) -> None:
     """Tag a corpus; run the same command again to continue."""
     from ray_mlc.cli.tables import print_score_summary
-    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.config import ScoreJob
+    from ray_mlc.job_files import load_job
     from ray_mlc.runtime.progress import Display
 
     options = {
@@ -180,7 +181,8 @@ def _planned_job(
     model: str, input: str | None, options: dict[str, object], overrides: Sequence[str]
 ) -> ScoreJob:
     """The job that a plan is about: a job file, or a model and an input."""
-    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.config import ScoreJob
+    from ray_mlc.job_files import load_job
     from ray_mlc.runtime.plan import NOWHERE
 
     if input is None:
@@ -210,7 +212,8 @@ def nightly(
         print_score_summary,
         print_verdict,
     )
-    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.config import ScoreJob
+    from ray_mlc.job_files import load_job
     from ray_mlc.runtime.backends import open_job
     from ray_mlc.runtime.nightly import run_night
     from ray_mlc.runtime.progress import Display

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ray_mlc.cluster.config import ClusterConfig, is_below
-from ray_mlc.config import ScoreJob, TrainJob, load_job
+from ray_mlc.config import ScoreJob, TrainJob
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import load_job
 from ray_mlc.storage import scheme_of
 
 GROUP_LABEL = "ray-mlc.io/group"

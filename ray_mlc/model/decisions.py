@@ -25,8 +25,9 @@ from pydantic import (
     model_serializer,
 )
 
-from ray_mlc.config import Section, describe
+from ray_mlc.config import Section
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import describe
 from ray_mlc.labels import LabelSet, unknown_label
 from ray_mlc.model.calibration import Calibration
 from ray_mlc.model.hierarchy import Hierarchy, find_cycle

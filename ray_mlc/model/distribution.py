@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from ray_mlc.config import Section, describe
+from ray_mlc.config import Section
 from ray_mlc.errors import ModelError
+from ray_mlc.job_files import describe
 from ray_mlc.labels import LabelSet
 
 DISTRIBUTION_FILE = "distribution.json"

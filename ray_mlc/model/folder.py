@@ -23,8 +23,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ray_mlc.config import LongConfig, Section, WindowsConfig, describe
+from ray_mlc.config import LongConfig, Section, WindowsConfig
 from ray_mlc.errors import ConfigError, DataError, ModelError
+from ray_mlc.job_files import describe
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.card import Form, model_card
 from ray_mlc.model.decisions import Decision

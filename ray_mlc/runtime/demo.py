@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_mlc import synthetic
-from ray_mlc.config import ScoreJob, TrainJob, load_job
+from ray_mlc.config import ScoreJob, TrainJob
 from ray_mlc.errors import DataError, GateError
 from ray_mlc.evaluation.evaluate import evaluate, evaluate_scores_at
 from ray_mlc.evaluation.thresholds import fit_global_threshold
+from ray_mlc.job_files import load_job
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.engines.tfidf_engine import tfidf_classifier
 from ray_mlc.model.folder import open_model

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc import __version__
-from ray_mlc.config import BatchingConfig, EngineConfig, section
+from ray_mlc.config import BatchingConfig, EngineConfig
 from ray_mlc.errors import ConfigError, DataError
 from ray_mlc.evaluation.calibration import calibration_error
 from ray_mlc.evaluation.evaluate import evaluate
 from ray_mlc.evaluation.metrics import evaluate_scores
 from ray_mlc.evaluation.study import study
+from ray_mlc.job_files import section
 from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.decisions import Decision, decide, read_decision
 from ray_mlc.model.engines.choose import load_classifier, resolve

@@ -30,7 +30,7 @@ from ray.tune import Callback, Checkpoint, CheckpointConfig
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from ray_mlc.config import TrainJob, TuneJob, WorkersConfig, with_values
+from ray_mlc.config import TrainJob, TuneJob, WorkersConfig
 from ray_mlc.errors import (
     ConfigError,
     InterruptedRunError,
@@ -39,6 +39,7 @@ from ray_mlc.errors import (
     first_line,
     redact,
 )
+from ray_mlc.job_files import with_values
 from ray_mlc.model.folder import read_info
 from ray_mlc.runtime.growth import plan_or_grow
 from ray_mlc.runtime.interrupt import Stop, completing, listen

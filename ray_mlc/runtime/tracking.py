@@ -21,8 +21,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ray_mlc.config import TrackingConfig, TrainJob, dump_job
+from ray_mlc.config import TrackingConfig, TrainJob
 from ray_mlc.errors import ConfigError, first_line, redact
+from ray_mlc.job_files import dump_job
 
 FOLDER = "_tensorboard"
 """Folder of the event files in the output."""

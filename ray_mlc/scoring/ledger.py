@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.config import ScoreJob, dump_job
+from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import Listing
 from ray_mlc.errors import RunMismatchError, StorageError, UsageError
+from ray_mlc.job_files import dump_job
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.choose import ResolvedEngine

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ray_mlc.config import Space, SpaceRange, TrainJob, TuneJob, with_values
+from ray_mlc.config import Space, SpaceRange, TrainJob, TuneJob
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import with_values
 
 Values = dict[str, Any]
 """Dotted keys of a training and their values in a trial."""

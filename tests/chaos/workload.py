@@ -85,7 +85,8 @@ class Workload:
 
 def make_workload(folder: Path, *, seed: int) -> Workload:
     """Write corpus and model, and score the corpus in this process; what is there is used again."""
-    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.config import ScoreJob
+    from ray_mlc.job_files import load_job
     from ray_mlc.runtime.local import LocalBackend
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import score

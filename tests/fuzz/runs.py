@@ -16,8 +16,9 @@ from fuzz.check import check_error, check_output, demand
 from fuzz.corpora import CorpusRecipe, write_corpus
 from fuzz.jobs import INPUT, KEEP_SOME, MODEL, OUTPUT
 from fuzz.world import DoubleBackend
-from ray_mlc.config import ScoreJob, dump_job, load_job
+from ray_mlc.config import ScoreJob
 from ray_mlc.errors import LimitError, RayMlcError
+from ray_mlc.job_files import dump_job, load_job
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
 

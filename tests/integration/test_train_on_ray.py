@@ -13,8 +13,9 @@ import pytest
 from support.curves import events
 
 from ray_mlc import synthetic
-from ray_mlc.config import TrainJob, WindowsConfig, load_job
+from ray_mlc.config import TrainJob, WindowsConfig
 from ray_mlc.errors import ModelError, ResourceError
+from ray_mlc.job_files import load_job
 from ray_mlc.model.folder import open_model
 from ray_mlc.model.windows import AGGREGATES
 from ray_mlc.runtime.progress import Display

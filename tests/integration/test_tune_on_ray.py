@@ -18,8 +18,9 @@ from safetensors.numpy import load_file
 from support.curves import events
 
 from ray_mlc import synthetic
-from ray_mlc.config import TuneJob, load_job, with_values
+from ray_mlc.config import TuneJob
 from ray_mlc.errors import InterruptedRunError, RayMlcError, RunMismatchError
+from ray_mlc.job_files import load_job, with_values
 from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.progress import Display
 

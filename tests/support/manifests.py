@@ -10,7 +10,7 @@ import yaml
 
 from ray_mlc.cluster.config import ClusterConfig
 from ray_mlc.cluster.render import render
-from ray_mlc.config import load_job
+from ray_mlc.job_files import load_job
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("kuberay", "ray-up", "slurm")

@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard
 from support.models import write_tiny_encoder
 
 from ray_mlc import synthetic
-from ray_mlc.config import LongConfig, TrainJob, WindowsConfig, load_job
+from ray_mlc.config import LongConfig, TrainJob, WindowsConfig
 from ray_mlc.errors import redact
+from ray_mlc.job_files import load_job
 from ray_mlc.model.calibration import Calibration
 from ray_mlc.model.card import code, model_card
 from ray_mlc.model.decisions import Decision

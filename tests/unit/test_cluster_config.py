@@ -12,8 +12,8 @@ from support.manifests import ROOT, cluster, rendered
 
 from ray_mlc.cluster.config import RAY_VERSION, ClusterConfig
 from ray_mlc.cluster.gpus import GPUS, GpuType, gcp_cpus
-from ray_mlc.config import load_job
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import load_job
 
 HOSTILE = (
     "$(touch /tmp/x)",

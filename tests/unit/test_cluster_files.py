@@ -12,7 +12,8 @@ from support.cli import run
 from support.manifests import KINDS, ROOT, VARIANTS, cluster, documents, rendered
 
 from ray_mlc.cluster.config import ClusterConfig
-from ray_mlc.config import ScoreJob, TrainJob, load_job
+from ray_mlc.config import ScoreJob, TrainJob
+from ray_mlc.job_files import load_job
 
 
 @pytest.mark.parametrize("kind", KINDS)

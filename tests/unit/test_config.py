@@ -9,16 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_mlc.config import (
-    Range,
-    ScoreJob,
-    TrainJob,
-    dump_job,
-    load_job,
-    parse_duration,
-    parse_size,
-)
+from ray_mlc.config import Range, ScoreJob, TrainJob, parse_duration, parse_size
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import dump_job, load_job
 
 SCORE = {"model": "models/m", "input": "corpus", "output": "tags"}
 TRAIN = {"data.train": "train.parquet", "data.validation": "validation.parquet", "output": "m"}

@@ -13,7 +13,7 @@ import ray_mlc
 
 PACKAGE = Path(ray_mlc.__file__).parent
 FLOORS = (
-    ("errors", "config", "labels", "storage", "synthetic", "cluster"),
+    ("errors", "config", "job_files", "labels", "storage", "synthetic", "cluster"),
     ("model", "corpus"),
     ("scoring", "training", "evaluation"),
     ("report",),

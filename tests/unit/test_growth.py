@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_mlc.config import Range, ScoreJob, WorkersConfig, load_job
+from ray_mlc.config import Range, ScoreJob, WorkersConfig
 from ray_mlc.errors import ResourceError
+from ray_mlc.job_files import load_job
 from ray_mlc.runtime import growth
 from ray_mlc.runtime.actor_plan import least_needed, plan_actors
 from ray_mlc.runtime.growth import Need, describe, plan_or_grow

@@ -294,7 +294,8 @@ def test_a_plain_folder_is_held_to_the_int8_canaries_at_any_limit(
 def test_a_run_goes_on_only_with_the_form_that_it_was_begun_with(
     quantized: Path, tmp_path: Path, tiny_corpus: Path
 ) -> None:
-    from ray_mlc.config import ScoreJob, load_job
+    from ray_mlc.config import ScoreJob
+    from ray_mlc.job_files import load_job
     from ray_mlc.runtime.local import LocalBackend
     from ray_mlc.runtime.score import score
 

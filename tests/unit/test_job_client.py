@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.config import ScoreJob
 from ray_mlc.errors import (
     ConfigError,
     InterruptedRunError,
@@ -32,6 +32,7 @@ from ray_mlc.errors import (
     UsageError,
     redact,
 )
+from ray_mlc.job_files import load_job
 from ray_mlc.runtime import job_client, jobs
 from ray_mlc.runtime.job_client import JobClient, choose_address
 from ray_mlc.runtime.job_ids import PASSED

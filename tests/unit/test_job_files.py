@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_mlc.config import kind_of, load_job
+from ray_mlc.job_files import kind_of, load_job
 from ray_mlc.runtime.job_ids import KINDS, check_stop_wait
 from ray_mlc.runtime.jobs import shipped_text
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from ray_mlc import __version__
-from ray_mlc.config import ScoreJob, TrainJob, TuneJob, load_job
+from ray_mlc.config import ScoreJob, TrainJob, TuneJob
 from ray_mlc.errors import ConfigError, LeaseError, UsageError
+from ray_mlc.job_files import load_job
 from ray_mlc.runtime.job_ids import (
     PASSED,
     Attempt,

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ray_mlc.config import LossConfig, TrainJob, load_job
+from ray_mlc.config import LossConfig, TrainJob
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import load_job
 from ray_mlc.training.losses import (
     HEAVIEST,
     asymmetric,

@@ -11,8 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ray_mlc.config import LossConfig, TrainJob, load_job
+from ray_mlc.config import LossConfig, TrainJob
 from ray_mlc.evaluation.metrics import evaluate_scores, per_label
+from ray_mlc.job_files import load_job
 from ray_mlc.model.encoder import new_classifier_model, output_layer
 from ray_mlc.runtime.prepare import Prepared, prepare
 from ray_mlc.runtime.progress import Display

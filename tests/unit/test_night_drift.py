@@ -16,8 +16,9 @@ from support.displays import Spoken
 
 from ray_mlc import synthetic
 from ray_mlc.cli.tables import print_score_summary
-from ray_mlc.config import DriftConfig, ScoreJob, load_job
+from ray_mlc.config import DriftConfig, ScoreJob
 from ray_mlc.errors import ConfigError, DataError, LimitError, StorageError
+from ray_mlc.job_files import load_job
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.distribution import ScoreCounts
 from ray_mlc.model.folder import open_model, write_decision

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ray_mlc import synthetic
-from ray_mlc.config import BatchingConfig, EngineConfig, ScoreJob, load_job
+from ray_mlc.config import BatchingConfig, EngineConfig, ScoreJob
 from ray_mlc.errors import ConfigError, ModelError
+from ray_mlc.job_files import load_job
 from ray_mlc.model.canaries import TOLERANCE
 from ray_mlc.model.engines import openvino_convert, openvino_engine
 from ray_mlc.model.engines.choose import load_classifier, resolve

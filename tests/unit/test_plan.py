@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile
 from ray_mlc.corpus.units import plan_units
+from ray_mlc.job_files import load_job
 from ray_mlc.runtime.score import plan_reads
 from ray_mlc.scoring.plan import MAX_UNIT_ROWS, MIN_UNIT_ROWS, UNIT_S, unit_rows
 

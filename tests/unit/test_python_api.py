@@ -17,8 +17,9 @@ import pytest
 
 import ray_mlc
 from ray_mlc import Classifier, ScoreActor, Summary, score, synthetic, train, verify
-from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.config import ScoreJob
 from ray_mlc.errors import ConfigError, DataError, LimitError, ModelError, RunMismatchError
+from ray_mlc.job_files import load_job
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_mlc.config import TuneJob, dump_job, load_job
+from ray_mlc.config import TuneJob
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import dump_job, load_job
 from ray_mlc.training.search import (
     MOST_POINTS,
     Optuna,

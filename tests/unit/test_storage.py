@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from ray_mlc.config import ScoreJob, load_job
+from ray_mlc.config import ScoreJob
 from ray_mlc.errors import ConfigError, DataError, StorageError, first_line, redact
+from ray_mlc.job_files import load_job
 from ray_mlc.storage import (
     LocalStorage,
     ObjectStorage,

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from support.curves import events
 
-from ray_mlc.config import TrackingConfig, TrainJob, load_job
+from ray_mlc.config import TrackingConfig, TrainJob
 from ray_mlc.errors import ConfigError
+from ray_mlc.job_files import load_job
 from ray_mlc.runtime import tracking as module
 from ray_mlc.runtime.ray_train import Monitor
 from ray_mlc.runtime.tracking import StepPoint, Tracking, check_tracking, tracking

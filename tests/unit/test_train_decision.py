@@ -11,9 +11,10 @@ import pytest
 from safetensors.torch import save_file
 
 from ray_mlc import synthetic
-from ray_mlc.config import TrainJob, load_job
+from ray_mlc.config import TrainJob
 from ray_mlc.errors import ConfigError
 from ray_mlc.evaluation.metrics import evaluate_scores
+from ray_mlc.job_files import load_job
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.encoder import new_classifier_model
 from ray_mlc.model.folder import open_model

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from ray_mlc import synthetic
-from ray_mlc.config import BatchingConfig, EngineConfig, TrainJob, load_job
+from ray_mlc.config import BatchingConfig, EngineConfig, TrainJob
 from ray_mlc.errors import DataError, ModelError
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.thresholds import fit_global_threshold
+from ray_mlc.job_files import load_job
 from ray_mlc.model.encoder import new_classifier_model, pooling_of
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from ray_mlc.config import TuneJob, load_job
+from ray_mlc.config import TuneJob
 from ray_mlc.errors import RunMismatchError
+from ray_mlc.job_files import load_job
 from ray_mlc.runtime.session import NodeResources
 from ray_mlc.runtime.trials import (
     WORST,

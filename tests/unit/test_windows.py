@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from ray_mlc import synthetic
-from ray_mlc.config import LongConfig, ScoreJob, WindowsConfig, load_job
+from ray_mlc.config import LongConfig, ScoreJob, WindowsConfig
 from ray_mlc.errors import ConfigError, ModelError, RunMismatchError
+from ray_mlc.job_files import load_job
 from ray_mlc.model.classifier import Classifier, sigmoid
 from ray_mlc.model.folder import ModelFolder, ModelInfo, open_model
 from ray_mlc.model.tokenization import Ragged, Tokenizer

@@ -15,7 +15,8 @@ from support.models import write_tiny_encoder
 
 from ray_mlc import synthetic
 from ray_mlc.cli.tables import print_training
-from ray_mlc.config import TrainingConfig, TrainJob, WindowsConfig, load_job
+from ray_mlc.config import TrainingConfig, TrainJob, WindowsConfig
+from ray_mlc.job_files import load_job
 from ray_mlc.model.encoder import new_classifier_model
 from ray_mlc.model.folder import open_model
 from ray_mlc.model.windows import AGGREGATES
