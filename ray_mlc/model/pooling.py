@@ -204,13 +204,14 @@ class PooledClassifier(nn.Module):
 def masked_mean(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
     """Mean over a document's tokens, padding left out; shape [B, H].
 
-    Summed in float32 whatever the precision: a document's hundreds of tokens are more than the 8
-    bits of a bfloat16 can count.
+    Summed in no less than float32: a document's hundreds of tokens are more than the 8 bits of a
+    bfloat16 can count.
     """
+    wide_BTH = hidden_BTH.to(torch.promote_types(hidden_BTH.dtype, torch.float32))
     if mask_BT is None:
-        return hidden_BTH.float().mean(dim=1).to(hidden_BTH.dtype)
+        return wide_BTH.mean(dim=1).to(hidden_BTH.dtype)
     padding_BT1 = (mask_BT == 0)[:, :, None]
-    total_BH = hidden_BTH.float().masked_fill(padding_BT1, 0.0).sum(dim=1)
+    total_BH = wide_BTH.masked_fill(padding_BT1, 0.0).sum(dim=1)
     counts_B1 = mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
     return (total_BH / counts_B1).to(hidden_BTH.dtype)
 
