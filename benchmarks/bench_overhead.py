@@ -199,7 +199,7 @@ def on_ray(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """The run itself: from the moment that Ray is up."""
     ray_data.ScoreActor = empty_actor()  # type: ignore[misc]
     job = job_for(folder, "out", asked.rows, 2 * (asked.nodes or 1))
-    backend: Any = ray_data.RayBackend(job, print)
+    backend: Any = ray_data.RayBackend([job], print)
     backend.resolve = lambda *_: ENGINE
     driver = psutil.Process()
     seen: dict[str, float] = {}

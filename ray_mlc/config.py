@@ -322,19 +322,13 @@ class RayConfig(Section):
     others (Kubernetes, `ray up`); null: it is refused at once, as on all other clusters."""
 
 
-class ScoreJob(Section):
-    """Tag a corpus: `ray-mlc score`."""
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+"""What a job calls one of its models."""
 
-    kind: Literal["score"] = "score"
-    """What the job is."""
-    model: str
-    """Model folder or hub id."""
-    input: InputConfig
-    """Where the documents are (or just the path)."""
-    output: OutputConfig
-    """Where the results go (or just the path)."""
-    decision: str | None = None
-    """File of a decision, as `thresholds --output` writes it; null: what the model folder says."""
+
+class Scoring(Section):
+    """How jobs tag a corpus, whether with one model or with several."""
+
     units: UnitsConfig = Field(default_factory=UnitsConfig)
     """Pieces that are committed and retried as one."""
     long: LongConfig | None = None
@@ -356,6 +350,32 @@ class ScoreJob(Section):
     ray: RayConfig = Field(default_factory=RayConfig)
     """Which Ray to use."""
 
+
+def _with_section(data: object, key: str) -> object:
+    """A mapping in which a bare path at `key` has become a section."""
+    if isinstance(data, dict) and isinstance(data.get(key), str | list):
+        return {**data, key: {"path": data[key]}}
+    return data
+
+
+class _WithOneModel(Section):
+    """What a job names; a class of its own because fields of the last base come first."""
+
+    kind: Literal["score"] = "score"
+    """What the job is."""
+    model: str
+    """Model folder or hub id."""
+    input: InputConfig
+    """Where the documents are (or just the path)."""
+    output: OutputConfig
+    """Where the results go (or just the path)."""
+    decision: str | None = None
+    """File of a decision, as `thresholds --output` writes it; null: what the model folder says."""
+
+
+class ScoreJob(Scoring, _WithOneModel):
+    """Tag a corpus: `ray-mlc score`."""
+
     @model_validator(mode="after")
     def _measured(self) -> ScoreJob:
         if self.decision is not None and self.engine.dtype == "int8":
@@ -370,14 +390,79 @@ class ScoreJob(Section):
     @classmethod
     def _bare_paths(cls, data: object) -> object:
         """`input: PATH` stands for `input: {path: PATH}`, and so does `output`."""
-        if not isinstance(data, dict):
+        return _with_section(_with_section(data, "input"), "output")
+
+
+class _WithManyModels(Section):
+    """As `_WithOneModel`."""
+
+    kind: Literal["score"] = "score"
+    """What the job is."""
+    model: dict[ModelName, str] = Field(min_length=1)
+    """Model folder or hub id by a name of your own."""
+    input: InputConfig
+    """Where the documents are (or just the path)."""
+    output: dict[str, OutputConfig]
+    """Where the results of each go, by the same names (or just the paths)."""
+    decision: dict[str, str] = Field(default_factory=dict)
+    """File of a decision by the same names; of a model that is not named, what its folder says."""
+
+
+class ManyScoreJob(Scoring, _WithManyModels):
+    """Tag a corpus with several models in one pass: `ray-mlc score` where `model` is a mapping.
+
+    Each model has an output of its own, with all that an output has: it is the run that the model
+    alone would have made (`each`), and may be continued, verified or decided again as such.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_paths(cls, data: object) -> object:
+        """`output: {name: PATH}` stands for `output: {name: {path: PATH}}`."""
+        data = _with_section(data, "input")
+        if not isinstance(data, dict) or not isinstance(data.get("output"), dict):
             return data
-        bare = {
-            key: {"path": data[key]}
-            for key in ("input", "output")
-            if isinstance(data.get(key), str | list)
+        output: object = data["output"]
+        for name in data["output"]:
+            output = _with_section(output, name)
+        return {**data, "output": output}
+
+    @model_validator(mode="after")
+    def _alike(self) -> ManyScoreJob:
+        for key in ("output", "decision"):
+            for name in getattr(self, key):
+                if name not in self.model:
+                    near = difflib.get_close_matches(name, self.model, n=1)
+                    hint = f"did you mean {near[0]}?" if near else "model has no such name"
+                    raise ConfigError(f"{key}.{name}: {hint}")
+        if missing := [name for name in self.model if name not in self.output]:
+            raise ConfigError(f"output.{missing[0]} is missing: each model has a folder of its own")
+        places = {name: output.path.rstrip("/") + "/" for name, output in self.output.items()}
+        for name, place in places.items():
+            for other, there in places.items():
+                if name != other and there.startswith(place):
+                    raise ConfigError(
+                        f"output.{other} ({there}) lies in output.{name} ({place}): parts of one "
+                        "would be read as the other's; name folders beside each other"
+                    )
+        self.each()
+        return self
+
+    def each(self) -> dict[str, ScoreJob]:
+        """The job of each model, by its name."""
+        shared = self.model_dump(exclude_unset=True, exclude={"model", "output", "decision"})
+        own = self.model_dump(exclude_unset=True, include={"output"})["output"]
+        return {
+            name: ScoreJob.model_validate(
+                {
+                    **shared,
+                    "model": model,
+                    "output": own[name],
+                    **({"decision": self.decision[name]} if name in self.decision else {}),
+                }
+            )
+            for name, model in self.model.items()
         }
-        return {**data, **bare}
 
 
 class DataConfig(Section):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from ray_mlc.config import Section, TrainJob
+from ray_mlc.config import ManyScoreJob, ScoreJob, Section, TrainJob
 from ray_mlc.errors import ConfigError, first_line, redact
 
 _REPR = reprlib.Repr()
@@ -88,6 +88,35 @@ def load_job(
     Raises:
         ConfigError: One line with file, dotted path, value, and what was expected.
     """
+    where, tree = _tree(kind, job, options or {}, overrides)
+    if kind is ScoreJob and isinstance(tree.get("model"), Mapping):
+        raise ConfigError(
+            f"{where}: model names several models, which this command does not take: name one "
+            "(--model, or another job file)"
+        )
+    return _decoded(kind, tree, where)
+
+
+def load_score_job(
+    job: str | Path | Mapping[str, object] | None = None,
+    *,
+    options: Mapping[str, object] | None = None,
+    overrides: Sequence[str] = (),
+) -> ScoreJob | ManyScoreJob:
+    """As `load_job`, for commands that score with several models too."""
+    where, tree = _tree(ScoreJob, job, options or {}, overrides)
+    if isinstance(tree.get("model"), Mapping):
+        return _decoded(ManyScoreJob, tree, where)
+    return _decoded(ScoreJob, tree, where)
+
+
+def _tree(
+    kind: type[Section],
+    job: str | Path | Mapping[str, object] | None,
+    options: Mapping[str, object],
+    overrides: Sequence[str],
+) -> tuple[str, dict[str, Any]]:
+    """Where a job is from, and what it says before it is checked."""
     where = "options" if job is None or isinstance(job, Mapping) else str(job)
     tree: dict[str, Any] = {}
     if isinstance(job, Mapping):
@@ -100,7 +129,7 @@ def load_job(
         expected = kind.model_fields["kind"].default
         if stated is not None and stated != expected:
             raise ConfigError(f"{where}: kind is {stated!r}, expected {expected!r} here")
-    for key, value in (options or {}).items():
+    for key, value in options.items():
         if value is not None:
             _assign(tree, key, value)
     for override in overrides:
@@ -112,6 +141,10 @@ def load_job(
             _assign(tree, key.strip(), "*" if text.strip() == "*" else parse_yaml(text))
         except yaml.YAMLError:
             raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+    return where, tree
+
+
+def _decoded(kind: type[JobT], tree: Mapping[str, Any], where: str) -> JobT:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -140,6 +173,13 @@ def kind_of(path: str | Path) -> str:
         ConfigError: If the file cannot be read.
     """
     return str(_read_yaml(Path(path)).get("kind", "score"))
+
+
+def schema_of(kind: type[Section]) -> dict[str, Any]:
+    """JSON schema of the files of a kind; of `score` jobs those of one model or of several."""
+    if kind is not ScoreJob:
+        return kind.model_json_schema()
+    return TypeAdapter(ScoreJob | ManyScoreJob).json_schema()
 
 
 def dump_job(job: Section) -> str:
@@ -172,13 +212,19 @@ def _assign(tree: dict[str, Any], dotted: str, value: object) -> None:
     node = tree
     for key in parents:
         child = node.get(key)
-        if key in ("input", "output") and isinstance(child, str | list):
+        # an output, or one of several
+        is_place = key in ("input", "output") or (parents[0] == "output" and node is not tree)
+        if is_place and isinstance(child, str | list):
             child = {"path": child}
         if child is not None and not isinstance(child, dict):
             raise ConfigError(f"{dotted}: {key} is {child!r}, which has no keys")
         node[key] = dict(child or {})
         node = node[key]
-    if last in ("input", "output") and isinstance(node.get(last), dict):
+    if (
+        last in ("input", "output")
+        and isinstance(node.get(last), dict)
+        and not isinstance(value, dict)
+    ):
         node[last] = {**node[last], "path": value}  # `--input PATH` beside a job's input section
     else:
         node[last] = value

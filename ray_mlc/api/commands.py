@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from ray_mlc.config import ScoreJob, TrainJob
+from ray_mlc.config import ManyScoreJob, ScoreJob, Section, TrainJob
 from ray_mlc.errors import ConfigError
-from ray_mlc.job_files import load_job
+from ray_mlc.job_files import load_job, load_score_job
 
 if TYPE_CHECKING:
     from ray_mlc.scoring.verify import Verdict
 
 Location = str | PathLike[str]
-JobT = TypeVar("JobT", ScoreJob, TrainJob)
 
 
 class Summary(dict[str, Any]):
@@ -36,13 +35,13 @@ class Summary(dict[str, Any]):
 
 
 def score(
-    job: ScoreJob | Mapping[str, Any] | Location | None = None,
+    job: ScoreJob | ManyScoreJob | Mapping[str, Any] | Location | None = None,
     *,
-    model: Location | None = None,
+    model: Location | Mapping[str, Location] | None = None,
     input: Location | Sequence[Location] | None = None,
-    output: Location | None = None,
+    output: Location | Mapping[str, Location] | None = None,
     text: str | None = None,
-    decision: Location | None = None,
+    decision: Location | Mapping[str, Location] | None = None,
     local: bool = False,
     add_new: bool = False,
     take_over: bool = False,
@@ -59,9 +58,9 @@ def score(
     Args:
         job: A job: its file, its keys as a mapping, or a `ray_mlc.config.ScoreJob`. What the other
             arguments say comes on top of it.
-        model: Model folder, URI or hub id.
+        model: Model folder, URI or hub id; or several by name, which score in one pass.
         input: Parquet folder, glob, file or URI, or a list of them.
-        output: Output folder or URI.
+        output: Output folder or URI; of several models one for each, by the same names.
         text: Text column, or a template such as `{title}\n\n{body}`; default `text`.
         decision: File of a decision; default: the model's.
         local: In this process, without Ray.
@@ -74,7 +73,7 @@ def score(
         settings: Any other key of the job, as `units={"rows": 1000}` or `**{"units.rows": 1000}`.
 
     Returns:
-        The summary of the run: rows, statuses, tokens, speed.
+        The summary of the run: rows, statuses, tokens, speed; of several models by their names.
 
     Raises:
         ConfigError: If a key or value is wrong, naming it and the nearest that exists.
@@ -87,6 +86,17 @@ def score(
         >>> summary = score(model="models/topics", input="corpus/", output="tags/", local=True)
         >>> summary["rows"], summary["statuses"]["ok"]
         ({'planned': 240, 'written': 240, 'set_aside': 0}, 238)
+
+        Two models in one pass:
+
+        >>> summaries = score(
+        ...     model={"topics": "models/topics", "words": "models/words"},
+        ...     input="corpus/",
+        ...     output={"topics": "by-topics/", "words": "by-words/"},
+        ...     local=True,
+        ... )
+        >>> {name: summary["rows"]["written"] for name, summary in summaries.items()}
+        {'topics': 240, 'words': 240}
 
         A job with a typo:
 
@@ -102,15 +112,17 @@ def score(
         "decision": decision,
         "ray.address": address,
     }
-    spec = _job(ScoreJob, job, settings, options)
-    from ray_mlc.runtime.backends import open_job
+    given = _given((ScoreJob, ManyScoreJob), job)
+    spec = load_score_job(given, options=_options(settings, options))
+    from ray_mlc.runtime.backends import open_jobs
     from ray_mlc.runtime.progress import Display
-    from ray_mlc.runtime.score import score as run_score
+    from ray_mlc.runtime.score import score_many
 
     display = Display(quiet=quiet)
-    inputs, backend = open_job(spec, display, local=local)
-    summary = run_score(
-        spec,
+    jobs = spec.each() if isinstance(spec, ManyScoreJob) else {"": spec}
+    inputs, backend = open_jobs(jobs, display, local=local)
+    summaries = score_many(
+        jobs,
         backend,
         display,
         inputs=inputs,
@@ -118,7 +130,7 @@ def score(
         take_over=take_over,
         use_lease=use_lease,
     )
-    return Summary(summary)
+    return Summary(summaries.get("", summaries))
 
 
 def train(
@@ -172,7 +184,7 @@ def train(
         "output": output,
         "ray.address": address,
     }
-    spec = _job(TrainJob, job, settings, options)
+    spec = load_job(TrainJob, _given((TrainJob,), job), options=_options(settings, options))
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.session import set_environment
 
@@ -262,37 +274,37 @@ def verify(
     return run_verify(fspath(output), deep=deep, model=model, sample=sample)
 
 
-def _job(
-    kind: type[JobT],
-    job: JobT | Mapping[str, Any] | Location | None,
-    *later: Mapping[str, Any],
-) -> JobT:
-    """A job from what a caller gives; later keys win.
+def _given(
+    kinds: tuple[type[Section], ...], job: Section | Mapping[str, Any] | Location | None
+) -> str | Mapping[str, Any] | None:
+    """What a caller gives as job, as `load_job` takes it.
 
     Raises:
-        ConfigError: If it is no such job, or a key or value of it is wrong.
+        ConfigError: If it is no such job.
     """
-    given: str | Mapping[str, Any] | None
-    if isinstance(job, kind):
-        given = job.model_dump(mode="json")
-    elif isinstance(job, Mapping):
-        given = _plain(job)
-    elif isinstance(job, str | PathLike):
-        given = fspath(job)
-    elif job is None:
-        given = None
-    else:
-        raise ConfigError(
-            f"job is a {type(job).__name__}, expected a {kind.__name__}, a mapping of its keys, or "
-            "the path of its file"
-        )
-    options = {
+    if isinstance(job, kinds):
+        return job.model_dump(mode="json")
+    if isinstance(job, Mapping):
+        plain: Mapping[str, Any] = _plain(job)
+        return plain
+    if isinstance(job, str | PathLike):
+        return fspath(job)
+    if job is None:
+        return None
+    raise ConfigError(
+        f"job is a {type(job).__name__}, expected a {kinds[0].__name__}, a mapping of its keys, or "
+        "the path of its file"
+    )
+
+
+def _options(*later: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as options of a job; later keys win."""
+    return {
         key: value
         for keys in later
         for key, value in _plain(keys).items()
         if value is not None  # an argument that was not given takes nothing back
     }
-    return load_job(kind, given, options=options)
 
 
 def _plain(value: Any) -> Any:

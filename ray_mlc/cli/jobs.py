@@ -13,6 +13,7 @@ from ray_mlc.errors import ConfigError
 if TYPE_CHECKING:
     from ray_mlc.config import Section
     from ray_mlc.runtime.job_client import JobClient
+    from ray_mlc.runtime.job_ids import Job
 
 Cluster = Annotated[
     str | None,
@@ -39,15 +40,20 @@ def schema(
     kind: Annotated[str, typer.Argument(help="score, train, tune or cluster.")],
 ) -> None:
     """JSON schema of a job or cluster file, for editors."""
-    print_json(_kind(kind).model_json_schema())
+    from ray_mlc.job_files import schema_of
+
+    print_json(schema_of(_kind(kind)))
 
 
 def render(job: Annotated[Path, typer.Argument(help="YAML job file.")], set_: Set = None) -> None:
     """The job with every default filled in."""
-    from ray_mlc.job_files import dump_job, kind_of, load_job
+    from ray_mlc.job_files import dump_job, kind_of, load_job, load_score_job
 
-    kind = _kind(kind_of(job))
-    typer.echo(dump_job(load_job(kind, job, overrides=set_ or ())), nl=False)
+    kind = _kind(name := kind_of(job))
+    if name == "score":
+        typer.echo(dump_job(load_score_job(job, overrides=set_ or ())), nl=False)
+    else:
+        typer.echo(dump_job(load_job(kind, job, overrides=set_ or ())), nl=False)
 
 
 def _kind(kind: str) -> type[Section]:
@@ -86,7 +92,7 @@ def submit(
 
     With --follow the exit code is the job's; Ctrl-C detaches (130), and the job goes on.
     """
-    from ray_mlc.job_files import kind_of, load_job
+    from ray_mlc.job_files import kind_of, load_job, load_score_job
     from ray_mlc.runtime import jobs
     from ray_mlc.runtime.job_client import JobClient, choose_address
     from ray_mlc.runtime.job_ids import KINDS, ray_of
@@ -95,7 +101,11 @@ def submit(
     say = Display(quiet=quiet).say
     if (kind := kind_of(job)) not in KINDS:
         raise ConfigError(f"{job}: kind is {kind!r}, expected {', '.join(KINDS)}")
-    spec = load_job(KINDS[kind], job, overrides=set_ or ())
+    spec: Job
+    if kind == "score":
+        spec = load_score_job(job, overrides=set_ or ())
+    else:
+        spec = load_job(KINDS[kind], job, overrides=set_ or ())
     client = JobClient(choose_address(address, ray_of(spec).address), verify=verify)
     done = jobs.submit(spec, client, add_new=add_new, again=again, working_dir=working_dir, say=say)
     attempt = done.attempt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,7 @@ from ray_mlc.cli.options import (
 from ray_mlc.errors import ConfigError, GateError, LimitError, ResourceError
 
 if TYPE_CHECKING:
-    from ray_mlc.config import ScoreJob
+    from ray_mlc.config import ManyScoreJob, ScoreJob
     from ray_mlc.runtime.progress import Display
     from ray_mlc.scoring.verify import Verdict
 
@@ -87,8 +87,7 @@ def score(
 ) -> None:
     """Tag a corpus; run the same command again to continue."""
     from ray_mlc.cli.tables import print_score_summary
-    from ray_mlc.config import ScoreJob
-    from ray_mlc.job_files import load_job
+    from ray_mlc.job_files import load_score_job
     from ray_mlc.runtime.progress import Display
 
     options = {
@@ -99,10 +98,10 @@ def score(
         "decision": decision,
         "ray.address": address,
     }
-    spec = load_job(ScoreJob, job, options=options, overrides=set_ or ())
+    jobs = _jobs_of(load_score_job(job, options=options, overrides=set_ or ()))
     try:
-        summary = _score(
-            spec,
+        summaries = _score(
+            jobs,
             local=local,
             display=Display(quiet=quiet, progress=progress),
             add_new=add_new,
@@ -111,15 +110,33 @@ def score(
         )
     except LimitError:
         if json:
-            from ray_mlc.scoring.ledger import read_run
-            from ray_mlc.storage import open_storage
-
-            print_json(read_run(open_storage(spec.output.path)).summary)
+            print_json(_one_or_all({name: _last(spec) for name, spec in jobs.items()}))
         raise
     if json:
-        print_json(summary)
+        print_json(_one_or_all(summaries))
         return
-    print_score_summary(spec.output.path, summary)
+    for name, spec in jobs.items():
+        print_score_summary(spec.output.path, summaries[name])
+
+
+def _jobs_of(spec: ScoreJob | ManyScoreJob) -> dict[str, ScoreJob]:
+    """What is scored, by the name of the model where there are several."""
+    from ray_mlc.config import ScoreJob
+
+    return {"": spec} if isinstance(spec, ScoreJob) else spec.each()
+
+
+def _one_or_all(found: Mapping[str, Any]) -> Any:
+    """What was found of the only run, or of each by its name."""
+    return found.get("", found)
+
+
+def _last(spec: ScoreJob) -> dict[str, Any]:
+    """The summary that was written last."""
+    from ray_mlc.scoring.ledger import read_run
+    from ray_mlc.storage import open_storage
+
+    return read_run(open_storage(spec.output.path)).summary
 
 
 def plan(
@@ -212,39 +229,51 @@ def nightly(
         print_score_summary,
         print_verdict,
     )
-    from ray_mlc.config import ScoreJob
-    from ray_mlc.job_files import load_job
-    from ray_mlc.runtime.backends import open_job
-    from ray_mlc.runtime.nightly import run_night
+    from ray_mlc.job_files import load_score_job
+    from ray_mlc.runtime.backends import open_jobs
+    from ray_mlc.runtime.nightly import run_nights
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.report import place_of_report
 
-    spec = load_job(ScoreJob, job, options={"ray.address": address}, overrides=set_ or ())
+    spec = load_score_job(job, options={"ray.address": address}, overrides=set_ or ())
+    jobs = _jobs_of(spec)
     display = Display(quiet=quiet, progress=progress)
-    inputs, backend = open_job(spec, display, local=local)
-    night = run_night(spec, backend, display, inputs=inputs)
-    page = place_of_report(spec.output.path)
-    if json:
-        found = {"score": night.summary, "verify": night.verdict.to_dict()}
-        print_json(found | {"compare": night.comparison, "report": page})
-    else:
-        print_score_summary(spec.output.path, night.summary)
+    inputs, backend = open_jobs(jobs, display, local=local)
+    nights, beyond = run_nights(jobs, backend, display, inputs=inputs)
+    found: dict[str, Any] = {}
+    for name, night in nights.items():
+        output = jobs[name].output.path
+        page = place_of_report(output)
+        found[name] = {
+            "score": night.summary,
+            "verify": night.verdict.to_dict(),
+            "compare": night.comparison,
+            "report": page,
+        }
+        if json:
+            continue
+        print_score_summary(output, night.summary)
         print_verdict(night.verdict)
         if night.comparison is not None:
             print_comparison(night.comparison)
         if page is not None:
             print_report_place(page)
-    if night.beyond is not None:
-        raise night.beyond
-    _check(spec.output.path, night.verdict)
+    if json:
+        print_json(_one_or_all(found))
+    if beyond is not None:
+        raise beyond
+    for name, night in nights.items():
+        _check(jobs[name].output.path, night.verdict)
 
 
-def _score(spec: ScoreJob, *, local: bool, display: Display, **options: bool) -> dict[str, Any]:
-    from ray_mlc.runtime.backends import open_job
-    from ray_mlc.runtime.score import score as run_score
+def _score(
+    jobs: dict[str, ScoreJob], *, local: bool, display: Display, **options: bool
+) -> dict[str, dict[str, Any]]:
+    from ray_mlc.runtime.backends import open_jobs
+    from ray_mlc.runtime.score import score_many
 
-    inputs, backend = open_job(spec, display, local=local)
-    return run_score(spec, backend, display, inputs=inputs, **options)
+    inputs, backend = open_jobs(jobs, display, local=local)
+    return score_many(jobs, backend, display, inputs=inputs, **options)
 
 
 def status(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ray_mlc.runtime.local import LocalBackend
-from ray_mlc.runtime.score import Inputs, find_inputs
+from ray_mlc.runtime.score import Inputs, find_all_inputs
 
 if TYPE_CHECKING:
     from ray_mlc.config import ScoreJob
@@ -27,10 +28,20 @@ def open_job(
     Raises:
         RayMlcError: As `find_inputs` says.
     """
-    paths = job.input.path
+    inputs, backend = open_jobs({"": job}, display, local=local, writes=writes)
+    return inputs[""], backend
+
+
+def open_jobs(
+    jobs: Mapping[str, ScoreJob], display: Display, *, local: bool, writes: bool = True
+) -> tuple[dict[str, Inputs], PlanBackend]:
+    """As `open_job`, for jobs that are alike but for model, output and decision; by name."""
+    first, *_ = jobs.values()
+    paths = first.input.path
     shown = paths if isinstance(paths, str) else f"{len(paths)} paths"
-    with display.doing(f"opening {job.model} and listing {shown}"):
-        inputs = find_inputs(job)  # a typo should not cost an import of Ray
+    models = ", ".join(job.model for job in jobs.values())
+    with display.doing(f"opening {models} and listing {shown}"):
+        inputs = find_all_inputs(jobs)  # a typo should not cost an import of Ray
     if local:
         return inputs, LocalBackend()
     with display.doing("importing Ray"):
@@ -39,4 +50,4 @@ def open_job(
         set_environment()  # Ray reads some of it when it is imported
         from ray_mlc.runtime.ray_data import RayBackend
 
-        return inputs, RayBackend(job, display.say, writes=writes)
+        return inputs, RayBackend(list(jobs.values()), display.say, writes=writes)

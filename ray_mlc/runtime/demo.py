@@ -157,7 +157,7 @@ def tag_and_verify(folder: Path, display: Display) -> tuple[dict[str, Any], Verd
             "units.rows": UNIT_ROWS,
         },
     )
-    summary = score(job, RayBackend(job, display.say), display)
+    summary = score(job, RayBackend([job], display.say), display)
     verdict = verify(str(folder / "tags"), deep=True)
     if not verdict.holds:
         raise GateError(f"{folder / 'tags'}: not every row is there once: {verdict.problems[:1]}")

@@ -24,13 +24,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray_mlc import __version__
-from ray_mlc.config import ScoreJob, TrainJob, TuneJob
+from ray_mlc.config import ManyScoreJob, ScoreJob, TrainJob, TuneJob
 from ray_mlc.errors import ConfigError, LeaseError, UsageError
 from ray_mlc.storage import scheme_of
 
-Job = ScoreJob | TrainJob | TuneJob
-KINDS: dict[str, type[Job]] = {"score": ScoreJob, "train": TrainJob, "tune": TuneJob}
-"""Jobs that can be submitted, by kind."""
+Job = ScoreJob | ManyScoreJob | TrainJob | TuneJob
+KINDS: dict[str, type[ScoreJob | TrainJob | TuneJob]] = {
+    "score": ScoreJob,
+    "train": TrainJob,
+    "tune": TuneJob,
+}
+"""Jobs that can be submitted, by kind; that of `ManyScoreJob` is `score` too."""
 JOB_FILE = "ray_mlc_job.yaml"
 """Name under which a resolved job travels."""
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -45,14 +49,17 @@ _HOW = {
     "tune": ("concurrent", "train.ray", "train.workers", "train.tracking", "train.checkpoints"),
 }
 """Keys that say how the work is done, not what comes out: a run may be resumed with others."""
-_INPUTS = {
-    "score": ("model", "input.path", "decision"),
+_INPUTS: dict[str, tuple[str, ...]] = {
+    "score": ("model", "model.*", "input.path", "decision", "decision.*"),
     "train": ("data.train", "data.validation", "data.hierarchy", "encoder"),
 }
-_OUTPUTS = {"score": ("output.path",), "train": ("output", "checkpoints.path")}
+_OUTPUTS: dict[str, tuple[str, ...]] = {
+    "score": ("output.path", "output.*.path"),
+    "train": ("output", "checkpoints.path"),
+}
 _INPUTS["tune"] = tuple(f"train.{key}" for key in _INPUTS["train"])
 _OUTPUTS["tune"] = tuple(f"train.{key}" for key in _OUTPUTS["train"])
-_HUB = ("model", "encoder", "train.encoder")
+_HUB = ("model", "model.*", "encoder", "train.encoder")
 """Keys that may name a model of the Hugging Face hub, which looks like a relative path."""
 
 
@@ -69,7 +76,7 @@ def run_id(job: Job, *, night: datetime.date | None = None) -> str:
         _drop(tree, key.split("."))
     for key in _OUTPUTS[job.kind]:
         _change(tree, key.split("."), lambda path: path.rstrip("/") or path)
-    if isinstance(job, ScoreJob) and job.long is not None:
+    if isinstance(job, ScoreJob | ManyScoreJob) and job.long is not None:
         # what it does not say, the model folder does: a default is not the same as silence
         tree["long"] = job.long.model_dump(mode="json", exclude_unset=True)
     digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
@@ -85,13 +92,18 @@ def _drop(tree: dict[str, Any], path: Sequence[str]) -> None:
             del tree[path[0]]
 
 
-def output_of(job: Job) -> str:
-    """Where a job's result goes; a slash at its end says nothing."""
-    if isinstance(job, ScoreJob):
-        output = job.output.path
-    else:
-        output = job.output if isinstance(job, TrainJob) else job.train.output
-    return output.rstrip("/") or output
+def outputs_of(job: Job) -> list[str]:
+    """Where a job's results go; a slash at the end says nothing."""
+    match job:
+        case ScoreJob():
+            outputs = [job.output.path]
+        case ManyScoreJob():
+            outputs = [output.path for output in job.output.values()]
+        case TrainJob():
+            outputs = [job.output]
+        case TuneJob():
+            outputs = [job.train.output]
+    return [output.rstrip("/") or output for output in outputs]
 
 
 def ray_of(job: Job) -> Any:
@@ -125,7 +137,8 @@ def with_absolute_paths(
         if key in _HUB and not _looks_local(plain, base):
             return path
         full = os.path.normpath(base / Path(plain).expanduser())
-        notes.append(f"{key} {path} is {full} on the cluster: every node must see it there")
+        shown = key.replace(".*", "")  # the path says whose it is
+        notes.append(f"{shown} {path} is {full} on the cluster: every node must see it there")
         return full
 
     for key in (*_INPUTS[job.kind], *_OUTPUTS[job.kind]):
@@ -147,7 +160,11 @@ def _looks_local(path: str, base: Path) -> bool:
 
 
 def _change(tree: dict[str, Any], path: Sequence[str], change: Callable[[str], str]) -> None:
-    """Replace the text, or each of the texts, at a dotted key, if it is there."""
+    """Replace the text, or each of the texts, at a dotted key, if it is there; `*` is any key."""
+    if path[0] == "*":
+        for key in tree:
+            _change(tree, [key, *path[1:]], change)
+        return
     value = tree.get(path[0])
     if len(path) > 1:
         if isinstance(value, dict):
@@ -173,7 +190,7 @@ class Attempt:
     kind: str
     """`score`, `train`, `tune`; empty where it is none of ours."""
     output: str
-    """Where its result goes."""
+    """Where its result goes; of several models a line each."""
     status: str
     """`PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`."""
     started_s: float = 0.0
@@ -186,6 +203,11 @@ class Attempt:
     """What Ray says about its end."""
     stop_wait_s: float = 0.0
     """Time that it has to stop."""
+
+    @property
+    def outputs(self) -> list[str]:
+        """Where its results go."""
+        return self.output.splitlines()
 
     @property
     def over(self) -> bool:
@@ -214,7 +236,7 @@ def metadata_of(job: Job, run: str, number: int, *, stop_wait_s: int) -> dict[st
         "ray_mlc.job": run_id(job),
         "ray_mlc.attempt": str(number),
         "ray_mlc.kind": job.kind,
-        "ray_mlc.output": output_of(job),
+        "ray_mlc.output": "\n".join(outputs_of(job)),
         "ray_mlc.stop_wait": str(stop_wait_s),
     }
 
@@ -252,10 +274,12 @@ def plan_submit(job: Job, run: str, attempts: Iterable[Attempt], *, again: bool 
     if same:
         latest = max(same, key=lambda item: item.started_s)
         return Plan("attached", latest.id, latest.number)
-    if other := next((item for item in live if item.output == output_of(job)), None):
+    mine_too = set(outputs_of(job))
+    if other := next((item for item in live if mine_too.intersection(item.outputs)), None):
+        shared = next(output for output in other.outputs if output in mine_too)
         which = "is no night" if other.job == name else "is from another job file"
         raise LeaseError(
-            f"{other.id} is {other.status}, writes to {other.output}, and {which}: wait for it, or "
+            f"{other.id} is {other.status}, writes to {shared}, and {which}: wait for it, or "
             f"end it with `ray-mlc jobs stop {other.id}`"
         )
     mine = [item for item in attempts if item.run == run]
@@ -283,7 +307,9 @@ def find_attempt(name: str, attempts: Iterable[Attempt], *, base: Path) -> Attem
         if item.id == name:
             return item
     outputs = {name.rstrip("/"), os.path.normpath(base / name)}
-    writers = [item for item in attempts if item.output and item.output.rstrip("/") in outputs]
+    writers = [
+        item for item in attempts if outputs.intersection(path.rstrip("/") for path in item.outputs)
+    ]
     if writers:
         return writers[-1]
     found = [item for item in attempts if name in (item.run, item.job)]
@@ -305,7 +331,7 @@ def check_stop_wait(job: Job) -> int:
         ConfigError: If what is in flight would be killed before its grace is over.
     """
     wait_s: float = ray_of(job).job_stop_wait
-    if isinstance(job, ScoreJob) and wait_s <= job.limits.grace:
+    if isinstance(job, ScoreJob | ManyScoreJob) and wait_s <= job.limits.grace:
         raise ConfigError(
             f"ray.job_stop_wait is {wait_s:g} s, expected more than limits.grace "
             f"({job.limits.grace:g} s): Ray would kill the job before what is in flight is finished"

@@ -260,7 +260,7 @@ def as_dict(attempt: Attempt) -> dict[str, Any]:
         "run": attempt.run,
         "attempt": attempt.number or None,
         "kind": attempt.kind or None,
-        "output": attempt.output or None,
+        "output": ", ".join(attempt.outputs) or None,
         "status": attempt.status,
         "exit_code": attempt.result if attempt.over else None,
         "started": at(attempt.started_s),

@@ -14,10 +14,10 @@ from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.probe import Probe, Prober
-from ray_mlc.runtime.score import ScoreStep, Work, resolve_engine
+from ray_mlc.runtime.score import resolve_engine
 from ray_mlc.runtime.session import usable_cores
+from ray_mlc.runtime.steps import ScoreStep, Work, write
 from ray_mlc.scoring.forecast import Kind
-from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.sample import sample_units
@@ -58,27 +58,28 @@ class LocalBackend:
 
     def process(
         self,
-        run: Run,
-        work: Work,
+        plan: CorpusPlan,
+        works: Sequence[Work],
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
         scored: Callable[[Vitals], None],
         stop: Stop,
-    ) -> Iterator[list[Receipt]]:
+    ) -> Iterator[list[list[Receipt]]]:
         """See `Backend.process`."""
         del job
-        step = ScoreStep(work)
-        stats = step.classifier.stats
-        total = 0
+        step = ScoreStep(works)
+        totals = [0] * len(works)
 
-        def progress(rows: int) -> None:
-            nonlocal total
-            total += rows
-            scored(Vitals(total, stats.real_tokens, stats.padded_tokens, actors=1))
+        def progress(work: int, rows: int) -> None:
+            totals[work] += rows
+            stats = step.stats[work]
+            told = Vitals(totals[work], stats.real_tokens, stats.padded_tokens, actors=1, work=work)
+            scored(told)
             stop.check()
 
         for read in reads:
             if stop.requested:
                 return
-            yield work.write(step.both(work.reading(run.plan.units_at(read)), progress))
+            block = works[0].reading(plan.units_at(read))
+            yield write(step.both(block, progress), works)

@@ -6,6 +6,7 @@ proven all the same, because its files are written.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray_mlc.config import ScoreJob
 from ray_mlc.errors import LimitError, first_line
 from ray_mlc.runtime.compare import compare
 from ray_mlc.runtime.progress import Display
-from ray_mlc.runtime.score import Backend, Inputs, score
+from ray_mlc.runtime.score import Backend, Inputs, score_many
 from ray_mlc.scoring.ledger import read_run
 from ray_mlc.scoring.verify import Verdict, verify
 from ray_mlc.storage import open_storage
@@ -21,7 +22,7 @@ from ray_mlc.storage import open_storage
 
 @dataclass(frozen=True)
 class Night:
-    """What became of a night."""
+    """What became of the night of a run."""
 
     summary: dict[str, Any]
     """Of scoring."""
@@ -29,31 +30,48 @@ class Night:
     """Of the whole output."""
     comparison: dict[str, Any] | None
     """`scoring.compare.figures` of the last night and the one before; None: there is but one."""
-    beyond: LimitError | None
-    """What `limits` do not allow: to be raised when the rest has been shown."""
 
 
-def run_night(
-    job: ScoreJob, backend: Backend, display: Display, *, inputs: Inputs | None = None
-) -> Night:
-    """Score new files as the run's next night, verify the whole output, compare the last nights.
+def run_nights(
+    jobs: Mapping[str, ScoreJob],
+    backend: Backend,
+    display: Display,
+    *,
+    inputs: Mapping[str, Inputs] | None = None,
+) -> tuple[dict[str, Night], LimitError | None]:
+    """Score new files as the runs' next night, verify the outputs, compare the last nights.
+
+    Args:
+        jobs: One, or several models over one corpus; see `score_many`.
+        backend: Where.
+        display: Told about progress.
+        inputs: What `find_all_inputs` found; None: it is called here.
+
+    Returns:
+        What became of each run's night, by the names of the jobs, and what `limits` do not allow,
+        to be raised when the rest has been shown.
 
     Raises:
         RayMlcError: As `score` does, without having verified.
     """
     beyond: LimitError | None = None
     try:
-        summary = score(job, backend, display, inputs=inputs, add_new=True)
+        score_many(jobs, backend, display, inputs=inputs, add_new=True)
     except LimitError as error:
         beyond = error
-        summary = read_run(open_storage(job.output.path)).summary
-    output = job.output.path
+    nights = {name: _look_back(job.output.path, display) for name, job in jobs.items()}
+    return nights, beyond
+
+
+def _look_back(output: str, display: Display) -> Night:
+    """Prove and compare what the night has left."""
+    run = read_run(open_storage(output))
     verdict = verify(output)
-    nights = len(read_run(open_storage(output)).nights)
+    count = len(run.nights)
     comparison = None
-    if nights > 1:
+    if count > 1:
         try:
-            comparison = compare(f"{output}@{nights - 1}", f"{output}@{nights}", (), display)
+            comparison = compare(f"{output}@{count - 1}", f"{output}@{count}", (), display)
         except Exception as error:  # the night stands, whatever it is like
             display.say(f"warning: the nights are not compared: {first_line(error)}")
-    return Night(summary, verdict, comparison, beyond)
+    return Night(run.summary, verdict, comparison)

@@ -69,13 +69,19 @@ def node_names(nodes: Sequence[Mapping[str, Any]] | None = None) -> dict[str, st
     return names
 
 
-def beside_driver(cls: Any, **options: Any) -> Any:
-    """An actor of this class on the driver's node, so that it is not lost with another one."""
+def beside_driver(cls: Any, *args: Any, **options: Any) -> Any:
+    """An actor of this class on the driver's node, so that it is not lost with another one.
+
+    Args:
+        cls: The actor's class.
+        args: What it is made of.
+        options: How Ray runs it.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # not soft: Ray 2.60 then puts an actor that asks for no CPU on any node
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(cls).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(cls).remote(*args)
 
 
 class Roll:

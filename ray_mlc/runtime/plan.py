@@ -29,7 +29,8 @@ from ray_mlc.model.folder import ModelFolder
 from ray_mlc.runtime.interrupt import seconds_until
 from ray_mlc.runtime.probe import Probe, padding_of, speed_of
 from ray_mlc.runtime.progress import Display
-from ray_mlc.runtime.score import Backend, Inputs, Work, order_reads
+from ray_mlc.runtime.score import Backend, Inputs
+from ray_mlc.runtime.steps import Work
 from ray_mlc.scoring.changes import compare_inputs
 from ray_mlc.scoring.forecast import (
     FOOTER_BYTES,
@@ -56,6 +57,7 @@ from ray_mlc.scoring.plan import (
     inspect_corpus,
     unit_rows,
 )
+from ray_mlc.scoring.reads import order_reads
 from ray_mlc.scoring.score import BLOCK_WINDOWS, tokenize_block
 from ray_mlc.storage import open_storage
 

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from ray_mlc.runtime.score import ScoreStep, Work
+from ray_mlc.runtime.steps import ScoreStep, Work
 from ray_mlc.scoring.parts import serialize
 
 PROBE_S = 12.0
@@ -57,7 +57,7 @@ class Prober:
         """Load and prove it."""
         started = time.monotonic()
         self._work, self._tokenizes = work, tokenizes
-        self._step = ScoreStep(work, threads=threads)
+        self._step = ScoreStep((work,), threads=threads)
         self._step.tokenize  # noqa: B018 - loaded before the clock starts
         self._load_s = time.monotonic() - started
 
@@ -96,7 +96,7 @@ class Prober:
         return Probe(passes, self._load_s, memory, row_bytes, part_bytes)
 
     def _pass(self, block: pa.Table, low: int, rows: int) -> tuple[Pass, pa.Table]:
-        stats = self._step.classifier.stats
+        (stats,) = self._step.stats
         real, padded = stats.real_tokens, stats.padded_tokens
         started = time.monotonic()
         piece = block.slice(low, rows)

@@ -12,9 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 
 from ray_mlc.runtime.interrupt import Stop
@@ -35,21 +36,30 @@ class State:
 
     events: int = 0
     """Reports so far: more of them are a sign of life."""
-    vitals: Vitals = field(default_factory=Vitals)
-    """What has been scored, and where the blocks are."""
+    works: tuple[Vitals, ...] = (Vitals(),)
+    """What each model has scored, and where the blocks are."""
     in_flight: int = 0
     """Blocks between the start of their scoring and their commit."""
     oldest: str = ""
     """Stage and name of the block that has been in its stage for longest."""
 
+    @property
+    def actors(self) -> int:
+        """Actors that have loaded their models."""
+        return self.works[0].actors
+
 
 class Pulse:
     """The actor's class; see the module."""
 
-    def __init__(self) -> None:
-        """Nothing has happened yet."""
-        self._events = self._rows = self._actors = 0
-        self._real = self._padded = 0
+    def __init__(self, works: int = 1) -> None:
+        """Nothing has happened yet.
+
+        Args:
+            works: Models that each block goes through.
+        """
+        self._events = self._actors = 0
+        self._scored = np.zeros((works, 3), np.int64)
         self._stopping = False
         self._stages: dict[str, str] = {}
         self._attempts: dict[str, tuple[str, int]] = {}
@@ -59,12 +69,10 @@ class Pulse:
         self._events += 1
         self._actors += 1
 
-    def beat(self, rows: int, real_tokens: int = 0, padded_tokens: int = 0) -> None:
-        """An actor has scored some more rows, with so many tokens."""
+    def beat(self, rows: int, real_tokens: int = 0, padded_tokens: int = 0, work: int = 0) -> None:
+        """An actor has scored some more rows with one of its models, with so many tokens."""
         self._events += 1
-        self._rows += rows
-        self._real += real_tokens
-        self._padded += padded_tokens
+        self._scored[work] += rows, real_tokens, padded_tokens
 
     def enter(self, name: str, stage: str) -> tuple[bool, int]:
         """A block enters a stage: whether to drop it, and how often that stage was begun before.
@@ -104,7 +112,10 @@ class Pulse:
         oldest = next(iter(self._stages.items()), ("", ""))
         return State(
             self._events,
-            Vitals(self._rows, self._real, self._padded, self._actors, blocks),
+            tuple(
+                Vitals(rows, real, padded, self._actors, blocks, work)
+                for work, (rows, real, padded) in enumerate(self._scored.tolist())
+            ),
             sum(count[stage] for stage in IN_FLIGHT),
             f"{oldest[1]} {oldest[0]}".strip(),
         )
@@ -121,9 +132,9 @@ class Reporter:
         """See `Pulse.ready`."""
         self._pulse.ready.remote()
 
-    def beat(self, rows: int, real_tokens: int, padded_tokens: int) -> None:
+    def beat(self, rows: int, real_tokens: int, padded_tokens: int, work: int) -> None:
         """See `Pulse.beat`."""
-        self._pulse.beat.remote(rows, real_tokens, padded_tokens)
+        self._pulse.beat.remote(rows, real_tokens, padded_tokens, work)
 
     def pass_on(self, name: str, before: str, after: str) -> None:
         """See `Pulse.pass_on`."""
@@ -147,9 +158,9 @@ class Reporter:
         self._pulse.leave.remote(name)
 
 
-def start_pulse() -> Any:
+def start_pulse(works: int = 1) -> Any:
     """Start the actor beside the driver, where it lives as long as the run."""
-    return beside_driver(Pulse, max_restarts=-1, max_task_retries=-1)
+    return beside_driver(Pulse, works, max_restarts=-1, max_task_retries=-1)
 
 
 class Watch:
@@ -189,7 +200,8 @@ class Watch:
                     self.alive()
             # a display that fails, on a full disk for instance, must not end the guard
             with suppress(Exception, SystemExit):
-                self._scored(seen.vitals)
+                for vitals in seen.works:
+                    self._scored(vitals)
             drained = told and not seen.in_flight and seen == before
             if drained or self._stop.overdue:
                 self._stop.now()
@@ -201,6 +213,6 @@ class Watch:
 
     @staticmethod
     def _stage(seen: State) -> str:
-        if not seen.vitals.actors:
+        if not seen.actors:
             return "starting the actors"
         return seen.oldest or "waiting for work"

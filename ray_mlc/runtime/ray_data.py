@@ -28,6 +28,7 @@ from ray_mlc.config import Range, ScoreJob
 from ray_mlc.corpus.rows import BLOCK_UNIT_FIRST, block_schema, unread_block
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import RayMlcError, ResourceError
+from ray_mlc.model.classifier import ForwardStats
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.actor_plan import IO_CPUS, ActorPlan, least_needed, places_on, plan_actors
@@ -47,19 +48,19 @@ from ray_mlc.runtime.pulse import (
 )
 from ray_mlc.runtime.ray_errors import own_errors
 from ray_mlc.runtime.ray_private import limit_blocks_ahead, map_whole_blocks
-from ray_mlc.runtime.score import ReadStep, ScoreStep, TokenizeStep, Work, resolve_engine
+from ray_mlc.runtime.score import resolve_engine
 from ray_mlc.runtime.session import (
     cluster_nodes,
     free_resources,
     ray_session,
     session_starts,
 )
+from ray_mlc.runtime.steps import ReadStep, ScoreStep, TokenizeStep, Work, write
 from ray_mlc.scoring.forecast import Kind
-from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt, split_units
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.sample import sample_units
-from ray_mlc.scoring.score import set_aside, stamped_schema
+from ray_mlc.scoring.score import set_aside
 from ray_mlc.scoring.standing import Vitals
 
 BLOCKS_AHEAD = 2
@@ -71,7 +72,7 @@ MAX_DEATHS = 3
 DIED_OVER_IT = "{} processes died over it, one after the other"
 PROBE_START_S = 300.0
 """Seconds that actors may take to load a model in order to be timed."""
-RECEIPT_COLUMN = "receipt"
+WORK_COLUMN, RECEIPT_COLUMN = "work", "receipt"
 BEAT_S = 1.0
 """Seconds between two signs of life of an actor."""
 
@@ -80,11 +81,15 @@ class UnitSource(Datasource):  # type: ignore[misc]
     """Read tasks of whole units, one block each."""
 
     def __init__(
-        self, run: Run, reads: Sequence[NDArray[np.int64]], step: ReadStep, reporter: Reporter
+        self,
+        plan: CorpusPlan,
+        reads: Sequence[NDArray[np.int64]],
+        step: ReadStep,
+        reporter: Reporter,
     ) -> None:
         """Take note of what is to be read; nothing is read here."""
         super().__init__()
-        self._run, self._reads, self._step, self._reporter = run, reads, step, reporter
+        self._plan, self._reads, self._step, self._reporter = plan, reads, step, reporter
 
     def get_name(self) -> str:
         """Name of the operator."""
@@ -92,17 +97,17 @@ class UnitSource(Datasource):  # type: ignore[misc]
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Uncompressed bytes of everything, as the footers say."""
-        return int(sum(self._run.plan.units["bytes"].to_pylist()))
+        return int(sum(self._plan.units["bytes"].to_pylist()))
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """One task per read, however many Ray would like."""
         del parallelism, per_task_row_limit, data_context
-        sizes = self._run.plan.units["bytes"].to_numpy()
+        sizes = self._plan.units["bytes"].to_numpy()
         tasks = []
         for read in self._reads:
-            units = self._run.plan.units_at(read)
+            units = self._plan.units_at(read)
             metadata = BlockMetadata(
                 num_rows=sum(unit.rows for unit in units),
                 size_bytes=int(sizes[read].sum()),
@@ -155,12 +160,12 @@ def _name_of(block: pa.Table) -> str:
 
 
 class TokenizeActor:
-    """Holds a tokenizer."""
+    """Holds tokenizers."""
 
-    def __init__(self, work: Work) -> None:
-        """Load it."""
+    def __init__(self, works: Sequence[Work]) -> None:
+        """Load them."""
         os.environ["RAYON_NUM_THREADS"] = "1"
-        self._step = TokenizeStep(work)
+        self._step = TokenizeStep(works)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Tokenize one block."""
@@ -168,21 +173,22 @@ class TokenizeActor:
 
 
 class ScoreActor:
-    """Holds a classifier on one device; tokenizes too where it has the CPUs for it.
+    """Holds classifiers on one device; tokenizes too where it has the CPUs for it.
 
     A block whose process died is scored unit by unit the next time, so that only the unit that
     kills is set aside, after `MAX_DEATHS` deaths.
     """
 
-    def __init__(self, work: Work, threads: int, tokenizes: bool, reporter: Reporter) -> None:
-        """Load and prove it on the canaries."""
+    def __init__(
+        self, works: Sequence[Work], threads: int, tokenizes: bool, reporter: Reporter
+    ) -> None:
+        """Load and prove them on the canaries."""
         os.environ["RAYON_NUM_THREADS"] = str(threads)
-        step = ScoreStep(work, threads=threads)
+        step = ScoreStep(works, threads=threads)
         self._call = step.both if tokenizes else step
         self._reporter = reporter
-        self._nothing = stamped_schema(work.output).empty_table()
-        self._stats = step.classifier.stats
-        self._unsent = self._real = self._padded = 0
+        self._nothing = step.nothing
+        self._beats = [Beat(work, stats) for work, stats in enumerate(step.stats)]
         self._sent_s = time.monotonic()
         reporter.ready()
 
@@ -213,47 +219,81 @@ class ScoreActor:
         self._reporter.leave(name)
         return scored
 
-    def _progress(self, rows: int) -> None:
-        self._unsent += rows
+    def _progress(self, work: int, rows: int) -> None:
+        self._beats[work].rows += rows
         if time.monotonic() - self._sent_s >= BEAT_S:
             self._beat()
 
     def _beat(self) -> None:
         """Tell what has been scored since the last time."""
-        real, padded = self._stats.real_tokens, self._stats.padded_tokens
-        self._reporter.beat(self._unsent, real - self._real, padded - self._padded)
-        self._unsent, self._real, self._padded = 0, real, padded
+        for beat in self._beats:
+            beat.send(self._reporter)
         self._sent_s = time.monotonic()
 
 
-def _write(scored: pa.Table, work: Work, reporter: Reporter) -> pa.Table:
+class Beat:
+    """What an actor has scored with one of its models and not told yet."""
+
+    def __init__(self, work: int, stats: ForwardStats) -> None:
+        """Begin to count."""
+        self._work, self._stats = work, stats
+        self.rows = self._real = self._padded = 0
+
+    def send(self, reporter: Reporter) -> None:
+        """Tell it."""
+        real, padded = self._stats.real_tokens, self._stats.padded_tokens
+        reporter.beat(self.rows, real - self._real, padded - self._padded, self._work)
+        self.rows, self._real, self._padded = 0, real, padded
+
+
+def _write(scored: pa.Table, works: Sequence[Work], reporter: Reporter) -> pa.Table:
+    places: list[int] = []
     lines: list[str] = []
     if scored.num_rows:
         name = _name_of(scored)
         reporter.tell(name, WRITING)
-        lines = [receipt.to_json() for receipt in work.write(scored)]
+        for place, receipts in enumerate(write(scored, works)):
+            places += [place] * len(receipts)
+            lines += [receipt.to_json() for receipt in receipts]
         reporter.leave(name)
-    return pa.table({RECEIPT_COLUMN: pa.array(lines, pa.string())})
+    columns = {WORK_COLUMN: pa.array(places, pa.int32())}
+    return pa.table({**columns, RECEIPT_COLUMN: pa.array(lines, pa.string())})
 
 
-def _paths_of(job: ScoreJob) -> tuple[dict[str, str], dict[str, str]]:
+def _receipts(batch: pa.Table, count: int) -> list[list[Receipt]]:
+    """What `_write` has told of each of `count` works."""
+    receipts: list[list[Receipt]] = [[] for _ in range(count)]
+    for place, line in zip(*(batch[name].to_pylist() for name in batch.column_names), strict=True):
+        receipts[place].append(Receipt.from_json(line))
+    return receipts
+
+
+def _paths_of(jobs: Sequence[ScoreJob]) -> tuple[dict[str, str], dict[str, str]]:
     """What every node reads, and what it writes to; of many inputs the first stands for all."""
-    first = job.input.path if isinstance(job.input.path, str) else job.input.path[0]
-    return {"model": job.model, "input.path": first}, {"output.path": job.output.path}
+    path = jobs[0].input.path
+    inputs = {"input.path": path if isinstance(path, str) else path[0]}
+    outputs: dict[str, str] = {}
+    for place, job in enumerate(jobs):
+        mark = f" {place + 1}" if len(jobs) > 1 else ""
+        inputs[f"model{mark}"] = job.model
+        outputs[f"output.path{mark}"] = job.output.path
+    return inputs, outputs
 
 
 class RayBackend:
     """Ray Data: on the cluster that the job names, or on the Ray that is connected already."""
 
-    def __init__(self, job: ScoreJob, say: Callable[[str], None], *, writes: bool = True) -> None:
-        """Take note of the job; nothing is started here.
+    def __init__(
+        self, jobs: Sequence[ScoreJob], say: Callable[[str], None], *, writes: bool = True
+    ) -> None:
+        """Take note of the jobs; nothing is started here.
 
         Args:
-            job: The job.
+            jobs: One, or several that are alike but for model, output and decision.
             say: Told about nodes: which are waited for, come and go.
             writes: Whether nodes have to be able to write the output.
         """
-        self._job, self._say, self._writes = job, say, writes
+        self._jobs, self._job, self._say, self._writes = jobs, jobs[0], say, writes
         self.plan: ActorPlan
 
     @property
@@ -273,19 +313,22 @@ class RayBackend:
         """
         with ray_session(self._job.ray.address), _context_kept():
             self.plan = plan_or_grow(
-                partial(self._plan, self._job),
+                partial(self._plan, self._jobs),
                 least_needed(self._job),
                 wait_s=self._job.ray.node_wait,
                 say=self._say,
             )
-            inputs, outputs = _paths_of(self._job)
+            inputs, outputs = _paths_of(self._jobs)
             refuse_unshared(inputs, outputs if self._writes else {})
             yield
 
     @staticmethod
-    def _plan(job: ScoreJob) -> ActorPlan:
+    def _plan(jobs: Sequence[ScoreJob]) -> ActorPlan:
+        job = jobs[0]
         actors = job.actors
-        if actors.gpus == "auto" and open_model(job.model).info.kind == "tfidf":
+        if actors.gpus == "auto" and all(
+            open_model(job.model).info.kind == "tfidf" for job in jobs
+        ):
             actors = actors.model_copy(update={"gpus": 0.0})  # it runs on CPUs alone
         return plan_actors(
             actors, cluster_nodes(), free_resources(), tokenizer_cpus=job.tokenizers.cpus
@@ -295,9 +338,11 @@ class RayBackend:
         """See `Backend.resolve`: a task with an actor's resources does it."""
         actors, spec, location = self.plan, plan.spec, folder.location
         decision = folder.info.decision  # the job may have another than the model
+        cuda = actors.gpus > 0
+        if len(self._jobs) > 1 and folder.info.kind == "tfidf":
+            cuda = False  # beside an encoder on a GPU it runs on the actor's CPUs
 
         def work(units: list[Unit]) -> ResolvedEngine:
-            cuda = actors.gpus > 0
             model = open_model(location).with_decision(decision)
             return resolve_engine(job, model, units, spec, cuda=cuda, threads=actors.threads)
 
@@ -359,28 +404,28 @@ class RayBackend:
 
     def process(
         self,
-        run: Run,
-        work: Work,
+        plan: CorpusPlan,
+        works: Sequence[Work],
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
         scored: Callable[[Vitals], None],
         stop: Stop,
-    ) -> Iterator[list[Receipt]]:
+    ) -> Iterator[list[list[Receipt]]]:
         """See `Backend.process`.
 
         Raises:
             RayMlcError: If nothing is heard of any process for `limits.no_progress`.
         """
         _set_context(self.plan)
-        pulse = start_pulse()
-        data = self._pipeline(run, work, reads, job, Reporter(pulse))
+        pulse = start_pulse(len(works))
+        data = self._pipeline(plan, works, reads, job, Reporter(pulse))
         watch = Watch(pulse, job.limits.no_progress, scored, stop)
         try:
             with own_errors(), telling_changes(self._say):
                 for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
                     watch.alive()
-                    yield [Receipt.from_json(line) for line in batch[RECEIPT_COLUMN].to_pylist()]
+                    yield _receipts(batch, len(works))
         except KeyboardInterrupt:
             if watch.stuck_in is None:
                 raise
@@ -393,8 +438,8 @@ class RayBackend:
 
     def _pipeline(
         self,
-        run: Run,
-        work: Work,
+        corpus: CorpusPlan,
+        works: Sequence[Work],
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         reporter: Reporter,
@@ -406,7 +451,7 @@ class RayBackend:
         if job.actors.labels:
             actor_options["label_selector"] = job.actors.labels
         data = ray.data.read_datasource(
-            UnitSource(run, reads, work.reading, reporter),
+            UnitSource(corpus, reads, works[0].reading, reporter),
             num_cpus=IO_CPUS,
             override_num_blocks=len(reads),
         )
@@ -416,7 +461,7 @@ class RayBackend:
                 data,
                 TokenizeActor,
                 compute=_tokenizer_pool(job),
-                fn_constructor_args=(work,),
+                fn_constructor_args=(works,),
                 num_cpus=job.tokenizers.cpus,
                 **({"label_selector": job.tokenizers.labels} if job.tokenizers.labels else {}),
             )
@@ -424,10 +469,10 @@ class RayBackend:
             data,
             ScoreActor,
             compute=pool,
-            fn_constructor_args=(work, plan.threads, not plan.gpus, reporter),
+            fn_constructor_args=(works, plan.threads, not plan.gpus, reporter),
             **actor_options,
         )
-        return map_whole_blocks(data, _write, fn_args=(work, reporter), num_cpus=IO_CPUS)
+        return map_whole_blocks(data, _write, fn_args=(works, reporter), num_cpus=IO_CPUS)
 
 
 def _tokenizer_pool(job: ScoreJob) -> ActorPoolStrategy:

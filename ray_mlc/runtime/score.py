@@ -3,12 +3,13 @@
 model → run opened or continued → pending units → reads → receipts → accounts → `_SUCCESS`. A
 backend says how the engine's `auto` is resolved and where reads are processed; everything that
 exactly-once rests on is here and in `scoring`, the same for one process and for a cluster.
+
+Several models over one corpus are as many runs, each with its own output, lease and accounts; what
+they share is the pass: each unit is read once for all that wait for it (`scoring.passes`).
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -17,29 +18,20 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_mlc.config import DriftConfig, LimitsConfig, ScoreJob
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.listing import Listing, list_corpus
-from ray_mlc.corpus.rows import read_block
-from ray_mlc.corpus.units import Unit, group_reads
-from ray_mlc.errors import InterruptedRunError, RayMlcError
-from ray_mlc.model.classifier import Classifier
-from ray_mlc.model.decisions import Rules, read_decision
-from ray_mlc.model.engines.choose import (
-    ResolvedEngine,
-    describe_trials,
-    load_classifier,
-    load_tokenizer,
-    resolve,
-)
+from ray_mlc.corpus.units import Unit
+from ray_mlc.errors import InterruptedRunError, RayMlcError, first_line
+from ray_mlc.model.decisions import read_decision
+from ray_mlc.model.engines.choose import ResolvedEngine, describe_trials, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
-from ray_mlc.runtime import heap
 from ray_mlc.runtime.interrupt import Deadline, Stop, completing, listen
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.report import leaving_a_report
+from ray_mlc.runtime.steps import Work, sharing_tokens
 from ray_mlc.runtime.threads import in_threads
 from ray_mlc.runtime.watching import watching
 from ray_mlc.scoring.accounts import (
@@ -53,153 +45,15 @@ from ray_mlc.scoring.accounts import (
 from ray_mlc.scoring.compare import Side
 from ray_mlc.scoring.identity import refuse_output_in_input
 from ray_mlc.scoring.lease import Lease, check_holder, hold_lease
-from ray_mlc.scoring.ledger import Run, open_run
+from ray_mlc.scoring.ledger import RUN_FILE, Run, open_run
 from ray_mlc.scoring.night_drift import measure_drift
-from ray_mlc.scoring.parts import CommitSpec, OutputSpec, Receipt, commit_parts
+from ray_mlc.scoring.parts import Receipt
+from ray_mlc.scoring.passes import UnitPass, plan_passes
 from ray_mlc.scoring.plan import CorpusPlan
+from ray_mlc.scoring.reads import plan_reads
 from ray_mlc.scoring.sample import sample_texts
-from ray_mlc.scoring.score import score_block, stamp, tokenize_block
 from ray_mlc.scoring.standing import Vitals
 from ray_mlc.storage import Storage, open_storage
-
-READS_PER_ACTOR = 4
-"""Reads that a small input is cut into per actor, so that all of them work to the end."""
-GROUP_SHARE = 1 / 16
-"""Share of a row group that a read takes at least, where the speed of scoring is not known."""
-DECODED_PER_S = 1_000_000
-"""Rows of text that are decoded in a second, roughly."""
-OVERHEAD = 0.02
-"""Share of scoring that decoding a row group again and again may cost."""
-
-
-@dataclass(frozen=True)
-class ReadStep:
-    """Units to one block; small, because every read of a run carries it."""
-
-    spec: ReadSpec
-    """Columns to read."""
-    max_text_bytes: int
-    """Longest text."""
-
-    def __call__(self, units: Sequence[Unit]) -> pa.Table:
-        """Read."""
-        return read_block(units, self.spec, max_text_bytes=self.max_text_bytes)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a process needs to do its step; small, and the same for all of them."""
-
-    model: str
-    """Model folder, URI or hub id, as every node sees it."""
-    digest: str
-    """Digest of the model that the run is recorded for."""
-    resolved: ResolvedEngine
-    """The engine that the run is recorded for."""
-    spec: ReadSpec
-    """Columns to read."""
-    max_text_bytes: int
-    """Longest text."""
-    policy: str
-    """Long-document policy."""
-    rules: Rules
-    """The decision."""
-    output: OutputSpec
-    """What parts look like."""
-    commit: CommitSpec | None
-    """Where parts go; None: nowhere, because speed alone is looked at."""
-
-    @classmethod
-    def of(cls, run: Run, folder: ModelFolder, *, holder: str | None = None) -> Work:
-        """The work of a run, with the model where this command has it.
-
-        Args:
-            run: The run.
-            folder: The model.
-            holder: Token of the lease under which parts are committed; None: without one.
-        """
-        return cls(
-            model=folder.location,
-            digest=run.identity["model"],
-            resolved=run.resolved,
-            spec=run.plan.spec,
-            max_text_bytes=run.identity["input.max_text_bytes"],
-            policy=run.identity["long.policy"],
-            rules=run.decision.rules(run.label_set),
-            output=run.output,
-            commit=run.commit_spec(holder=holder),
-        )
-
-    @property
-    def reading(self) -> ReadStep:
-        """The step that reads."""
-        return ReadStep(self.spec, self.max_text_bytes)
-
-    def write(self, scored: pa.Table) -> list[Receipt]:
-        """A scored block to parts."""
-        assert self.commit is not None
-        return commit_parts(scored, self.commit)
-
-
-class TokenizeStep:
-    """Holds a tokenizer; a block's text becomes token ids."""
-
-    def __init__(self, work: Work) -> None:
-        """Load the tokenizer."""
-        folder = open_model(work.model)
-        self._policy = work.policy
-        resolved = work.resolved
-        self._tokenizer = load_tokenizer(
-            folder, max_tokens=resolved.max_tokens, windows=resolved.windows
-        )
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Tokenize a block."""
-        return tokenize_block(block, self._tokenizer, policy=self._policy)
-
-
-class ScoreStep:
-    """Holds a classifier that has passed its canaries; token ids become labels and scores."""
-
-    def __init__(self, work: Work, *, threads: int | None = None) -> None:
-        """Load the recorded engine and check it.
-
-        Raises:
-            ModelError: If the model is not the recorded one, or does not hold here.
-        """
-        folder = open_model(work.model)
-        if folder.digest != work.digest:
-            raise RayMlcError(
-                f"{work.model}: the files on this node differ from those that the run was started "
-                f"with ({folder.digest[:12]}, recorded {work.digest[:12]})"
-            )
-        self._work = work
-        self._name = f"{socket.gethostname()} {os.getpid()}"
-        self.classifier: Classifier = load_classifier(
-            folder, work.resolved, rules=work.rules, threads=threads
-        )
-
-    def __call__(self, block: pa.Table, progress: Callable[[int], None] | None = None) -> pa.Table:
-        """Score a tokenized block; `progress` is told the rows of each forward pass."""
-        return self._score(block, progress, time.perf_counter())
-
-    @cached_property
-    def tokenize(self) -> TokenizeStep:
-        """The step before, for actors that do both."""
-        return TokenizeStep(self._work)
-
-    def both(self, block: pa.Table, progress: Callable[[int], None] | None = None) -> pa.Table:
-        """Tokenize and score a block."""
-        started = time.perf_counter()
-        return self._score(self.tokenize(block), progress, started)
-
-    def _score(
-        self, block: pa.Table, progress: Callable[[int], None] | None, started: float
-    ) -> pa.Table:
-        work = self._work
-        scored = score_block(block, self.classifier, work.rules, work.output, progress=progress)
-        heap.trim()
-        return stamp(scored, seconds=time.perf_counter() - started, actor=self._name)
 
 
 def resolve_engine(
@@ -246,19 +100,19 @@ class Backend(Protocol):
 
     def process(
         self,
-        run: Run,
-        work: Work,
+        plan: CorpusPlan,
+        works: Sequence[Work],
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
         scored: Callable[[Vitals], None],
         stop: Stop,
-    ) -> Iterator[list[Receipt]]:
-        """Read, score and commit; yields receipts as units are done.
+    ) -> Iterator[list[list[Receipt]]]:
+        """Read, score and commit; yields receipts as units are done, those of each run apart.
 
         Args:
-            run: The run.
-            work: What every process needs of it.
+            plan: What there is to read.
+            works: What every process needs of each run that the units are scored for.
             reads: Positions of the units of each read.
             job: How many processes, and their limits.
             scored: Told, now and then and maybe from another thread, what has been through the
@@ -278,8 +132,12 @@ class Inputs:
     same folder, or `thresholds`, may replace it while the night goes on."""
 
 
-def find_inputs(job: ScoreJob) -> Inputs:
+def find_inputs(job: ScoreJob, *, listing: Listing | None = None) -> Inputs:
     """Find model and corpus.
+
+    Args:
+        job: What names them.
+        listing: The corpus, if it has been listed; None: it is listed here.
 
     Raises:
         ModelError: If the model is missing, incomplete or not multi-label.
@@ -292,9 +150,18 @@ def find_inputs(job: ScoreJob) -> Inputs:
         folder = folder.with_decision(read_decision(job.decision, folder.label_set))
     # raises where it does not say: not at the end of the night
     validation = Side.of_model(folder) if job.limits.drift is not None else None
-    listing = list_corpus(job.input.path)
+    listing = listing or list_corpus(job.input.path)
     refuse_output_in_input(job, listing)
     return Inputs(folder, listing, validation)
+
+
+def find_all_inputs(jobs: Mapping[str, ScoreJob]) -> dict[str, Inputs]:
+    """`find_inputs` of jobs over one corpus, which is listed once."""
+    found: dict[str, Inputs] = {}
+    for name, job in jobs.items():
+        known = next(iter(found.values()), None)
+        found[name] = find_inputs(job, listing=None if known is None else known.listing)
+    return found
 
 
 def score(
@@ -327,18 +194,71 @@ def score(
         LeaseError: If another command is writing to the same output.
         RayMlcError: As `open_run` and `finish_run` say.
     """
-    deadline = Deadline.next(job.limits.stop_at)
-    inputs = inputs or find_inputs(job)
-    storage = open_storage(job.output.path)
-    held = (
-        hold_lease(storage, expiry_s=job.lease.expiry, take_over=take_over, say=display.say)
-        if use_lease
-        else nullcontext()
-    )
-    report = leaving_a_report(job, inputs.folder, display, deadline=deadline)
-    with completing(display.say) as results, held as lease, report, ExitStack() as stack:
-        ready = _Ready(backend, stack, display)
-        results.append(_tag(job, ready, display, inputs, storage, lease, deadline, add_new=add_new))
+    return score_many(
+        {"": job},
+        backend,
+        display,
+        inputs=None if inputs is None else {"": inputs},
+        add_new=add_new,
+        take_over=take_over,
+        use_lease=use_lease,
+    )[""]
+
+
+def score_many(
+    jobs: Mapping[str, ScoreJob],
+    backend: Backend,
+    display: Display,
+    *,
+    inputs: Mapping[str, Inputs] | None = None,
+    add_new: bool = False,
+    take_over: bool = False,
+    use_lease: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Tag a corpus with several models in one pass, or continue doing so: a run for each.
+
+    Args:
+        jobs: What to score, by name, as `ManyScoreJob.each` gives them: alike but for model,
+            output and decision.
+        backend: Where.
+        display: Told about progress.
+        inputs: What `find_all_inputs` found; None: it is called here.
+        add_new: As for `score`, which says what is raised too.
+        take_over: The same.
+        use_lease: The same.
+
+    Returns:
+        The summary of each run by its name. If one of them does not end well, the others are
+        brought to their ends before its error is raised.
+    """
+    common = next(iter(jobs.values()))
+    deadline = Deadline.next(common.limits.stop_at)
+    inputs = inputs or find_all_inputs(jobs)
+    with completing(display.say) as results, ExitStack() as held:
+        leases: dict[str, Lease | None] = {}
+        # in one order, so that two commands do not wait for each other
+        for name in sorted(jobs, key=lambda name: jobs[name].output.path):
+            storage = open_storage(jobs[name].output.path)
+            leases[name] = (
+                held.enter_context(
+                    hold_lease(
+                        storage,
+                        expiry_s=common.lease.expiry,
+                        take_over=take_over,
+                        say=display.say,
+                    )
+                )
+                if use_lease
+                else None
+            )
+        for name, job in jobs.items():
+            held.enter_context(
+                leaving_a_report(job, inputs[name].folder, display, deadline=deadline)
+            )
+        asked = [_Asked(name, job, inputs[name], leases[name]) for name, job in jobs.items()]
+        with ExitStack() as stack:
+            ready = _Ready(backend, stack, display)
+            results.append(_tag(asked, ready, display, deadline, add_new=add_new))
     return results[0]
 
 
@@ -360,74 +280,177 @@ class _Ready:
         return self.backend
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One of the runs that a command is for, before it is open."""
+
+    name: str
+    """What the job calls it; empty where it is the only one."""
+    job: ScoreJob
+    inputs: Inputs
+    lease: Lease | None
+
+    @cached_property
+    def storage(self) -> Storage:
+        """The output folder."""
+        return open_storage(self.job.output.path)
+
+    @property
+    def token(self) -> str | None:
+        """Of the lease."""
+        return None if self.lease is None else self.lease.token
+
+    def check(self) -> None:
+        """Stop if the output is no longer ours."""
+        if self.lease is not None:
+            check_holder(self.storage, self.lease.token)
+
+    def named(self, text: str) -> str:
+        """A sentence about this run."""
+        return f"{self.name}: {text}" if self.name else text
+
+
+class _Opened:
+    """One of these runs, and where its work stands."""
+
+    def __init__(self, asked: _Asked, run: Run, pending: NDArray[np.int64]) -> None:
+        self.asked, self.run, self.pending = asked, run, pending
+        self.tally = Tally(run, pending)
+        self.drift = _drift_of(run, asked.inputs.validation, asked.job.limits)
+
+    @property
+    def limits(self) -> LimitsConfig:
+        """How much may be set aside."""
+        return self.asked.job.limits
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier command has left nothing to do."""
+        known = self.drift is None or _limit_of(self.run.summary) == self.limits.drift
+        return self.run.succeeded and not len(self.pending) and known
+
+    def work(self) -> tuple[Work, ModelFolder]:
+        """What processes need for it, and its model."""
+        folder = self.asked.inputs.folder
+        return Work.of(self.run, folder, holder=self.asked.token), folder
+
+    def finish(self, seconds: float) -> dict[str, Any]:
+        """Account for every unit; see `finish_run`."""
+        return finish_run(
+            self.run,
+            self.tally,
+            self.limits,
+            seconds=seconds,
+            check=self.asked.check,
+            drift=self.drift,
+        )
+
+    def checked(self) -> dict[str, Any]:
+        """The summary of a run that is complete."""
+        check_limits(self.run, self.run.summary, self.limits)
+        return self.run.summary
+
+
+class _Ends:
+    """How runs have ended: one that does not end well keeps no other from its end."""
+
+    def __init__(self) -> None:
+        self.summaries: dict[str, dict[str, Any]] = {}
+        self.errors: list[RayMlcError] = []
+
+    def note(self, opened: _Opened, finish: Callable[[], dict[str, Any]]) -> None:
+        """Bring a run to its end."""
+        try:
+            self.summaries[opened.asked.name] = finish()
+        except RayMlcError as error:
+            self.errors.append(error)
+
+    def result(self, names: Sequence[str], say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+        """The summaries.
+
+        Raises:
+            RayMlcError: The first error; others are said.
+        """
+        if self.errors:
+            for error in self.errors[1:]:
+                say(f"error: {first_line(error)}")
+            raise self.errors[0]
+        return {name: self.summaries[name] for name in names}
+
+
 def _tag(
-    job: ScoreJob,
+    asked: Sequence[_Asked],
     ready: _Ready,
     display: Display,
-    inputs: Inputs,
-    storage: Storage,
-    lease: Lease | None,
     deadline: Deadline | None,
     *,
     add_new: bool,
-) -> dict[str, Any]:
-    """Plan or continue, work off, account for it: the summary."""
+) -> dict[str, dict[str, Any]]:
+    """Plan or continue, work off, account for it: the summaries."""
     started = time.monotonic()
-    folder = inputs.folder
-
-    def check() -> None:
-        if lease is not None:
-            check_holder(storage, lease.token)
-
-    def resolve_there(model: ModelFolder, plan: CorpusPlan) -> ResolvedEngine:
-        there = ready()
-        with display.doing("loading the model, trying engines"):
-            return there.resolve(model, plan, job)
-
-    with display.stage("plan", None, "footers") as stage:
-        stage.doing("looking at the output and new footers")
-        run, pending, notes = open_run(
-            job,
-            folder,
-            inputs.listing,
-            resolve_there,
-            add_new=add_new,
-            check=check,
-            progress=stage.advance,
-        )
-    for note in notes:
-        display.say(f"note: {note}")
-    drift = _drift_of(run, inputs.validation, job.limits)
-    known = drift is None or _limit_of(run.summary) == job.limits.drift
-    if run.succeeded and not len(pending) and known:
-        check_limits(run, run.summary, job.limits)
-        display.say("complete already: nothing to do")
-        return run.summary
-    tally = Tally(run, pending)
-    work = Work.of(run, folder, holder=lease.token if lease is not None else None)
-    backend = ready() if len(pending) else None
-    with listen(job.limits.grace, display.say, deadline=deadline) as stop:
+    opened = _open(asked, ready, display, add_new=add_new)
+    ends = _Ends()
+    for item in opened:
+        if item.complete:
+            ends.note(item, item.checked)
+            if not ends.errors:
+                display.say(item.asked.named("complete already: nothing to do"))
+    todo = [item for item in opened if not item.complete]
+    passes = plan_passes([item.run for item in todo], [item.pending for item in todo])
+    backend = ready() if passes else None
+    with listen(asked[0].job.limits.grace, display.say, deadline=deadline) as stop:
         try:
             if backend is not None:
-                _work_off(tally, work, pending, job, backend, display, lease, stop)
+                for one in passes:
+                    _work_off(one, [todo[index] for index in one.runs], backend, display, stop)
         except KeyboardInterrupt:
-            if tally.rows(PENDING):
-                raise _interrupted(tally, stop.missed) from None
+            _raise_if_left(todo, stop)
         stop.nothing_in_flight()
         try:
-            with display.doing("accounting for every row"):
-                return finish_run(
-                    run,
-                    tally,
-                    job.limits,
-                    seconds=time.monotonic() - started,
-                    check=check,
-                    drift=drift,
-                )
+            for item in todo:
+                with display.doing(item.asked.named("accounting for every row")):
+                    ends.note(item, partial(item.finish, time.monotonic() - started))
         except KeyboardInterrupt:
-            if run.succeeded:
-                return run.summary
-            raise _interrupted(tally, stop.missed) from None
+            for item in todo:
+                if not item.run.succeeded:
+                    raise _interrupted(item.tally, stop.missed) from None
+                ends.summaries[item.asked.name] = item.run.summary
+    return ends.result([item.name for item in asked], display.say)
+
+
+def _open(
+    asked: Sequence[_Asked], ready: _Ready, display: Display, *, add_new: bool
+) -> list[_Opened]:
+    """Start or continue each run; new ones are cut into the same units."""
+    opened: list[_Opened] = []
+    for item in asked:
+        job, folder = item.job, item.inputs.folder
+        if opened and job.units.rows == "auto" and item.storage.read(RUN_FILE) is None:
+            rows = opened[0].run.identity["units.rows"]
+            job = job.model_copy(update={"units": job.units.model_copy(update={"rows": rows})})
+
+        def resolve_there(
+            model: ModelFolder, plan: CorpusPlan, job: ScoreJob = job, item: _Asked = item
+        ) -> ResolvedEngine:
+            there = ready()
+            with display.doing(item.named("loading the model, trying engines")):
+                return there.resolve(model, plan, job)
+
+        with display.stage("plan", None, "footers") as stage:
+            stage.doing("looking at the output and new footers")
+            run, pending, notes = open_run(
+                job,
+                folder,
+                item.inputs.listing,
+                resolve_there,
+                add_new=add_new,
+                check=item.check,
+                progress=stage.advance,
+            )
+        for note in notes:
+            display.say(f"note: {item.named(note)}")
+        opened.append(_Opened(item, run, pending))
+    return opened
 
 
 def _drift_of(
@@ -445,49 +468,92 @@ def _limit_of(summary: Mapping[str, Any]) -> DriftConfig | None:
 
 
 def _work_off(
-    tally: Tally,
-    work: Work,
-    pending: NDArray[np.int64],
-    job: ScoreJob,
+    units: UnitPass,
+    nights: Sequence[_Opened],
     backend: Backend,
     display: Display,
-    lease: Lease | None,
     stop: Stop,
 ) -> None:
-    """Process the pending units."""
-    run = tally.run
-    total, before = run.plan.rows, tally.rows(EARLIER)
-    engine = run.resolved
-    display.say(
-        f"{total:,} rows in {len(run.plan.units):,} units of {len(run.plan.files):,} files; "
-        f"{engine.name} {engine.dtype} on {engine.device}, at most {engine.max_tokens} tokens"
-        f"{f' in each of {engine.windows.max_windows} windows' if engine.windows else ''}"
-    )
-    if not before and (measured := describe_trials(engine)):
-        display.say(measured)
+    """Process units that wait for these runs."""
+    first = nights[0]
+    run, job, before = first.run, first.asked.job, first.tally.rows(EARLIER)
+    works = sharing_tokens([night.work() for night in nights])
+    for line in _introduction(nights, ways=len({work.tokens for work in works})):
+        display.say(line)
     if before:
         display.say(f"continuing: {before:,} rows are done already")
     actors = backend.actors(job)
-    reads = plan_reads(run, pending, job, actors=actors)
+    speed = _speed_of_all([night.run.resolved.documents_per_s for night in nights])
+    reads = plan_reads(run, units.units, job, actors=actors, documents_per_s=speed)
     with (
-        display.stage("score", total, "rows", done=before) as stage,
-        watching(
-            tally,
-            stage,
-            run.storage,
-            actors=actors,
-            gpus=engine.device == "cuda",
-            token=lease.token if lease is not None else None,
-        ) as watch,
+        display.stage("score", run.plan.rows, "rows", done=before) as stage,
+        ExitStack() as stack,
     ):
+        watches = [
+            stack.enter_context(
+                watching(
+                    night.tally,
+                    stage if night is first else None,  # the others go along with it
+                    night.run.storage,
+                    actors=actors,
+                    gpus=run.resolved.device == "cuda",
+                    documents_per_s=speed,
+                    token=night.asked.token,
+                )
+            )
+            for night in nights
+        ]
+
+        def scored(vitals: Vitals) -> None:
+            watches[vitals.work].heard(vitals)
+
         processes = "1 process" if actors == 1 else f"{actors} processes"
-        stage.doing(f"loading the model in {processes}")
-        for receipts in backend.process(run, work, reads, job, scored=watch.heard, stop=stop):
-            watch.receipts(receipts)
-            if lease is not None:
-                lease.check()
-    if stop.requested and tally.rows(PENDING):
-        raise _interrupted(tally, stop.missed)
+        models = "the model" if len(nights) == 1 else f"{len(nights)} models"
+        stage.doing(f"loading {models} in {processes}")
+        for done in backend.process(run.plan, works, reads, job, scored=scored, stop=stop):
+            for watch, receipts in zip(watches, done, strict=True):
+                watch.receipts(receipts)
+            for night in nights:
+                if night.asked.lease is not None:
+                    night.asked.lease.check()
+    if stop.requested:
+        _raise_if_left(nights, stop)
+
+
+def _introduction(nights: Sequence[_Opened], *, ways: int) -> list[str]:
+    """What is begun, for people: the corpus, and the engine of each run."""
+    plan = nights[0].run.plan
+    engines = [_describe(night.run.resolved) for night in nights]
+    trials = [
+        night.asked.named(measured)
+        for night in nights
+        if not night.tally.rows(EARLIER) and (measured := describe_trials(night.run.resolved))
+    ]
+    corpus = f"{plan.rows:,} rows in {len(plan.units):,} units of {len(plan.files):,} files"
+    if len(nights) == 1:
+        return [f"{corpus}; {engines[0]}", *trials]
+    often = "once" if ways == 1 else f"in {ways} ways"
+    together = f"{corpus}, each read once for {len(nights)} models, and tokenized {often}"
+    each = [night.asked.named(engine) for night, engine in zip(nights, engines, strict=True)]
+    return [together, *each, *trials]
+
+
+def _describe(engine: ResolvedEngine) -> str:
+    text = f"{engine.name} {engine.dtype} on {engine.device}, at most {engine.max_tokens} tokens"
+    return f"{text} in each of {engine.windows.max_windows} windows" if engine.windows else text
+
+
+def _speed_of_all(speeds: Sequence[float | None]) -> float | None:
+    """Documents per second that one process takes through several models; None: not known."""
+    known = [speed for speed in speeds if speed]
+    return 1 / sum(1 / speed for speed in known) if len(known) == len(speeds) else None
+
+
+def _raise_if_left(nights: Sequence[_Opened], stop: Stop) -> None:
+    """End a command that has not come to the end of its work."""
+    for night in nights:
+        if night.tally.rows(PENDING):
+            raise _interrupted(night.tally, stop.missed) from None
 
 
 def _interrupted(tally: Tally, missed: Deadline | None) -> RayMlcError:
@@ -500,48 +566,3 @@ def _interrupted(tally: Tally, missed: Deadline | None) -> RayMlcError:
     if missed is not None:
         return RayMlcError(f"stopped at {missed.text} (limits.stop_at) {rest}")
     return InterruptedRunError(f"interrupted {rest}")
-
-
-def plan_reads(
-    run: Run, pending: NDArray[np.int64], job: ScoreJob, *, actors: int
-) -> list[NDArray[np.int64]]:
-    """Group the pending units into reads, in the order in which they are begun.
-
-    Few rows are cut finer, so that every actor works to the end.
-    """
-    reads = order_reads(
-        run.plan.units.take(pa.array(pending)),
-        max_rows=run.identity["units.rows"],
-        max_bytes=job.units.bytes,
-        documents_per_s=run.resolved.documents_per_s,
-        actors=actors,
-    )
-    return [pending[read] for read in reads]
-
-
-def order_reads(
-    units: pa.Table, *, max_rows: int, max_bytes: int, documents_per_s: float | None, actors: int
-) -> list[NDArray[np.int64]]:
-    """Group units into reads, as positions in `units`, in the order in which they are begun.
-
-    Args:
-        units: `corpus.units.UNITS_SCHEMA`.
-        max_rows: Most rows of a unit.
-        max_bytes: Most decoded bytes of a read.
-        documents_per_s: Speed of an actor, if it is known.
-        actors: How many.
-    """
-    rows = int(units["rows"].to_numpy().sum(dtype=np.int64))
-    max_rows = min(max_rows, max(1, -(-rows // (actors * READS_PER_ACTOR))))
-    share = (
-        GROUP_SHARE
-        if documents_per_s is None
-        else min(4 * GROUP_SHARE, documents_per_s / DECODED_PER_S / OVERHEAD)
-    )
-    reads = list(group_reads(units, max_rows=max_rows, max_bytes=max_bytes, group_share=share))
-    sizes = units["bytes"].to_numpy()
-    order = np.argsort([-sizes[read].sum() for read in reads], kind="stable")
-    # a small one for each actor, so that results show soon; then the longest first, so that none
-    # is left to a single actor at the end
-    order = np.concatenate([order[-actors:], order[:-actors]])
-    return [reads[index] for index in order]

@@ -32,16 +32,24 @@ class NightWatch:
     """A night at work, as far as its driver knows."""
 
     def __init__(
-        self, tally: Tally, stage: StageHandle, metrics: Metrics, *, actors: int, gpus: bool
+        self,
+        tally: Tally,
+        stage: StageHandle | None,
+        metrics: Metrics,
+        *,
+        actors: int,
+        gpus: bool,
+        documents_per_s: float | None = None,
     ) -> None:
         """Begin to watch.
 
         Args:
             tally: What has become of each unit; told about receipts here.
-            stage: What the user sees.
+            stage: What the user sees; None: another night of the same pass is shown.
             metrics: What Prometheus sees.
             actors: Actors asked for.
             gpus: Whether they have GPUs, and others tokenize.
+            documents_per_s: Speed expected of an actor; None: that of the run's engine.
         """
         self._tally, self._stage, self._actors, self._gpus = tally, stage, actors, gpus
         self._metrics = metrics
@@ -54,7 +62,7 @@ class NightWatch:
         self._count()
         self._pending_rows, self._pending_work = self._rows_S[PENDING], self._work_S[PENDING]
         self._row_work = self._pending_work / max(1, self._pending_rows)
-        speed = resolved.documents_per_s
+        speed = documents_per_s or resolved.documents_per_s
         expected = None if speed is None else speed * actors * END_TO_END
         self._work = Pace(None if expected is None else expected * self._row_work)
         self._rows, self._tokens = Pace(expected), Pace()
@@ -151,32 +159,36 @@ class NightWatch:
             shown = Shown(
                 standing.lines(), standing.to_dict(), standing.rows_per_s, standing.seconds_left
             )
-        if rows or shown is not None:
+        if self._stage is not None and (rows or shown is not None):
             self._stage.advance(rows, shown=shown)
 
 
 @contextmanager
 def watching(
     tally: Tally,
-    stage: StageHandle,
+    stage: StageHandle | None,
     storage: Storage,
     *,
     actors: int,
     gpus: bool,
     token: str | None,
+    documents_per_s: float | None = None,
 ) -> Iterator[NightWatch]:
     """Watch a night while the block runs, and tell others by `_ray_mlc/progress.json`.
 
     Args:
         tally: What has become of each unit.
-        stage: What the user sees.
+        stage: What the user sees; None: another night of the same pass is shown.
         storage: The output folder.
         actors: Actors asked for.
         gpus: Whether they have GPUs.
         token: Of the lease; None: there is none.
+        documents_per_s: Speed expected of an actor; None: that of the run's engine.
     """
     metrics = open_metrics(storage.uri)
-    watch = NightWatch(tally, stage, metrics, actors=actors, gpus=gpus)
+    watch = NightWatch(
+        tally, stage, metrics, actors=actors, gpus=gpus, documents_per_s=documents_per_s
+    )
 
     def describe() -> dict[str, Any]:
         return watch.standing.to_dict()

@@ -48,6 +48,10 @@ BLOCK_IDS = "__ray_mlc_ids"
 score."""
 BLOCK_WINDOWS = "__ray_mlc_windows"
 """large_list<int32>: tokens of each window; empty where there is nothing to score."""
+TOKEN_COLUMNS = frozenset(
+    {BLOCK_STATUS, BLOCK_IDS, BLOCK_WINDOWS, "n_tokens", "truncated", BLOCK_ERROR}
+)
+"""What `tokenize_block` makes: other columns stay as they were."""
 MAX_CELLS = 2**24
 """Scores held at once, in cells of N × L: 64 MiB of float32, whatever the number of labels."""
 

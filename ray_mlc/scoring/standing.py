@@ -87,6 +87,8 @@ class Vitals:
     """Processes that have loaded the model and proven it."""
     blocks: Blocks | None = None
     """None: one process does one thing after the other."""
+    work: int = 0
+    """Which of a pass's models is spoken of."""
 
 
 class Pace:

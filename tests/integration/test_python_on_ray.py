@@ -21,12 +21,13 @@ PAGE = Path(__file__).parents[2] / "docs/python.md"
 def test_the_blocks_of_the_page_that_need_ray_run(
     ray_local: Any,
     tiny_model: Path,
+    tiny_tfidf: Path,
     tiny_corpus: Path,
     tiny_encoder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lay_out(tmp_path, model=tiny_model, corpus=tiny_corpus, encoder=tiny_encoder)
+    lay_out(tmp_path, model=tiny_model, words=tiny_tfidf, corpus=tiny_corpus, encoder=tiny_encoder)
     monkeypatch.chdir(tmp_path)
     # actors start in the folder in which Ray was started
     absolute = [

@@ -101,7 +101,7 @@ def on_ray(job: ScoreJob) -> dict[str, Any]:
     from ray_mlc.runtime.ray_data import RayBackend
 
     display = Display(quiet=True)
-    return score(job, RayBackend(job, display.say), display)
+    return score(job, RayBackend([job], display.say), display)
 
 
 def parts_of(output: Path) -> list[Path]:

@@ -13,9 +13,10 @@ from ray_mlc import synthetic
 _BLOCK = re.compile(r"(?P<mark><!-- needs Ray -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
 
 
-def lay_out(folder: Path, *, model: Path, corpus: Path, encoder: Path) -> None:
+def lay_out(folder: Path, *, model: Path, words: Path, corpus: Path, encoder: Path) -> None:
     """Put there what the examples name."""
     shutil.copytree(model, folder / "models/topics")
+    shutil.copytree(words, folder / "models/words")
     shutil.copytree(corpus, folder / "corpus")
     shutil.copytree(encoder, folder / "encoders/tiny")
     pq.write_table(synthetic.documents(100, seed=5), folder / "examples.parquet")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ray_mlc import __version__
-from ray_mlc.config import ScoreJob, TrainJob, TuneJob
+from ray_mlc.config import ManyScoreJob, ScoreJob, TrainJob, TuneJob
 from ray_mlc.errors import ConfigError, LeaseError, UsageError
-from ray_mlc.job_files import load_job
+from ray_mlc.job_files import load_job, load_score_job
 from ray_mlc.runtime.job_ids import (
     PASSED,
     Attempt,
@@ -21,7 +21,7 @@ from ray_mlc.runtime.job_ids import (
     entrypoint,
     find_attempt,
     metadata_of,
-    output_of,
+    outputs_of,
     plan_submit,
     run_id,
     with_absolute_paths,
@@ -102,7 +102,7 @@ def test_names_tell_kind_and_night_and_stay_the_same_from_release_to_release() -
     assert run_id(score()) == "score-c4c06346577c"
     assert run_id(score(), night=NIGHT) == "score-c4c06346577c-20261124"
     assert run_id(train()).startswith("train-")
-    assert output_of(tune()) == "/model"
+    assert outputs_of(tune()) == ["/model"]
 
 
 def test_relative_paths_are_made_absolute_and_said(tmp_path: Path) -> None:
@@ -117,6 +117,44 @@ def test_relative_paths_are_made_absolute_and_said(tmp_path: Path) -> None:
     assert len(notes) == 4
     assert all("every node must see it there" in note for note in notes)
     assert with_absolute_paths(found, base=Path("/elsewhere")) == (found, [])
+
+
+def many(**paths: Any) -> ManyScoreJob:
+    """A job of two models."""
+    job = load_score_job(
+        options={
+            "model": {"a": "/models/a", "b": "/models/b"},
+            "input": "/in",
+            "output": {"a": "/out/a/", "b": "/out/b"},
+            **paths,
+        }
+    )
+    assert isinstance(job, ManyScoreJob)
+    return job
+
+
+def test_a_job_of_several_models_has_a_name_and_all_its_outputs(tmp_path: Path) -> None:
+    assert outputs_of(many()) == ["/out/a", "/out/b"]
+    assert run_id(many()) == run_id(many(output={"a": "/out/a", "b": "/out/b/"}))
+    assert run_id(many()) != run_id(many(model={"a": "/models/a", "b": "/models/c"}))
+    (tmp_path / "m").mkdir()
+    job = many(model={"a": "m", "b": "hub/id"}, output={"a": "x", "b": "s3://b/x"})
+    found, notes = with_absolute_paths(job, base=tmp_path)
+    assert isinstance(found, ManyScoreJob)
+    assert found.model == {"a": f"{tmp_path}/m", "b": "hub/id"}
+    assert [output.path for output in found.output.values()] == [f"{tmp_path}/x", "s3://b/x"]
+    assert notes[0].startswith(f"model m is {tmp_path}/m on the cluster")
+    assert notes[1].startswith(f"output.path x is {tmp_path}/x on the cluster")
+
+
+def test_two_jobs_that_share_an_output_are_not_at_work_at_one_time() -> None:
+    other = score(output="/out/b/")
+    metadata = metadata_of(many(), run_id(many()), 1, stop_wait_s=60)
+    live = attempt(run_id(many()), 1, "RUNNING", output=metadata["ray_mlc.output"])
+    with pytest.raises(LeaseError, match="writes to /out/b, and is from another job file"):
+        plan_submit(other, run_id(other), [live])
+    for name in ("/out/a", "/out/b/"):
+        assert find_attempt(name, [live], base=Path("/")) is live
 
 
 def test_a_hub_id_is_no_path_and_a_folder_of_that_name_is(tmp_path: Path) -> None:
@@ -210,7 +248,7 @@ def test_a_night_does_not_take_a_plain_job_for_one() -> None:
 
 def test_a_slash_at_the_end_of_an_output_makes_no_other_run() -> None:
     assert run_id(score(output="/out/")) == run_id(score(output="/out"))
-    assert output_of(score(output="s3://b/tags/")) == "s3://b/tags"
+    assert outputs_of(score(output="s3://b/tags/")) == ["s3://b/tags"]
 
 
 def test_another_job_that_writes_to_the_same_output_is_named_with_what_to_do() -> None:

@@ -672,8 +672,8 @@ def test_a_file_that_is_replaced_while_it_is_read_is_set_aside_and_there_is_no_s
             for number, receipts in enumerate(super().process(*args, **options)):
                 yield receipts
                 if number == 0:
-                    replaced.append(receipts[0].source)
-                    path = corpus / receipts[0].source
+                    replaced.append(receipts[0][0].source)
+                    path = corpus / replaced[0]
                     table = pq.read_table(path)
                     pq.write_table(table.take(list(range(80))[::-1]), path, row_group_size=50)
 

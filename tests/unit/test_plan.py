@@ -14,8 +14,8 @@ from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile
 from ray_mlc.corpus.units import plan_units
 from ray_mlc.job_files import load_job
-from ray_mlc.runtime.score import plan_reads
 from ray_mlc.scoring.plan import MAX_UNIT_ROWS, MIN_UNIT_ROWS, UNIT_S, unit_rows
+from ray_mlc.scoring.reads import plan_reads
 
 ACTORS = 2
 

@@ -55,7 +55,7 @@ def test_every_report_is_a_sign_of_life() -> None:
         report()
         seen.append(pulse.state())
     assert len({state.events for state in seen}) == len(seen)
-    assert seen[-1] == State(5, Vitals(5, 50, 60, actors=1, blocks=Blocks()))
+    assert seen[-1] == State(5, (Vitals(5, 50, 60, actors=1, blocks=Blocks()),))
 
 
 def test_what_waits_is_told_apart_from_what_is_worked_on() -> None:
@@ -69,7 +69,7 @@ def test_what_waits_is_told_apart_from_what_is_worked_on() -> None:
     for name in "de":
         pulse.pass_on(name, SCORING, SCORED)
     pulse.enter("e", WRITING)
-    assert pulse.state().vitals.blocks == Blocks(1, 1, 1, 1, 1)
+    assert pulse.state().works[0].blocks == Blocks(1, 1, 1, 1, 1)
     assert pulse.state().in_flight == 3
     assert pulse.state().oldest == "reading a"
 
@@ -79,17 +79,17 @@ def test_words_that_are_overtaken_change_nothing() -> None:
     pulse.enter("a", READING)
     pulse.enter("a", SCORING)
     pulse.pass_on("a", READING, READ)  # comes late
-    assert pulse.state().vitals.blocks == Blocks(scoring=1)
+    assert pulse.state().works[0].blocks == Blocks(scoring=1)
     assert pulse.enter("a", SCORING) == (False, 1)  # the death is still counted
     pulse.leave("a")
     pulse.pass_on("a", SCORING, SCORED)
-    assert pulse.state().vitals.blocks == Blocks()
+    assert pulse.state().works[0].blocks == Blocks()
 
 
 def test_the_stuck_stage_is_named() -> None:
     ready = Vitals(actors=1)
     assert Watch._stage(State()) == "starting the actors"
     assert (
-        Watch._stage(State(vitals=ready, oldest="scoring a from row 7")) == "scoring a from row 7"
+        Watch._stage(State(works=(ready,), oldest="scoring a from row 7")) == "scoring a from row 7"
     )
-    assert Watch._stage(State(vitals=ready)) == "waiting for work"
+    assert Watch._stage(State(works=(ready,))) == "waiting for work"

@@ -28,13 +28,14 @@ EXAMPLES = {
 @pytest.fixture(scope="module")
 def surroundings(
     tiny_model: Path,
+    tiny_tfidf: Path,
     tiny_corpus: Path,
     tiny_encoder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A folder in which the examples find what they name."""
     folder = tmp_path_factory.mktemp("examples")
-    lay_out(folder, model=tiny_model, corpus=tiny_corpus, encoder=tiny_encoder)
+    lay_out(folder, model=tiny_model, words=tiny_tfidf, corpus=tiny_corpus, encoder=tiny_encoder)
     return folder
 
 
@@ -54,7 +55,7 @@ def test_an_example_of_a_docstring_gives_what_it_says(
 
 def test_the_blocks_of_the_page_run(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(surroundings)
-    for name in ("tags", "more-tags"):
+    for name in ("tags", "more-tags", "by-topics", "by-words"):
         if (surroundings / name).exists():
             (surroundings / name).rename(surroundings / f"{name}-of-docstrings")
     found = blocks(PAGE, ray=False)

@@ -7,6 +7,7 @@ another, because two precisions in one output could not be told apart afterwards
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ from ray_mlc.model.engines.race import best_budget, probe_budget, race
 from ray_mlc.model.engines.tfidf_engine import TfidfEngine
 from ray_mlc.model.folder import Canaries, ModelFolder
 from ray_mlc.model.tfidf import MAX_TOKENS as TFIDF_BATCH_TOKENS
-from ray_mlc.model.tfidf import TfidfModel, TfidfTokenizer, read_vocabulary
-from ray_mlc.model.tokenization import AnyTokenizer, Tokenizer
+from ray_mlc.model.tfidf import VOCABULARY_FILE, TfidfModel, TfidfTokenizer, read_vocabulary
+from ray_mlc.model.tokenization import AnyTokenizer, Tokenizer, TokenizerState
 
 log = logging.getLogger(__name__)
 
@@ -389,6 +390,14 @@ def load_tokenizer(
             )
         return TfidfTokenizer(read_vocabulary(folder.path), max_tokens=max_tokens)
     return load_encoder_tokenizer(folder, max_tokens=max_tokens, windows=windows)
+
+
+def digest_of_ids(folder: ModelFolder) -> str:
+    """SHA-256 over what the ids of an uncut text depend on: alike for models of one encoder."""
+    if folder.info.kind == "tfidf":
+        return hashlib.sha256((folder.path / VOCABULARY_FILE).read_bytes()).hexdigest()
+    state = TokenizerState.load(folder.path, digest=folder.tokenizer_digest)
+    return hashlib.sha256(f"{state.cuts_left} {state.backend}".encode()).hexdigest()
 
 
 def load_encoder_tokenizer(
