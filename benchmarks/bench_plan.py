@@ -38,10 +38,10 @@ from ray_mlc.job_files import load_job
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.choose import ResolvedEngine
-from ray_mlc.scoring.reads import plan_reads
 from ray_mlc.scoring import accounts, ledger, plan, verify
 from ray_mlc.scoring.ledger import Run, open_run, read_run
 from ray_mlc.scoring.parts import FOOTER_KEY, Receipt, serialize
+from ray_mlc.scoring.reads import plan_reads
 from ray_mlc.storage import LocalStorage, ObjectInfo
 
 SIZES = (10_000, 100_000, 1_000_000)

@@ -112,6 +112,7 @@ def commands() -> str:
 def jobs() -> str:
     """All kinds of jobs with their keys, from the tree that decodes them."""
     from ray_mlc.cluster.config import ClusterConfig
+    from ray_mlc.config import ManyScoreJob, ScoreJob
     from ray_mlc.runtime.job_ids import KINDS
 
     lines = ["# Jobs", "", INTRODUCTIONS["jobs"], ""]
@@ -120,7 +121,19 @@ def jobs() -> str:
         lines += [kind.__doc__ or "", "", "| key | default | |", "|---|---|---|"]
         lines += _rows(kind.model_json_schema())
         lines.append("")
+        if kind is ScoreJob:
+            lines += [SEVERAL_MODELS, "", "| key | |", "|---|---|"]
+            for key in ("model", "output", "decision"):
+                about = " ".join((ManyScoreJob.model_fields[key].description or "").split())
+                lines.append(f"| `{key}.<name>` | {about} |")
+            lines.append("")
     return "\n".join(lines)
+
+
+SEVERAL_MODELS = (
+    "Several models read a corpus in one pass where `model` is a mapping, by names of your own; "
+    "`output`, and maybe `decision`, are then mappings by the same names:"
+)
 
 
 def _rows(schema: Mapping[str, Any]) -> Iterator[str]:

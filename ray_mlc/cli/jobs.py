@@ -13,7 +13,6 @@ from ray_mlc.errors import ConfigError
 if TYPE_CHECKING:
     from ray_mlc.config import Section
     from ray_mlc.runtime.job_client import JobClient
-    from ray_mlc.runtime.job_ids import Job
 
 Cluster = Annotated[
     str | None,
@@ -47,13 +46,15 @@ def schema(
 
 def render(job: Annotated[Path, typer.Argument(help="YAML job file.")], set_: Set = None) -> None:
     """The job with every default filled in."""
-    from ray_mlc.job_files import dump_job, kind_of, load_job, load_score_job
+    from ray_mlc.job_files import dump_job, kind_of, load_job
+    from ray_mlc.runtime.job_ids import KINDS, read_job
 
-    kind = _kind(name := kind_of(job))
-    if name == "score":
-        typer.echo(dump_job(load_score_job(job, overrides=set_ or ())), nl=False)
+    spec: Section
+    if (kind := kind_of(job)) in KINDS:
+        spec = read_job(job, overrides=set_ or ())
     else:
-        typer.echo(dump_job(load_job(kind, job, overrides=set_ or ())), nl=False)
+        spec = load_job(_kind(kind), job, overrides=set_ or ())
+    typer.echo(dump_job(spec), nl=False)
 
 
 def _kind(kind: str) -> type[Section]:
@@ -92,20 +93,13 @@ def submit(
 
     With --follow the exit code is the job's; Ctrl-C detaches (130), and the job goes on.
     """
-    from ray_mlc.job_files import kind_of, load_job, load_score_job
     from ray_mlc.runtime import jobs
     from ray_mlc.runtime.job_client import JobClient, choose_address
-    from ray_mlc.runtime.job_ids import KINDS, ray_of
+    from ray_mlc.runtime.job_ids import ray_of, read_job
     from ray_mlc.runtime.progress import Display
 
     say = Display(quiet=quiet).say
-    if (kind := kind_of(job)) not in KINDS:
-        raise ConfigError(f"{job}: kind is {kind!r}, expected {', '.join(KINDS)}")
-    spec: Job
-    if kind == "score":
-        spec = load_score_job(job, overrides=set_ or ())
-    else:
-        spec = load_job(KINDS[kind], job, overrides=set_ or ())
+    spec = read_job(job, overrides=set_ or ())
     client = JobClient(choose_address(address, ray_of(spec).address), verify=verify)
     done = jobs.submit(spec, client, add_new=add_new, again=again, working_dir=working_dir, say=say)
     attempt = done.attempt

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from ray_mlc import __version__
 from ray_mlc.config import ManyScoreJob, ScoreJob, TrainJob, TuneJob
 from ray_mlc.errors import ConfigError, LeaseError, UsageError
+from ray_mlc.job_files import kind_of, load_job, load_score_job
 from ray_mlc.storage import scheme_of
 
 Job = ScoreJob | ManyScoreJob | TrainJob | TuneJob
@@ -61,6 +62,19 @@ _INPUTS["tune"] = tuple(f"train.{key}" for key in _INPUTS["train"])
 _OUTPUTS["tune"] = tuple(f"train.{key}" for key in _OUTPUTS["train"])
 _HUB = ("model", "model.*", "encoder", "train.encoder")
 """Keys that may name a model of the Hugging Face hub, which looks like a relative path."""
+
+
+def read_job(path: Path, *, overrides: Sequence[str] = ()) -> Job:
+    """A job of any of these kinds.
+
+    Raises:
+        ConfigError: One line, if it is none, or a key or value of it is wrong.
+    """
+    if (kind := kind_of(path)) not in KINDS:
+        raise ConfigError(f"{path}: kind is {kind!r}, expected {', '.join(KINDS)}")
+    if kind == "score":
+        return load_score_job(path, overrides=overrides)
+    return load_job(KINDS[kind], path, overrides=overrides)
 
 
 def run_id(job: Job, *, night: datetime.date | None = None) -> str:

@@ -26,6 +26,7 @@ from ray_mlc.errors import (
     RayMlcError,
     ResourceError,
 )
+from ray_mlc.labels import LabelSet
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
 from ray_mlc.scoring.verify import verify
@@ -66,9 +67,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_job(score_job: Callable[..., ScoreJob]) -> Callable[..., ScoreJob]:
     """A job over a corpus: `make_job(corpus, output, "actors.count=2")`."""
 
-    def make(corpus: Path, output: Path, *overrides: str) -> ScoreJob:
+    def make(corpus: Path, output: Path, *overrides: str, **options: Any) -> ScoreJob:
         keep = "output.keep=[id, number]"
-        return score_job(corpus, output, *UNITS, keep, *overrides)
+        return score_job(corpus, output, *UNITS, keep, *overrides, **options)
 
     return make
 
@@ -138,6 +139,34 @@ def test_ray_equals_one_process_row_by_row(
     statuses = found["status"].to_pylist()
     assert (statuses.count("null_text"), statuses.count("empty")) == (4, 2)
     assert any(found["labels"].to_pylist())
+
+
+def test_two_models_in_one_pass_on_ray_are_what_each_is_alone(
+    ray_local: Any,
+    corpus: Path,
+    make_job: Callable[..., ScoreJob],
+    make_model: Callable[..., Path],
+    expected: pa.Table,
+    tmp_path: Path,
+) -> None:
+    from ray_mlc.runtime.local import LocalBackend
+    from ray_mlc.runtime.ray_data import RayBackend
+    from ray_mlc.runtime.score import score_many
+
+    few = make_model(LabelSet(("angry", "short")), seed=3)
+    jobs = {
+        "all": make_job(corpus, tmp_path / "all", "actors.count=2"),
+        "few": make_job(corpus, tmp_path / "few", "actors.count=2", model=few),
+    }
+    display = Display(quiet=True)
+    summaries = score_many(jobs, RayBackend(list(jobs.values()), display.say), display)
+    alone = make_job(corpus, tmp_path / "alone", model=few)
+    score(alone, LocalBackend(), display)
+    assert_same(rows_of(tmp_path / "all"), expected)
+    assert_same(rows_of(tmp_path / "few"), rows_of(tmp_path / "alone"))
+    for name in jobs:
+        assert verify(str(tmp_path / name)).holds
+        assert summaries[name]["rows"]["written"] == expected.num_rows
 
 
 def test_parts_are_those_of_the_units_and_the_account_holds(

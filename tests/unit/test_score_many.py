@@ -303,8 +303,8 @@ def test_people_are_told_what_is_read_for_whom(jobs: Callable[..., dict[str, Sco
     begun = display.said[[text.startswith("240 rows") for text in display.said].index(True) :]
     assert begun[:3] == [
         "240 rows in 9 units of 3 files, each read once for 3 models, and tokenized in 2 ways",
-        "all: torch float32 on cpu, at most 64 tokens",
-        "few: torch float32 on cpu, at most 64 tokens",
+        "all: torch float32 on cpu, at most 32 tokens",
+        "few: torch float32 on cpu, at most 32 tokens",
     ]
     assert begun[3].startswith("words: tfidf float32 on cpu")
 
