@@ -64,19 +64,11 @@ class Side:
         Raises:
             DataError: If it has no such night.
         """
-        units = run.plan.units
-        positions = np.arange(len(units))
+        positions = np.arange(len(run.plan.units))
         if night is not None:
             if not 1 <= night <= len(run.nights):
                 raise DataError(f"{name}: the run has {len(run.nights)} night(s)")
-            # of a file that was planned again, the last night's entry is the one that counts
-            last = {
-                source: item.number
-                for item in run.nights
-                for source in item.files["source"].to_pylist()
-            }
-            of_file = np.array([last[source] for source in run.plan.sources], np.int64)
-            positions = np.flatnonzero(of_file[units["file"].to_numpy()] == night)
+            positions = run.units_of_night(night)
         output = run.output
         return cls(
             name,

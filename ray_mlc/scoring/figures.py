@@ -20,7 +20,7 @@ from ray_mlc.model.folder import ModelInfo
 from ray_mlc.scoring.accounts import BAD_STATUSES
 from ray_mlc.scoring.drift import rate_interval, rates_apart
 from ray_mlc.scoring.ledger import FAILURES_FILE, SUCCESS_FILE, Run
-from ray_mlc.scoring.overnight import Look, Spread, files_of, look_at, units_of
+from ray_mlc.scoring.overnight import Look, Spread, look_at
 from ray_mlc.scoring.sums import LENGTH_EDGES, NEAR, SCORE_BINS, Sums
 from ray_mlc.storage import ObjectInfo
 
@@ -87,12 +87,12 @@ def night_figures(
         StorageError: If the store failed, and went on failing.
     """
     there = {info.path: info for info in run.storage.list()}
-    units = units_of(run, number)
+    units = run.units_of_night(number)
     paths = run.part_paths
     written = np.array([unit for unit in units if paths[unit] in there], np.int64)
     earlier = np.zeros(0, np.int64)
     if number > 1:
-        before_units = units_of(run, number - 1)
+        before_units = run.units_of_night(number - 1)
         earlier = np.array([unit for unit in before_units if paths[unit] in there], np.int64)
     look = look_at(run, written, spread=spread, progress=progress)
     before = None
@@ -142,7 +142,7 @@ def _state(account: Mapping[str, Any], *, succeeded: bool, last: bool) -> str:
 def _account(run: Run, number: int, units: NDArray[np.int64], there: set[str]) -> dict[str, Any]:
     """Rows and files of a night: planned, written, set aside by name, missing."""
     plan, paths = run.plan, run.part_paths
-    files = files_of(run, number)
+    files = np.flatnonzero(run.night_of_files == number)
     failures = json.loads(run.storage.read(FAILURES_FILE) or b"[]")
     faults = {
         (item["source"], item["first_row"]): item["reason"]

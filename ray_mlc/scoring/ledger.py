@@ -82,6 +82,21 @@ class Run:
         spec = load_columns(self.record["columns"])
         return combine(spec, [(night.files, night.units) for night in self.nights])
 
+    @cached_property
+    def night_of_files(self) -> NDArray[np.int64]:
+        """Night in which each file of the plan counts as planned: the last that names it."""
+        last = {
+            source: night.number
+            for night in self.nights
+            for source in night.files["source"].to_pylist()
+        }
+        return np.array([last[source] for source in self.plan.sources], np.int64)
+
+    def units_of_night(self, number: int) -> NDArray[np.int64]:
+        """Positions of a night's units in the plan."""
+        night_of_units = self.night_of_files[self.plan.units["file"].to_numpy()]
+        return np.flatnonzero(night_of_units == number)
+
     @property
     def identity(self) -> Mapping[str, Any]:
         """All that decides what the rows contain."""

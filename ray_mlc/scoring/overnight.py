@@ -68,20 +68,6 @@ def night_of(run: Run, number: int | None) -> int:
     return number or last
 
 
-def files_of(run: Run, number: int) -> NDArray[np.int64]:
-    """Files of the run's plan that count as planned in a night: in the last that names them."""
-    last = {
-        source: night.number for night in run.nights for source in night.files["source"].to_pylist()
-    }
-    nights_F = np.array([last[source] for source in run.plan.sources], np.int64)
-    return np.flatnonzero(nights_F == number)
-
-
-def units_of(run: Run, number: int) -> NDArray[np.int64]:
-    """Positions of a night's units in the run's plan."""
-    return np.flatnonzero(np.isin(run.plan.units["file"].to_numpy(), files_of(run, number)))
-
-
 def look_at(
     run: Run,
     positions: NDArray[np.int64],
