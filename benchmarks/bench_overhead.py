@@ -16,7 +16,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ from ray_mlc.runtime import local, ray_data
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
 from ray_mlc.runtime.session import set_environment
-from ray_mlc.scoring.score import score_block, tokenize_block
 from ray_mlc.scoring.verify import verify
 
 ENGINE = ResolvedEngine(
@@ -69,34 +68,22 @@ class Nothing:
         return np.full((len(ragged), len(self.label_set)), 0.5, np.float32)
 
 
-def nothing_step(work: Any) -> Callable[..., pa.Table]:
-    """As `ScoreStep.both`, without a model."""
-    nothing: Any = Nothing(work.output.label_set)
+def without_model() -> None:
+    """Let the steps of this process do all that they do, with `Nothing` for a model."""
+    from ray_mlc.runtime import steps
 
-    def both(block: pa.Table, progress: Any = None) -> pa.Table:
-        del progress
-        tokens = tokenize_block(block, nothing, policy="truncate")
-        return score_block(tokens, nothing, work.rules, work.output)
-
-    return both
+    steps.classifier_of = lambda work, threads: Nothing(work.output.label_set)  # type: ignore
+    steps.load_tokenizer = lambda folder, **_: Nothing(None)  # type: ignore
 
 
 def empty_actor() -> type:
     """The actor without a model; made here, so that Ray ships it by value."""
-    step = nothing_step
+    prepare = without_model
 
     class ScoreActor(ray_data.ScoreActor):
-        def __init__(self, work: Any, threads: int, tokenizes: bool, reporter: Any) -> None:
-            from ray_mlc.model.classifier import ForwardStats
-            from ray_mlc.scoring.score import scored_schema
-
-            del threads, tokenizes
-            self._call, self._reporter = step(work), reporter
-            self._nothing = scored_schema(work.output).empty_table()
-            self._stats = ForwardStats()
-            self._unsent = self._real = self._padded = 0
-            self._sent_s = time.monotonic()
-            reporter.ready()
+        def __init__(self, *args: Any) -> None:
+            prepare()
+            super().__init__(*args)
 
     return ScoreActor
 
@@ -160,18 +147,11 @@ def write(folder: Path, units: int, rows: int) -> None:
 
 def one_process(folder: Path, asked: argparse.Namespace) -> float:
     """The same units without Ray."""
-    real = local.ScoreStep
-
-    class Step:
-        def __init__(self, work: Any) -> None:
-            self.both = nothing_step(work)
-
-    local.ScoreStep = Step  # type: ignore[assignment,misc]
+    without_model()
     backend: Any = local.LocalBackend()
     backend.resolve = lambda *_: ENGINE
     started = time.monotonic()
     score(job_for(folder, "out-local", asked.rows, 2), backend, Display(quiet=True))
-    local.ScoreStep = real  # type: ignore[misc]
     return time.monotonic() - started
 
 

@@ -30,10 +30,9 @@ from ray_mlc.job_files import load_job
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.tokenization import Ragged
-from ray_mlc.runtime import local
+from ray_mlc.runtime import local, steps
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
-from ray_mlc.scoring.score import score_block, tokenize_block
 from ray_mlc.scoring.verify import verify
 
 POINTS = (("wide", 28), ("sparse", 4_271), ("dense", 200))
@@ -92,19 +91,9 @@ def write(folder: Path, labels: int, rows: int, form: str) -> None:
         kinds = np.random.default_rng(number).integers(0, KINDS, len(part))
         table = pa.table({"id": pa.array(part), "text": pa.array(kinds.astype(str))})
         pq.write_table(table, folder / f"in/{number}.parquet", row_group_size=UNIT_ROWS)
-    made = Made(label_set)
-
-    class Step:
-        def __init__(self, work: Any) -> None:
-            self._work, self.classifier = work, made
-
-        def both(self, block: pa.Table, progress: Any = None) -> pa.Table:
-            del progress
-            scorer: Any = made
-            tokens = tokenize_block(block, scorer, policy="truncate")
-            return score_block(tokens, scorer, self._work.rules, self._work.output)
-
-    real, local.ScoreStep = local.ScoreStep, Step  # type: ignore[assignment,misc]
+    made: Any = Made(label_set)
+    steps.classifier_of = lambda work, threads: made  # type: ignore[assignment]
+    steps.load_tokenizer = lambda model, **_: made  # type: ignore[assignment]
     backend: Any = local.LocalBackend()
     backend.resolve = lambda *_: ENGINE
     options = {
@@ -116,7 +105,6 @@ def write(folder: Path, labels: int, rows: int, form: str) -> None:
     settings += ["report.at_end=false"]
     job = load_job(ScoreJob, options=options, overrides=[*settings, "output.keep=[id]"])
     score(job, backend, Display(quiet=True))
-    local.ScoreStep = real  # type: ignore[misc]
     (folder / "decision.json").write_text('{"threshold": 0.3}')
 
 

@@ -181,7 +181,7 @@ class ScoreStep:
         """
         self._works = works
         self._name = f"{socket.gethostname()} {os.getpid()}"
-        self._classifiers = [_load(work, threads) for work in works]
+        self._classifiers = [classifier_of(work, threads) for work in works]
         self._ways = _ways_to_tokenize(works)
         # made of the same columns of a block, whatever the model
         self._shared = {
@@ -238,7 +238,12 @@ def _telling(progress: Progress, place: int) -> Callable[[int], None]:
     return lambda rows: progress(place, rows)
 
 
-def _load(work: Work, threads: int | None) -> Classifier:
+def classifier_of(work: Work, threads: int | None) -> Classifier:
+    """The recorded engine of a work, proven on the canaries.
+
+    Raises:
+        ModelError: If the model is not the recorded one, or does not hold here.
+    """
     folder = open_model(work.model)
     if folder.digest != work.digest:
         raise RayMlcError(
