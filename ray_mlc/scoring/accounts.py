@@ -193,9 +193,14 @@ def check_limits(run: Run, summary: Mapping[str, Any], limits: LimitsConfig) -> 
     failures = json.loads(run.storage.read(FAILURES_FILE) or b"[]")
     worst = max(failures, key=lambda item: item["rows"] or 0, default=None)
     named = f" ({worst['source']}: {worst['reason']})" if worst else ""
+    origin = run.origin
+    advice = (
+        "repair the input and run the same command again, or raise the limit"
+        if origin is None
+        else f"complete {origin.output} by its own command, then run the same command again"
+    )
     raise LimitError(
-        f"{run.storage.uri}: {problem}{named}; see {FAILURES_FILE} and {SUMMARY_FILE}: repair the "
-        "input and run the same command again, or raise the limit"
+        f"{run.storage.uri}: {problem}{named}; see {FAILURES_FILE} and {SUMMARY_FILE}: {advice}"
     )
 
 

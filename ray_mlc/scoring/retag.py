@@ -90,13 +90,19 @@ class ScoredOutput:
             UsageError: If there is none, or it is not.
         """
         storage = open_storage(output)
-        run = read_run(storage)
+        run, reasons = read_run(storage), reasons_set_aside(storage)
         if not run.succeeded:
+            advice = "finish it with the command that began it"
+            if run.summary and all(
+                (unit.source, unit.first_row) in reasons for _, unit in units_of(run, run.pending())
+            ):  # all is accounted for, but not within its limits
+                advice = f"see {FAILURES_FILE}: repair what was set aside, or score with limits "
+                advice += "that allow it"
             raise UsageError(
-                f"{output}: is not finished ({SUCCESS_FILE} is missing): finish it with the "
-                "command that began it, then decide again"
+                f"{output}: is not finished ({SUCCESS_FILE} is missing): {advice}, then decide "
+                "again"
             )
-        return cls(run, reasons_set_aside(storage), _versions(run))
+        return cls(run, reasons, _versions(run))
 
     @property
     def limits(self) -> LimitsConfig:
