@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -50,6 +50,8 @@ from ray_mlc.runtime.ray_errors import own_errors
 from ray_mlc.runtime.ray_private import limit_blocks_ahead, map_whole_blocks
 from ray_mlc.runtime.score import resolve_engine
 from ray_mlc.runtime.session import (
+    NodeResources,
+    carrying,
     cluster_nodes,
     free_resources,
     ray_session,
@@ -280,6 +282,24 @@ def _paths_of(jobs: Sequence[ScoreJob]) -> tuple[dict[str, str], dict[str, str]]
     return inputs, outputs
 
 
+def _labelled(
+    nodes: Sequence[NodeResources], key: str, labels: Mapping[str, str]
+) -> list[NodeResources]:
+    """Nodes that a job's labels let pass.
+
+    Raises:
+        ResourceError: If none does: Ray would wait for one for ever.
+    """
+    found = carrying(nodes, labels)
+    if not found:
+        shown = ", ".join(f"{name}: {value}" for name, value in labels.items())
+        raise ResourceError(
+            f"{key} is {{{shown}}}, which none of the {len(nodes)} node(s) carries: `ray list "
+            "nodes --detail` shows their labels"
+        )
+    return found
+
+
 class RayBackend:
     """Ray Data: on the cluster that the job names, or on the Ray that is connected already."""
 
@@ -330,9 +350,16 @@ class RayBackend:
             open_model(job.model).info.kind == "tfidf" for job in jobs
         ):
             actors = actors.model_copy(update={"gpus": 0.0})  # it runs on CPUs alone
-        return plan_actors(
-            actors, cluster_nodes(), free_resources(), tokenizer_cpus=job.tokenizers.cpus
+        nodes = cluster_nodes()
+        plan = plan_actors(
+            actors,
+            _labelled(nodes, "actors.labels", actors.labels),
+            free_resources(),
+            tokenizer_cpus=job.tokenizers.cpus,
         )
+        if plan.gpus:
+            _labelled(nodes, "tokenizers.labels", job.tokenizers.labels)
+        return plan
 
     def resolve(self, folder: ModelFolder, plan: CorpusPlan, job: ScoreJob) -> ResolvedEngine:
         """See `Backend.resolve`: a task with an actor's resources does it."""
@@ -364,9 +391,9 @@ class RayBackend:
 
     def kind(self, job: ScoreJob) -> Kind:
         """See `PlanBackend.kind`: the cluster's nodes are taken to be like its largest."""
-        del job
         plan = self.plan
-        nodes = [node for node in cluster_nodes() if node.cpus > 0]
+        nodes = carrying(cluster_nodes(), job.actors.labels)
+        nodes = [node for node in nodes if node.cpus > 0]
         if plan.gpus:
             nodes = [node for node in nodes if node.gpus >= plan.gpus] or nodes
         return Kind(

@@ -13,9 +13,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray_mlc.errors import RayMlcError, ResourceError, first_line
@@ -31,6 +31,7 @@ class NodeResources:
 
     cpus: float
     gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def set_environment(*, quiet: bool = True) -> None:
@@ -182,9 +183,34 @@ def cluster_nodes() -> list[NodeResources]:
     import ray
 
     return [
-        NodeResources(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        NodeResources(
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+            node.get("Labels", {}),
+        )
         for node in ray.nodes()
         if node["Alive"]
+    ]
+
+
+def carrying(nodes: Sequence[NodeResources], selector: Mapping[str, str]) -> list[NodeResources]:
+    """Nodes whose labels a selector of Ray lets pass: all for an empty one.
+
+    Args:
+        nodes: Nodes.
+        selector: What each label must be: `value`, `!value`, `in(value, value)`, `!in(value)`; a
+            label that is not there is none of the values.
+    """
+
+    def passes(node: NodeResources, key: str, wanted: str) -> bool:
+        values = wanted.removeprefix("!")
+        if values.startswith("in("):
+            values = values.removeprefix("in(").removesuffix(")")
+        found = node.labels.get(key) in [value.strip() for value in values.split(",")]
+        return found != wanted.startswith("!")
+
+    return [
+        node for node in nodes if all(passes(node, key, value) for key, value in selector.items())
     ]
 
 

@@ -13,7 +13,7 @@ from ray_mlc.runtime.actor_plan import IO_CPUS, plan_actors
 from ray_mlc.runtime.ray_data import RayBackend
 from ray_mlc.runtime.ray_errors import own_errors
 from ray_mlc.runtime.ray_train import plan_workers
-from ray_mlc.runtime.session import NodeResources, places
+from ray_mlc.runtime.session import NodeResources, carrying, places
 
 NODES = st.lists(
     st.builds(NodeResources, cpus=st.integers(1, 64).map(float), gpus=st.just(0.0)),
@@ -62,7 +62,7 @@ def test_a_model_that_runs_on_cpus_alone_leaves_gpus_to_others(
     monkeypatch.setattr("ray_mlc.runtime.ray_data.cluster_nodes", lambda: nodes)
     monkeypatch.setattr("ray_mlc.runtime.ray_data.free_resources", lambda: free)
     gpus = [
-        RayBackend._plan(score_job("in", "out", model=model)).gpus
+        RayBackend._plan([score_job("in", "out", model=model)]).gpus
         for model in (tiny_tfidf, tiny_model)
     ]
     assert gpus == [0, 1]
@@ -227,3 +227,24 @@ def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(ZeroDivisionError) as caught, own_errors():
         raise ZeroDivisionError("bug")
     assert not isinstance(caught.value, RayMlcError)
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ({}, [0, 1, 2]),
+        ({"group": "gpu"}, [0]),
+        ({"group": "!gpu"}, [1, 2]),  # Ray lets pass what has no such label
+        ({"group": "in(gpu, cpu)"}, [0, 1]),
+        ({"group": "!in(gpu,cpu)"}, [2]),
+        ({"group": "gpu", "zone": "b"}, []),
+        ({"colour": "red"}, []),
+    ],
+)
+def test_labels_choose_nodes_as_ray_does(selector: dict[str, str], expected: list[int]) -> None:
+    nodes = [
+        NodeResources(4, 1, {"group": "gpu", "zone": "a"}),
+        NodeResources(4, 0, {"group": "cpu", "zone": "b"}),
+        NodeResources(4, 0),
+    ]
+    assert carrying(nodes, selector) == [nodes[index] for index in expected]
