@@ -206,7 +206,7 @@ def carrying(nodes: Sequence[NodeResources], selector: Mapping[str, str]) -> lis
         values = wanted.removeprefix("!")
         if values.startswith("in("):
             values = values.removeprefix("in(").removesuffix(")")
-        found = node.labels.get(key) in [value.strip() for value in values.split(",")]
+        found = node.labels.get(key) in values.split(",")  # Ray 2.60 takes blanks as they are
         return found != wanted.startswith("!")
 
     return [
