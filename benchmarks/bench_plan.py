@@ -183,7 +183,7 @@ def simulate(units: int) -> dict[str, Any]:
         run, pending, _ = open_run(job, MODEL, listing, lambda *_: ENGINE)
     assert len(pending) == units
     with clock.step("first_reads"):
-        reads = plan_reads(run, pending, job, actors=16)
+        reads = plan_reads(run, pending, job, actors=16, documents_per_s=None)
     storage.parts = [part for at, part in enumerate(run.part_paths) if at % 1000]
     peaks = {"plan_mib": _peak_mib()}
 
@@ -368,7 +368,7 @@ def small_files(files: int) -> dict[str, Any]:
         with clock.step("plan"):
             run, pending, _ = open_run(job, MODEL, listing, lambda *_: ENGINE)
         with clock.step("reads"):
-            reads = plan_reads(run, pending, job, actors=16)
+            reads = plan_reads(run, pending, job, actors=16, documents_per_s=None)
         with clock.step("read_one"):
             units = run.plan.units_at(reads[0])
             block = corpus_rows.read_block(units, run.plan.spec, max_text_bytes=2**30)

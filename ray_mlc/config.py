@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from ray_mlc.errors import ConfigError
-from ray_mlc.storage import refuse_credentials
+from ray_mlc.storage import place_of, refuse_credentials
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -322,6 +322,8 @@ class RayConfig(Section):
     others (Kubernetes, `ray up`); null: it is refused at once, as on all other clusters."""
 
 
+MAX_MODELS = 63
+"""Models of one job: `scoring.passes` has a bit for each."""
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """What a job calls one of its models."""
 
@@ -398,7 +400,7 @@ class _WithManyModels(Section):
 
     kind: Literal["score"] = "score"
     """What the job is."""
-    model: dict[ModelName, str] = Field(min_length=1)
+    model: dict[ModelName, str] = Field(min_length=1, max_length=MAX_MODELS)
     """Model folder or hub id by a name of your own."""
     input: InputConfig
     """Where the documents are (or just the path)."""
@@ -437,7 +439,7 @@ class ManyScoreJob(Scoring, _WithManyModels):
                     raise ConfigError(f"{key}.{name}: {hint}")
         if missing := [name for name in self.model if name not in self.output]:
             raise ConfigError(f"output.{missing[0]} is missing: each model has a folder of its own")
-        places = {name: output.path.rstrip("/") + "/" for name, output in self.output.items()}
+        places = {name: place_of(output.path) + "/" for name, output in self.output.items()}
         for name, place in places.items():
             for other, there in places.items():
                 if name != other and there.startswith(place):

@@ -91,8 +91,8 @@ def load_job(
     where, tree = _tree(kind, job, options or {}, overrides)
     if kind is ScoreJob and isinstance(tree.get("model"), Mapping):
         raise ConfigError(
-            f"{where}: model names several models, which this command does not take: name one "
-            "(--model, or another job file)"
+            f"{where}: model names several models, which this command does not take: give it a "
+            "job file of one of them"
         )
     return _decoded(kind, tree, where)
 
@@ -149,6 +149,8 @@ def _decoded(kind: type[JobT], tree: Mapping[str, Any], where: str) -> JobT:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {describe(error, kind)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -220,11 +222,8 @@ def _assign(tree: dict[str, Any], dotted: str, value: object) -> None:
             raise ConfigError(f"{dotted}: {key} is {child!r}, which has no keys")
         node[key] = dict(child or {})
         node = node[key]
-    if (
-        last in ("input", "output")
-        and isinstance(node.get(last), dict)
-        and not isinstance(value, dict)
-    ):
+    is_place = last in ("input", "output") or parents == ["output"]
+    if is_place and isinstance(node.get(last), dict) and not isinstance(value, dict):
         node[last] = {**node[last], "path": value}  # `--input PATH` beside a job's input section
     else:
         node[last] = value

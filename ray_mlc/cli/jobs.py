@@ -160,7 +160,8 @@ def status(name: Name, address: Cluster = None, verify: Verify = None, json: Jso
     if found["reason"]:
         typer.echo(f"failed: {found['reason']}")
     if found["kind"] == "score":
-        typer.echo(f"rows so far: ray-mlc status {found['output']}")
+        for output in found["outputs"]:
+            typer.echo(f"rows so far: ray-mlc status {output}")
 
 
 def logs(

@@ -650,5 +650,5 @@ def print_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
     for job in jobs:
         code = "–" if job["exit_code"] is None else str(job["exit_code"])
         started = (job["started"] or "–")[:16].replace("T", " ")
-        table.add_row(job["id"], job["status"], code, started, job["output"] or "–")
+        table.add_row(job["id"], job["status"], code, started, "\n".join(job["outputs"]) or "–")
     _console().print(table)

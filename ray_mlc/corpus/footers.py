@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -76,6 +76,23 @@ def read_footers(
         except BaseException:
             cancelled.set()  # leaving the block waits for reads that go on
             raise
+
+
+class KnownFooters:
+    """Footers that a command has read: of several runs over one corpus each is read once."""
+
+    def __init__(self) -> None:
+        """None is known yet."""
+        self._known: dict[InputFile, Footer] = {}
+
+    def read(
+        self, listing: Listing, *, progress: Callable[[int], None] | None = None
+    ) -> list[Footer]:
+        """As `read_footers`."""
+        missing = tuple(file for file in listing.files if file not in self._known)
+        wanted = replace(listing, files=missing)
+        self._known |= {footer.file: footer for footer in read_footers(wanted, progress=progress)}
+        return [self._known[file] for file in listing.files]
 
 
 def _read_footer(

@@ -62,7 +62,7 @@ from ray_mlc.scoring.forecast import Kind
 from ray_mlc.scoring.parts import Receipt, split_units
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.sample import sample_units
-from ray_mlc.scoring.score import set_aside
+from ray_mlc.scoring.score import DIED_OVER_IT, died_scoring, set_aside
 from ray_mlc.scoring.standing import Vitals
 
 BLOCKS_AHEAD = 2
@@ -71,7 +71,6 @@ RESERVED = 0.001
 """Share of the cluster that Ray Data sets aside for its stages, beyond one task of each."""
 MAX_DEATHS = 3
 """Processes that may die over a unit before it is set aside."""
-DIED_OVER_IT = "{} processes died over it, one after the other"
 PROBE_START_S = 300.0
 """Seconds that actors may take to load a model in order to be timed."""
 WORK_COLUMN, RECEIPT_COLUMN = "work", "receipt"
@@ -216,7 +215,7 @@ class ScoreActor:
         name = f"the unit of {_name_of(unit)}"
         _, deaths = self._reporter.enter(name, SCORING)
         if deaths >= MAX_DEATHS:
-            unit = set_aside(unit, f"score: {DIED_OVER_IT.format(deaths)}")
+            unit = set_aside(unit, died_scoring(deaths))
         scored = self._call(unit, self._progress)
         self._reporter.leave(name)
         return scored
@@ -265,7 +264,8 @@ def _write(scored: pa.Table, works: Sequence[Work], reporter: Reporter) -> pa.Ta
 def _receipts(batch: pa.Table, count: int) -> list[list[Receipt]]:
     """What `_write` has told of each of `count` works."""
     receipts: list[list[Receipt]] = [[] for _ in range(count)]
-    for place, line in zip(*(batch[name].to_pylist() for name in batch.column_names), strict=True):
+    columns = (batch[name].to_pylist() for name in (WORK_COLUMN, RECEIPT_COLUMN))
+    for place, line in zip(*columns, strict=True):
         receipts[place].append(Receipt.from_json(line))
     return receipts
 
@@ -365,9 +365,7 @@ class RayBackend:
         """See `Backend.resolve`: a task with an actor's resources does it."""
         actors, spec, location = self.plan, plan.spec, folder.location
         decision = folder.info.decision  # the job may have another than the model
-        cuda = actors.gpus > 0
-        if len(self._jobs) > 1 and folder.info.kind == "tfidf":
-            cuda = False  # beside an encoder on a GPU it runs on the actor's CPUs
+        cuda = actors.gpus > 0 and job.actors.gpus != 0
 
         def work(units: list[Unit]) -> ResolvedEngine:
             model = open_model(location).with_decision(decision)

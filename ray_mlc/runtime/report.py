@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from ray_mlc.config import ScoreJob
-from ray_mlc.errors import LimitError, RayMlcError, first_line
+from ray_mlc.errors import RayMlcError, first_line
 from ray_mlc.model.folder import CARD_FILE, INFO_FILE, ModelFolder, ModelInfo, open_model
 from ray_mlc.report.night import findings, night_page
 from ray_mlc.runtime.interrupt import Deadline
@@ -112,7 +112,7 @@ def leaving_a_report(
 ) -> Iterator[None]:
     """Leave a report of the night that the block has ended, if the job wants one.
 
-    After success, after more was set aside than limits allow, and at `limits.stop_at`: who stops a
+    After the run was accounted for, be it a success or not, and at `limits.stop_at`: who stops a
     run by hand does not wait for it. A block that found nothing to do leaves the earlier one.
     """
     if not job.report.at_end:
@@ -124,7 +124,8 @@ def leaving_a_report(
         yield
     except RayMlcError as error:
         late = deadline is not None and time.monotonic() >= deadline.at_s
-        if isinstance(error, LimitError) or (late and type(error) is RayMlcError):
+        accounted = storage.read(SUMMARY_FILE) != before  # of several runs, another may be at fault
+        if accounted or (late and type(error) is RayMlcError):
             _leave(job, folder, display)
         raise
     if storage.read(SUMMARY_FILE) != before or last_report(storage) is None:

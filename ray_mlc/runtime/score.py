@@ -20,11 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_mlc.config import DriftConfig, LimitsConfig, ScoreJob
+from ray_mlc.config import BatchingConfig, DriftConfig, EngineConfig, LimitsConfig, ScoreJob
 from ray_mlc.corpus.columns import ReadSpec
+from ray_mlc.corpus.footers import KnownFooters, read_footers
 from ray_mlc.corpus.listing import Listing, list_corpus
 from ray_mlc.corpus.units import Unit
-from ray_mlc.errors import InterruptedRunError, RayMlcError, first_line
+from ray_mlc.errors import InterruptedRunError, LimitError, RayMlcError, first_line
 from ray_mlc.model.decisions import read_decision
 from ray_mlc.model.engines.choose import ResolvedEngine, describe_trials, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
@@ -37,6 +38,7 @@ from ray_mlc.runtime.watching import watching
 from ray_mlc.scoring.accounts import (
     EARLIER,
     PENDING,
+    SET_ASIDE,
     WRITTEN,
     Tally,
     check_limits,
@@ -52,6 +54,7 @@ from ray_mlc.scoring.passes import UnitPass, plan_passes
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.reads import plan_reads
 from ray_mlc.scoring.sample import sample_texts
+from ray_mlc.scoring.score import is_died_scoring
 from ray_mlc.scoring.standing import Vitals
 from ray_mlc.storage import Storage, open_storage
 
@@ -228,8 +231,8 @@ def score_many(
         use_lease: The same.
 
     Returns:
-        The summary of each run by its name. If one of them does not end well, the others are
-        brought to their ends before its error is raised.
+        The summary of each run by its name. Once the rows are written, a run that does not end
+        well keeps no other from its end; then the worst error is raised.
     """
     common = next(iter(jobs.values()))
     deadline = Deadline.next(common.limits.stop_at)
@@ -255,7 +258,15 @@ def score_many(
             held.enter_context(
                 leaving_a_report(job, inputs[name].folder, display, deadline=deadline)
             )
-        asked = [_Asked(name, job, inputs[name], leases[name]) for name, job in jobs.items()]
+        asked = [
+            _Asked(
+                name,
+                _of_its_kind(job, inputs[name].folder) if len(jobs) > 1 else job,
+                inputs[name],
+                leases[name],
+            )
+            for name, job in jobs.items()
+        ]
         with ExitStack() as stack:
             ready = _Ready(backend, stack, display)
             results.append(_tag(asked, ready, display, deadline, add_new=add_new))
@@ -323,7 +334,7 @@ class _Opened:
         """How much may be set aside."""
         return self.asked.job.limits
 
-    @property
+    @cached_property
     def complete(self) -> bool:
         """Whether an earlier command has left nothing to do."""
         known = self.drift is None or _limit_of(self.run.summary) == self.limits.drift
@@ -358,24 +369,30 @@ class _Ends:
         self.summaries: dict[str, dict[str, Any]] = {}
         self.errors: list[RayMlcError] = []
 
-    def note(self, opened: _Opened, finish: Callable[[], dict[str, Any]]) -> None:
-        """Bring a run to its end."""
+    def note(self, opened: _Opened, finish: Callable[[], dict[str, Any]]) -> bool:
+        """Bring a run to its end; whether it is a good one."""
         try:
             self.summaries[opened.asked.name] = finish()
         except RayMlcError as error:
             self.errors.append(error)
+            return False
+        return True
 
     def result(self, names: Sequence[str], say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
         """The summaries.
 
         Raises:
-            RayMlcError: The first error; others are said.
+            RayMlcError: The worst of the errors, for its exit code says how the command has ended;
+                others are said.
         """
-        if self.errors:
-            for error in self.errors[1:]:
+        if not self.errors:
+            return {name: self.summaries[name] for name in names}
+        # a run that is beyond its limits is finished, others are not
+        worst = min(self.errors, key=lambda error: isinstance(error, LimitError))
+        for error in self.errors:
+            if error is not worst:
                 say(f"error: {first_line(error)}")
-            raise self.errors[0]
-        return {name: self.summaries[name] for name in names}
+        raise worst
 
 
 def _tag(
@@ -391,66 +408,124 @@ def _tag(
     opened = _open(asked, ready, display, add_new=add_new)
     ends = _Ends()
     for item in opened:
-        if item.complete:
-            ends.note(item, item.checked)
-            if not ends.errors:
-                display.say(item.asked.named("complete already: nothing to do"))
+        if item.complete and ends.note(item, item.checked):
+            display.say(item.asked.named("complete already: nothing to do"))
     todo = [item for item in opened if not item.complete]
     passes = plan_passes([item.run for item in todo], [item.pending for item in todo])
+    if note := _why_apart(todo, passes):
+        display.say(f"note: {note}")
     backend = ready() if passes else None
     with listen(asked[0].job.limits.grace, display.say, deadline=deadline) as stop:
         try:
             if backend is not None:
-                for one in passes:
-                    _work_off(one, [todo[index] for index in one.runs], backend, display, stop)
+                _work_off_all(passes, todo, backend, display, stop)
         except KeyboardInterrupt:
             _raise_if_left(todo, stop)
         stop.nothing_in_flight()
+        seconds = time.monotonic() - started
         try:
             for item in todo:
                 with display.doing(item.asked.named("accounting for every row")):
-                    ends.note(item, partial(item.finish, time.monotonic() - started))
+                    ends.note(item, partial(item.finish, seconds))
         except KeyboardInterrupt:
             for item in todo:
-                if not item.run.succeeded:
-                    raise _interrupted(item.tally, stop.missed) from None
-                ends.summaries[item.asked.name] = item.run.summary
+                if item.run.succeeded:
+                    ends.summaries[item.asked.name] = item.run.summary
+                elif not ends.errors:
+                    raise _interrupted(item, stop.missed) from None
     return ends.result([item.name for item in asked], display.say)
 
 
 def _open(
     asked: Sequence[_Asked], ready: _Ready, display: Display, *, add_new: bool
 ) -> list[_Opened]:
-    """Start or continue each run; new ones are cut into the same units."""
-    opened: list[_Opened] = []
-    for item in asked:
-        job, folder = item.job, item.inputs.folder
-        if opened and job.units.rows == "auto" and item.storage.read(RUN_FILE) is None:
-            rows = opened[0].run.identity["units.rows"]
-            job = job.model_copy(update={"units": job.units.model_copy(update={"rows": rows})})
+    """Start or continue each run.
 
-        def resolve_there(
-            model: ModelFolder, plan: CorpusPlan, job: ScoreJob = job, item: _Asked = item
-        ) -> ResolvedEngine:
-            there = ready()
-            with display.doing(item.named("loading the model, trying engines")):
-                return there.resolve(model, plan, job)
-
+    Those that are there come first. New ones take their units from one that is being continued,
+    and else have units for all of them together: with the same units they share every read. No
+    new run is created before all models were found to do.
+    """
+    new = [item for item in asked if item.storage.read(RUN_FILE) is None]
+    engines = _Engines(new, ready, display)
+    footers = KnownFooters() if len(asked) > 1 else None
+    found: dict[str, _Opened] = {}
+    for item in sorted(asked, key=lambda item: item in new):
+        job = item.job
+        if item in new and job.units.rows == "auto":
+            there = (other for other in found.values() if other.asked not in new)
+            ahead = next((other for other in there if len(other.pending)), None)
+            if ahead is not None:
+                rows = ahead.run.identity["units.rows"]
+                job = job.model_copy(update={"units": job.units.model_copy(update={"rows": rows})})
         with display.stage("plan", None, "footers") as stage:
             stage.doing("looking at the output and new footers")
             run, pending, notes = open_run(
                 job,
-                folder,
+                item.inputs.folder,
                 item.inputs.listing,
-                resolve_there,
+                partial(engines, item),
                 add_new=add_new,
                 check=item.check,
                 progress=stage.advance,
+                read=read_footers if footers is None else footers.read,
+                speed=engines.speed,
             )
         for note in notes:
             display.say(f"note: {item.named(note)}")
-        opened.append(_Opened(item, run, pending))
-    return opened
+        found[item.name] = _Opened(item, run, pending)
+    return [found[item.name] for item in asked]
+
+
+class _Engines:
+    """Engines of the runs that are not there yet, all of them resolved with the first."""
+
+    def __init__(self, new: Sequence[_Asked], ready: _Ready, display: Display) -> None:
+        self._new, self._ready, self._display = new, ready, display
+        self._found: dict[str, ResolvedEngine] = {}
+
+    def __call__(self, item: _Asked, model: ModelFolder, plan: CorpusPlan) -> ResolvedEngine:
+        """The engine of a run."""
+        del model
+        if item.name not in self._found:
+            there = self._ready()
+            for other in self._new if item in self._new else (item,):
+                with self._display.doing(other.named("loading the model, trying engines")):
+                    folder = other.inputs.folder
+                    self._found[other.name] = there.resolve(folder, plan, other.job)
+        return self._found[item.name]
+
+    def speed(self, engine: ResolvedEngine) -> float | None:
+        """Documents per second that a process takes through all of them."""
+        del engine
+        return _speed_of_all([engine.documents_per_s for engine in self._found.values()])
+
+
+def _of_its_kind(job: ScoreJob, folder: ModelFolder) -> ScoreJob:
+    """The job of one model of several: what it says of encoders is not meant for TF-IDF."""
+    if folder.info.kind != "tfidf":
+        return job
+    actors = job.actors.model_copy(update={"gpus": 0.0})  # beside encoders it runs on CPUs
+    other = {"engine": EngineConfig(), "batching": BatchingConfig(), "actors": actors}
+    return job.model_copy(update=other)
+
+
+def _why_apart(nights: Sequence[_Opened], passes: Sequence[UnitPass]) -> str | None:
+    """What keeps runs that wait for the same rows from being read for as one."""
+    if len(passes) < 2:
+        return None
+    first, *others = nights
+    for night in others:
+        both = f"{first.asked.name} and {night.asked.name}"
+        if night.run.plan.spec != first.run.plan.spec:
+            return (
+                f"{both} keep or rename other columns: the corpus is read and tokenized for each "
+                "(the same output.keep lets them share; so do labels that no input column is "
+                "called by)"
+            )
+        rows = [run.identity["units.rows"] for run in (first.run, night.run)]
+        if rows[0] != rows[1]:
+            return f"{both} have units of {rows[0]:,} and {rows[1]:,} rows: they are read for each"
+    return None
 
 
 def _drift_of(
@@ -467,24 +542,50 @@ def _limit_of(summary: Mapping[str, Any]) -> DriftConfig | None:
     return DriftConfig(**summary["drift"][0]["limit"]) if "drift" in summary else None
 
 
-def _work_off(
-    units: UnitPass,
+def _work_off_all(
+    passes: Sequence[UnitPass],
     nights: Sequence[_Opened],
     backend: Backend,
     display: Display,
     stop: Stop,
 ) -> None:
-    """Process units that wait for these runs."""
+    """Process all that is pending.
+
+    A unit that kills its process is set aside for all runs of a pass, because nobody knows which
+    model it was: each tries it once more by itself.
+    """
+    for one in passes:
+        together = [nights[index] for index in one.runs]
+        _work_off(one.units, together, backend, display, stop)
+        for night in together if len(together) > 1 else ():
+            again = night.tally.reopen(is_died_scoring)
+            if len(again):
+                said = f"trying {len(again)} unit(s) alone, over which processes of all models died"
+                display.say(night.asked.named(said))
+                _work_off(again, [night], backend, display, stop)
+        if stop.requested:
+            _raise_if_left(nights, stop)
+
+
+def _work_off(
+    units: NDArray[np.int64],
+    nights: Sequence[_Opened],
+    backend: Backend,
+    display: Display,
+    stop: Stop,
+) -> None:
+    """Process units, by their positions in the first run's plan, that wait for these runs."""
     first = nights[0]
-    run, job, before = first.run, first.asked.job, first.tally.rows(EARLIER)
+    run, job = first.run, first.asked.job
+    before = first.tally.rows(EARLIER, WRITTEN, SET_ASIDE)
     works = sharing_tokens([night.work() for night in nights])
-    for line in _introduction(nights, ways=len({work.tokens for work in works})):
+    for line in _introduction(nights, units, ways=len({work.tokens for work in works})):
         display.say(line)
     if before:
         display.say(f"continuing: {before:,} rows are done already")
     actors = backend.actors(job)
     speed = _speed_of_all([night.run.resolved.documents_per_s for night in nights])
-    reads = plan_reads(run, units.units, job, actors=actors, documents_per_s=speed)
+    reads = plan_reads(run, units, job, actors=actors, documents_per_s=speed)
     with (
         display.stage("score", run.plan.rows, "rows", done=before) as stage,
         ExitStack() as stack,
@@ -496,7 +597,7 @@ def _work_off(
                     stage if night is first else None,  # the others go along with it
                     night.run.storage,
                     actors=actors,
-                    gpus=run.resolved.device == "cuda",
+                    gpus=any(night.run.resolved.device == "cuda" for night in nights),
                     documents_per_s=speed,
                     token=night.asked.token,
                 )
@@ -520,21 +621,26 @@ def _work_off(
         _raise_if_left(nights, stop)
 
 
-def _introduction(nights: Sequence[_Opened], *, ways: int) -> list[str]:
+def _introduction(nights: Sequence[_Opened], units: NDArray[np.int64], *, ways: int) -> list[str]:
     """What is begun, for people: the corpus, and the engine of each run."""
     plan = nights[0].run.plan
     engines = [_describe(night.run.resolved) for night in nights]
     trials = [
         night.asked.named(measured)
         for night in nights
-        if not night.tally.rows(EARLIER) and (measured := describe_trials(night.run.resolved))
+        if not night.tally.rows(EARLIER, WRITTEN, SET_ASIDE)
+        and (measured := describe_trials(night.run.resolved))
     ]
     corpus = f"{plan.rows:,} rows in {len(plan.units):,} units of {len(plan.files):,} files"
-    if len(nights) == 1:
+    if not nights[0].asked.name:
         return [f"{corpus}; {engines[0]}", *trials]
+    if len(units) < len(plan.units):
+        corpus = f"{corpus}; {len(units):,} of these units"
+    each = [night.asked.named(engine) for night, engine in zip(nights, engines, strict=True)]
+    if len(nights) == 1:
+        return [f"{corpus} are read for {each[0]}", *trials]
     often = "once" if ways == 1 else f"in {ways} ways"
     together = f"{corpus}, each read once for {len(nights)} models, and tokenized {often}"
-    each = [night.asked.named(engine) for night, engine in zip(nights, engines, strict=True)]
     return [together, *each, *trials]
 
 
@@ -546,23 +652,23 @@ def _describe(engine: ResolvedEngine) -> str:
 def _speed_of_all(speeds: Sequence[float | None]) -> float | None:
     """Documents per second that one process takes through several models; None: not known."""
     known = [speed for speed in speeds if speed]
-    return 1 / sum(1 / speed for speed in known) if len(known) == len(speeds) else None
+    return 1 / sum(1 / speed for speed in known) if known and len(known) == len(speeds) else None
 
 
 def _raise_if_left(nights: Sequence[_Opened], stop: Stop) -> None:
     """End a command that has not come to the end of its work."""
     for night in nights:
         if night.tally.rows(PENDING):
-            raise _interrupted(night.tally, stop.missed) from None
+            raise _interrupted(night, stop.missed) from None
 
 
-def _interrupted(tally: Tally, missed: Deadline | None) -> RayMlcError:
+def _interrupted(night: _Opened, missed: Deadline | None) -> RayMlcError:
     """What a run that did not come to its end says; the deadline, if it was that."""
-    done = tally.rows(EARLIER, WRITTEN)
+    done = night.tally.rows(EARLIER, WRITTEN)
     rest = (
-        f"after {done:,} of {tally.run.plan.rows:,} rows; what is written stays, run the same "
+        f"after {done:,} of {night.run.plan.rows:,} rows; what is written stays, run the same "
         "command to continue"
     )
     if missed is not None:
-        return RayMlcError(f"stopped at {missed.text} (limits.stop_at) {rest}")
-    return InterruptedRunError(f"interrupted {rest}")
+        return RayMlcError(night.asked.named(f"stopped at {missed.text} (limits.stop_at) {rest}"))
+    return InterruptedRunError(night.asked.named(f"interrupted {rest}"))

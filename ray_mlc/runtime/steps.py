@@ -177,7 +177,7 @@ class ScoreStep:
         """Load the recorded engines and check them.
 
         Raises:
-            ModelError: If a model is not the recorded one, or does not hold here.
+            RayMlcError: If a model is not the recorded one, or does not hold here.
         """
         self._works = works
         self._name = f"{socket.gethostname()} {os.getpid()}"
@@ -242,7 +242,7 @@ def classifier_of(work: Work, threads: int | None) -> Classifier:
     """The recorded engine of a work, proven on the canaries.
 
     Raises:
-        ModelError: If the model is not the recorded one, or does not hold here.
+        RayMlcError: If the model is not the recorded one, or does not hold here.
     """
     folder = open_model(work.model)
     if folder.digest != work.digest:

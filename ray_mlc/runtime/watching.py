@@ -39,7 +39,7 @@ class NightWatch:
         *,
         actors: int,
         gpus: bool,
-        documents_per_s: float | None = None,
+        documents_per_s: float | None,
     ) -> None:
         """Begin to watch.
 
@@ -49,7 +49,7 @@ class NightWatch:
             metrics: What Prometheus sees.
             actors: Actors asked for.
             gpus: Whether they have GPUs, and others tokenize.
-            documents_per_s: Speed expected of an actor; None: that of the run's engine.
+            documents_per_s: Speed expected of an actor, if anything is.
         """
         self._tally, self._stage, self._actors, self._gpus = tally, stage, actors, gpus
         self._metrics = metrics
@@ -62,7 +62,7 @@ class NightWatch:
         self._count()
         self._pending_rows, self._pending_work = self._rows_S[PENDING], self._work_S[PENDING]
         self._row_work = self._pending_work / max(1, self._pending_rows)
-        speed = documents_per_s or resolved.documents_per_s
+        speed = documents_per_s
         expected = None if speed is None else speed * actors * END_TO_END
         self._work = Pace(None if expected is None else expected * self._row_work)
         self._rows, self._tokens = Pace(expected), Pace()
@@ -172,7 +172,7 @@ def watching(
     actors: int,
     gpus: bool,
     token: str | None,
-    documents_per_s: float | None = None,
+    documents_per_s: float | None,
 ) -> Iterator[NightWatch]:
     """Watch a night while the block runs, and tell others by `_ray_mlc/progress.json`.
 
@@ -183,7 +183,7 @@ def watching(
         actors: Actors asked for.
         gpus: Whether they have GPUs.
         token: Of the lease; None: there is none.
-        documents_per_s: Speed expected of an actor; None: that of the run's engine.
+        documents_per_s: Speed expected of an actor, if anything is.
     """
     metrics = open_metrics(storage.uri)
     watch = NightWatch(

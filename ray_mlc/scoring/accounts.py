@@ -100,6 +100,26 @@ class Tally:
             self.all.add(receipt)
         return rows
 
+    def reopen(self, is_meant: Callable[[str], bool]) -> NDArray[np.int64]:
+        """Take back units that this process set aside, so that they are tried once more.
+
+        Args:
+            is_meant: Whether a reason to set aside is one of those.
+
+        Returns:
+            Their positions.
+        """
+        again = [
+            position
+            for position, receipt in self.faults.items()
+            if receipt.fault is not None and is_meant(receipt.fault)
+        ]
+        for position in again:
+            del self.faults[position]
+        found = np.array(sorted(again), np.int64)
+        self.state_U[found] = PENDING
+        return found
+
     def rows(self, *states: int) -> int:
         """Rows of the units in some states."""
         return int(self._rows_U[np.isin(self.state_U, states)].sum(dtype=np.int64))

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.columns import ReadSpec
+from ray_mlc.corpus.footers import read_footers
 from ray_mlc.corpus.listing import Listing
 from ray_mlc.errors import RunMismatchError, StorageError, UsageError
 from ray_mlc.job_files import dump_job
@@ -45,6 +46,7 @@ from ray_mlc.scoring.parts import CommitSpec, OutputSpec, reserved_columns, reso
 from ray_mlc.scoring.plan import (
     MAX_UNIT_ROWS,
     CorpusPlan,
+    FooterReader,
     Inspected,
     combine,
     dump_columns,
@@ -203,6 +205,8 @@ def open_run(
     add_new: bool = False,
     check: Callable[[], None] = lambda: None,
     progress: Callable[[int], None] | None = None,
+    read: FooterReader = read_footers,
+    speed: Callable[[ResolvedEngine], float | None] = lambda engine: engine.documents_per_s,
 ) -> tuple[Run, NDArray[np.int64], list[str]]:
     """Start a run in an empty output folder, or continue the one that is there.
 
@@ -218,6 +222,8 @@ def open_run(
         add_new: Plan files that the run does not know as its next night.
         check: Called before anything becomes valid; raises if the output is no longer ours.
         progress: Called with 1 after each footer.
+        read: How footers are read.
+        speed: Documents per second of an actor, by which `units.rows: auto` is decided.
 
     Returns:
         The run, the positions of the units to do, and sentences that the user should see.
@@ -228,7 +234,7 @@ def open_run(
     """
     storage = open_storage(job.output.path)
     found = storage.read(RUN_FILE)
-    planner = _Planner(job, model, storage, progress, check)
+    planner = _Planner(job, model, storage, progress, check, read, speed)
     if found is None:
         refuse_foreign(storage)
         planner.start(listing, resolve)
@@ -331,6 +337,8 @@ class _Planner:
     storage: Storage
     progress: Callable[[int], None] | None
     check: Callable[[], None]
+    read: FooterReader
+    speed: Callable[[ResolvedEngine], float | None]
 
     def start(
         self, listing: Listing, resolve: Callable[[ModelFolder, CorpusPlan], ResolvedEngine]
@@ -344,7 +352,7 @@ class _Planner:
         plan = inspected.cut(max_rows=max_rows, max_bytes=max_bytes)
         resolved = resolve(model, plan)
         if asked_rows == "auto":
-            max_rows = unit_rows(resolved.documents_per_s)
+            max_rows = unit_rows(self.speed(resolved))
             plan = inspected.cut(max_rows=max_rows, max_bytes=max_bytes)
         identity = {
             **asked_for(job, model),
@@ -396,7 +404,12 @@ class _Planner:
     def _inspect(self, listing: Listing, format_: str, spec: ReadSpec | None) -> Inspected:
         reserved = reserved_columns(format_, self.model.label_set)
         return inspect_corpus(
-            listing, self.job, reserved=reserved, spec=spec, progress=self.progress
+            listing,
+            self.job,
+            reserved=reserved,
+            spec=spec,
+            progress=self.progress,
+            read=self.read,
         )
 
     def _write(

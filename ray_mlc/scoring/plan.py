@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,16 @@ UNIT_S = 5.0
 """Seconds of an actor's work that `units.rows: auto` aims at: soon there, and little to do again
 after a failure, but more than what a unit costs besides."""
 MIN_UNIT_ROWS, MAX_UNIT_ROWS = 256, 16_384
+
+
+class FooterReader(Protocol):
+    """As `corpus.footers.read_footers`."""
+
+    def __call__(
+        self, listing: Listing, *, progress: Callable[[int], None] | None = None
+    ) -> list[Footer]:
+        """Read the footer of every file."""
+
 
 FILES_SCHEMA = pa.schema(
     [
@@ -118,6 +128,7 @@ def inspect_corpus(
     reserved: Sequence[str],
     spec: ReadSpec | None = None,
     progress: Callable[[int], None] | None = None,
+    read: FooterReader = read_footers,
 ) -> Inspected:
     """Read every footer and fix the columns.
 
@@ -127,13 +138,14 @@ def inspect_corpus(
         reserved: Output columns of ours.
         spec: Columns that an earlier night has fixed; None: they are fixed here.
         progress: Called with 1 after each footer.
+        read: How footers are read.
 
     Raises:
         DataError: If nothing in the input can be scored as asked.
         StorageError: If the storage does not answer.
     """
     keep = job.output.keep
-    footers = read_footers(listing, progress=progress)
+    footers = read(listing, progress=progress)
     if spec is None:
         spec, footers = resolve_columns(
             footers, root=listing.root, text=job.input.text, keep=keep, reserved=reserved

@@ -26,7 +26,7 @@ def plan_reads(
     job: ScoreJob,
     *,
     actors: int,
-    documents_per_s: float | None = None,
+    documents_per_s: float | None,
 ) -> list[NDArray[np.int64]]:
     """Group the pending units into reads, in the order in which they are begun.
 
@@ -37,13 +37,13 @@ def plan_reads(
         pending: Positions of its pending units.
         job: What limits a read.
         actors: How many.
-        documents_per_s: Speed of an actor; None: that of the run's engine.
+        documents_per_s: Speed of an actor, if it is known.
     """
     reads = order_reads(
         run.plan.units.take(pa.array(pending)),
         max_rows=run.identity["units.rows"],
         max_bytes=job.units.bytes,
-        documents_per_s=documents_per_s or run.resolved.documents_per_s,
+        documents_per_s=documents_per_s,
         actors=actors,
     )
     return [pending[read] for read in reads]

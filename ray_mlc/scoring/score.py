@@ -52,6 +52,7 @@ TOKEN_COLUMNS = frozenset(
     {BLOCK_STATUS, BLOCK_IDS, BLOCK_WINDOWS, "n_tokens", "truncated", BLOCK_ERROR}
 )
 """What `tokenize_block` makes: other columns stay as they were."""
+DIED_OVER_IT = "{} processes died over it, one after the other"
 MAX_CELLS = 2**24
 """Scores held at once, in cells of N × L: 64 MiB of float32, whatever the number of labels."""
 
@@ -270,6 +271,16 @@ def stamped_schema(output: OutputSpec) -> pa.Schema:
     """Schema of what `stamp` returns."""
     stamps = [pa.field(BLOCK_SECONDS, pa.float64()), pa.field(BLOCK_ACTOR, SOURCE_TYPE)]
     return pa.schema([*scored_schema(output), *stamps])
+
+
+def died_scoring(deaths: int) -> str:
+    """Why a unit is set aside that has killed its process so many times while it was scored."""
+    return f"score: {DIED_OVER_IT.format(deaths)}"
+
+
+def is_died_scoring(reason: str) -> bool:
+    """Whether it is that."""
+    return reason.startswith("score: ") and reason.endswith(DIED_OVER_IT.format(""))
 
 
 def set_aside(unit: pa.Table, reason: str) -> pa.Table:

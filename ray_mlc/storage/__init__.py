@@ -26,6 +26,7 @@ from ray_mlc.storage.locations import (
     OBJECT_STORES,
     join,
     local_path,
+    place_of,
     refuse_credentials,
     scheme_of,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "join",
     "local_path",
     "open_storage",
+    "place_of",
     "refuse_credentials",
     "scheme_of",
     "sweep",

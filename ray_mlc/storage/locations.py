@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def local_path(uri: str) -> Path | None:
     if scheme_of(uri) != "file":
         return None
     return Path(uri.removeprefix("file://")).expanduser().absolute()
+
+
+def place_of(uri: str) -> str:
+    """A location in one spelling: absolute if it is local, without a slash at its end."""
+    path = local_path(uri)
+    return uri.rstrip("/") if path is None else os.path.abspath(path).rstrip("/")  # noqa: PTH100
 
 
 def join(uri: str, *elements: str) -> str:

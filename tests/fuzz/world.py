@@ -25,9 +25,8 @@ from ray_mlc.model.engines.protocol import OneByOne
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.model.tokenization import Tokenizer
 from ray_mlc.runtime.interrupt import Stop
-from ray_mlc.runtime.score import Work
+from ray_mlc.runtime.steps import Work, write
 from ray_mlc.scoring import ledger, rescore
-from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.score import score_block, tokenize_block
@@ -167,24 +166,25 @@ class DoubleBackend:
 
     def process(
         self,
-        run: Run,
-        work: Work,
+        plan: CorpusPlan,
+        works: Sequence[Work],
         reads: Sequence[NDArray[np.int64]],
         job: ScoreJob,
         *,
         scored: Callable[[Vitals], None],
         stop: Stop,
-    ) -> Iterator[list[Receipt]]:
+    ) -> Iterator[list[list[Receipt]]]:
         """See `Backend.process`."""
+        (work,) = works
         tokenizer = tokenizer_of(work.model, work.resolved.max_tokens)
         classifier = Classifier(LABELS, tokenizer, HashEngine(), work.resolved.max_batch_tokens)
         for read in reads:
             tokens = tokenize_block(
-                work.reading(run.plan.units_at(read)), classifier.tokenizer, policy=work.policy
+                work.reading(plan.units_at(read)), classifier.tokenizer, policy=work.policy
             )
             block = score_block(tokens, classifier, work.rules, work.output)
             scored(Vitals(block.num_rows, actors=1))
-            yield work.write(block)
+            yield write(block, works)
 
 
 def expected_score(text: str, tokenizer: Tokenizer) -> tuple[int, NDArray[np.float64] | None]:

@@ -36,9 +36,7 @@ def test_a_unit_is_some_seconds_of_an_actors_work(speed: float | None, rows: int
         assert UNIT_S / 1.5 < rows / speed < UNIT_S * 1.5
 
 
-def run_over(
-    files: list[list[tuple[int, int]]], rows: int, *, speed: float | None = None
-) -> tuple[Any, ScoreJob]:
+def run_over(files: list[list[tuple[int, int]]], rows: int) -> tuple[Any, ScoreJob]:
     """A run over files of such row groups (rows and bytes), and its job."""
     footers = [
         Footer(
@@ -54,7 +52,6 @@ def run_over(
     run = SimpleNamespace(
         plan=SimpleNamespace(units=units),
         identity={"units.rows": rows},
-        resolved=SimpleNamespace(documents_per_s=speed),
     )
     options = {"model": "m", "input": "i", "output": "o"}
     return run, load_job(ScoreJob, options=options)
@@ -68,7 +65,7 @@ def bytes_of(run: Any, reads: list[np.ndarray]) -> list[int]:
 def test_a_small_read_for_each_actor_comes_first_and_then_the_longest() -> None:
     sizes = np.random.default_rng(0).permutation(np.arange(1, 41)) * 1000
     run, job = run_over([[(100, int(size))] for size in sizes], 100)
-    reads = plan_reads(run, np.arange(40), job, actors=ACTORS)
+    reads = plan_reads(run, np.arange(40), job, actors=ACTORS, documents_per_s=None)
     found = bytes_of(run, reads)
     assert sorted(found[:ACTORS]) == [1000, 2000]
     assert found[ACTORS:] == sorted(found[ACTORS:], reverse=True)
@@ -77,20 +74,23 @@ def test_a_small_read_for_each_actor_comes_first_and_then_the_longest() -> None:
 
 def test_few_rows_are_cut_so_that_every_actor_works() -> None:
     run, job = run_over([[(10, 100)]] * 64, 16_384)
-    reads = plan_reads(run, np.arange(64), job, actors=4)
+    reads = plan_reads(run, np.arange(64), job, actors=4, documents_per_s=None)
     assert len(reads) >= 4 * 4
 
 
 def test_a_huge_row_group_is_not_decoded_for_every_unit() -> None:
     huge = [[(1_000_000, 2**30)]]
-    slow, job = run_over(huge, 256, speed=50.0)
-    of_slow = plan_reads(slow, np.arange(len(slow.plan.units)), job, actors=ACTORS)
+    slow, job = run_over(huge, 256)
+    everything = np.arange(len(slow.plan.units))
+    of_slow = plan_reads(slow, everything, job, actors=ACTORS, documents_per_s=50.0)
     # decoding takes a second, so a read is of a minute's work
     assert 1000 < 1_000_000 / len(of_slow) < 5000
-    fast, job = run_over(huge, 16_384, speed=12_000.0)
-    assert len(plan_reads(fast, np.arange(len(fast.plan.units)), job, actors=ACTORS)) <= 6
+    fast, job = run_over(huge, 16_384)
+    everything = np.arange(len(fast.plan.units))
+    of_fast = plan_reads(fast, everything, job, actors=ACTORS, documents_per_s=12_000.0)
+    assert len(of_fast) <= 6
 
 
 def test_nothing_pending_needs_no_read() -> None:
     run, job = run_over([[(10, 100)]], 16_384)
-    assert plan_reads(run, np.arange(0), job, actors=ACTORS) == []
+    assert plan_reads(run, np.arange(0), job, actors=ACTORS, documents_per_s=None) == []
