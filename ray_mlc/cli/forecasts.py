@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from ray_mlc.cli.tables import size
+from ray_mlc.cli.printing import size
 
 FILES_SHOWN = 5
 REPEATED_SHOWN = 0.001

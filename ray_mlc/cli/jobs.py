@@ -135,7 +135,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """Jobs that a cluster remembers, the latest first."""
-    from ray_mlc.cli.tables import print_jobs
+    from ray_mlc.cli.run_tables import print_jobs
     from ray_mlc.runtime import jobs
 
     found = [
@@ -149,7 +149,7 @@ def list_(
 
 def status(name: Name, address: Cluster = None, verify: Verify = None, json: Json = False) -> None:
     """How a job is doing, and why it ended."""
-    from ray_mlc.cli.tables import print_jobs
+    from ray_mlc.cli.run_tables import print_jobs
     from ray_mlc.runtime import jobs
 
     found = jobs.as_dict(jobs.find(_client(address, verify), name))

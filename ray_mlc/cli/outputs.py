@@ -56,7 +56,7 @@ def retag(
 
     Run the same command again to continue.
     """
-    from ray_mlc.cli.tables import print_retag
+    from ray_mlc.cli.run_tables import print_retag
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.refit import Labelled
     from ray_mlc.runtime.retag import Wanted
@@ -99,7 +99,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Put two outputs, nights or a model and an output side by side: rates, drift, flips."""
-    from ray_mlc.cli.tables import print_comparison
+    from ray_mlc.cli.run_tables import print_comparison
     from ray_mlc.runtime.compare import compare as run_compare
     from ray_mlc.runtime.progress import Display
 

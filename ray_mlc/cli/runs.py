@@ -38,7 +38,8 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Show the whole story on a synthetic corpus: train, compare, tag, verify. No downloads."""
-    from ray_mlc.cli.tables import print_demo, print_metrics, print_score_summary
+    from ray_mlc.cli.run_tables import print_demo, print_score_summary
+    from ray_mlc.cli.tables import print_metrics
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.session import ray_session
 
@@ -86,7 +87,7 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Tag a corpus; run the same command again to continue."""
-    from ray_mlc.cli.tables import print_score_summary
+    from ray_mlc.cli.run_tables import print_score_summary
     from ray_mlc.job_files import load_score_job
     from ray_mlc.runtime.progress import Display
 
@@ -223,7 +224,7 @@ def nightly(
 
     Run the same command again to continue; the first step that does not hold gives the exit code.
     """
-    from ray_mlc.cli.tables import (
+    from ray_mlc.cli.run_tables import (
         print_comparison,
         print_report_place,
         print_score_summary,
@@ -280,7 +281,7 @@ def status(
     output: Annotated[str, typer.Argument(help="Output folder of score.")], json: Json = False
 ) -> None:
     """Progress of a run, from one listing of its output."""
-    from ray_mlc.cli.tables import print_progress
+    from ray_mlc.cli.run_tables import print_progress
     from ray_mlc.scoring.verify import progress_of
 
     state = progress_of(output)
@@ -304,7 +305,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Prove that each planned row is in the output once, or set aside by name."""
-    from ray_mlc.cli.tables import print_verdict
+    from ray_mlc.cli.run_tables import print_verdict
     from ray_mlc.scoring.verify import verify as run_verify
 
     verdict = run_verify(output, deep=deep, model=model, sample=sample)
@@ -339,7 +340,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Look back at a night: rows, label rates, scores, speed and failures as one HTML page."""
-    from ray_mlc.cli.tables import print_report
+    from ray_mlc.cli.run_tables import print_report
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.report import report_night
 
@@ -369,7 +370,7 @@ def doctor(
     """Check what would fail tonight: versions, cores, memory, Ray, storage, model."""
     from dataclasses import asdict
 
-    from ray_mlc.cli.tables import print_checks
+    from ray_mlc.cli.run_tables import print_checks
     from ray_mlc.runtime.doctor import run_checks
 
     checks = list(run_checks(output=output, model=model, address=address))

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray_mlc.report import night_plots as plots
 from ray_mlc.report.explore_plots import DRIFT, label_square, labels_per_document, length_histogram
+from ray_mlc.report.findings import Figures, far_from, findings, percent
 from ray_mlc.report.page import (
     Histograms,
     Markdown,
@@ -22,22 +23,14 @@ from ray_mlc.report.page import (
     render_page,
 )
 from ray_mlc.report.remedies import STATUS_REMEDIES, remedy_of
-from ray_mlc.scoring.night_drift import describe_drift, is_beyond
 
 RATES_SHOWN = 25
 """Labels of the plot of rates: the most frequent ones."""
 SCATTER_FROM = 12
 """Labels from which rates are drawn against each other."""
-MOVED = 1.25
-"""Ratio of two rates from which a difference beyond chance is worth a word: of millions of rows
-almost every difference is beyond chance."""
-NAMED = 5
-"""Labels that a sentence names."""
 TEXT_SHOWN = 400
 """Characters of a text that are shown."""
 
-Figures = Mapping[str, Any]
-"""What `scoring.figures.night_figures` returns."""
 Cells = list[str | int | float | None]
 
 
@@ -93,168 +86,6 @@ def night_page(
 
 
 # --- in words
-
-
-def findings(figures: Figures) -> list[tuple[str, str]]:
-    """What stands out, and what to do about it; for the page and the terminal."""
-    return [
-        *_state_findings(figures),
-        *_aside_findings(figures),
-        *_label_findings(figures, "before"),
-        *_label_findings(figures, "training"),
-        *_never_given(figures),
-        *_length_findings(figures),
-    ]
-
-
-def _state_findings(figures: Figures) -> list[tuple[str, str]]:
-    rows, files = figures["rows"], figures["files"]
-    if figures["state"] == "incomplete":
-        missing = (
-            f"Incomplete: {rows['missing']:,} of {rows['planned']:,} rows, of {files['missing']:,} "
-            "file(s), are not there yet. All figures below are of what is there."
-        )
-        found = [(missing, "Run the same command again: it goes on where this ended.")]
-    elif figures["state"] == "beyond limits" and _drifted(figures):
-        found = []
-    elif figures["state"] == "beyond limits":
-        found = [
-            (
-                "Everything planned is written or set aside, but no success is declared: more was "
-                "set aside than the limits allow, or the run ended before it was declared.",
-                "Run the same command again: it declares it, or names the limit.",
-            )
-        ]
-    else:
-        found = [
-            (f"All {rows['written']:,} rows of {files['planned']:,} file(s) are there.", "Nothing.")
-        ]
-        if files["set_aside"]:
-            found = [
-                (
-                    f"{rows['written']:,} rows are there; of {files['set_aside']:,} file(s) "
-                    "something is set aside, within the limits.",
-                    "See what was set aside.",
-                )
-            ]
-    for drift in filter(is_beyond, figures["drift"]):
-        where = "" if drift["night"] == figures["night"] else f" in night {drift['night']}"
-        compare = f"ray-mlc compare MODEL OUTPUT@{drift['night']}"
-        found.append(
-            (
-                f"Drift{where}: {describe_drift(drift)}.",
-                f"See to the input, train again, or raise limits.drift; {compare}.",
-            )
-        )
-    for problem in figures["problems"]:
-        found.append((f"{problem}: in no figure here.", "ray-mlc verify says what to do."))
-    return found
-
-
-def _drifted(figures: Figures) -> bool:
-    """Whether scores are farther from the model's validation than `limits.drift` allows."""
-    return any(map(is_beyond, figures["drift"]))
-
-
-def _aside_findings(figures: Figures) -> list[tuple[str, str]]:
-    found = []
-    if count := figures["set_aside_count"]:
-        first, files = figures["set_aside"][0], figures["files"]["set_aside"]
-        many = f"{count:,} pieces of {files:,} file(s), the largest of " if count > 1 else ""
-        text = f"Set aside: {many}{first['source']}: {first['reason'].rstrip('.')}."
-        found.append((text, remedy_of(first["reason"])))
-    for status, count in figures["statuses"].items():
-        if status in ("ok", "null_text", "empty"):
-            continue
-        found.append(
-            (f"{count:,} row(s) were not scored: {status}.", STATUS_REMEDIES.get(status, ""))
-        )
-    nothing = sum(figures["statuses"].get(name, 0) for name in ("null_text", "empty"))
-    if nothing > 0.01 * max(1, figures["rows"]["written"]):
-        share = _percent(nothing / figures["rows"]["written"])
-        found.append(
-            (f"{nothing:,} row(s), {share}, have no text.", "Ask whoever makes the files.")
-        )
-    return found
-
-
-def _label_findings(figures: Figures, key: str) -> list[tuple[str, str]]:
-    moved = [
-        label
-        for label, far in zip(figures["labels"], _far(figures["labels"], key), strict=True)
-        if far
-    ]
-    if not moved:
-        return []
-    moved.sort(key=lambda label: -abs(label[f"from_{key}"]))
-    named = ", ".join(
-        f"{label['label']!r} {_percent(label[key])} → {_percent(label['rate'])}"
-        for label in moved[:NAMED]
-    )
-    many = f"{len(moved):,} label(s) are" if len(moved) > 1 else "A label is"
-    if key == "before":
-        text = f"{many} given beyond chance more or less often than the night before: {named}."
-        nights = f"OUTPUT@{figures['night'] - 1} OUTPUT@{figures['night']}"
-        return [(text, f"Did the input change? Look at texts; ray-mlc compare {nights} says more.")]
-    text = f"{many} given beyond chance more or less often than training examples had it: {named}."
-    return [
-        (
-            text,
-            "The corpus may differ from the examples, or thresholds be too low or high for it: tag "
-            "a sample by hand, and fit with ray-mlc thresholds.",
-        )
-    ]
-
-
-def _far(labels: Sequence[Mapping[str, Any]], key: str) -> list[bool]:
-    """Which labels' rates differ by more than chance, and by enough to matter."""
-    found = []
-    for label in labels:
-        z, other = label[f"from_{key}"], label[key]
-        low, high = sorted((label["rate"], other or 0.0))
-        found.append(z is not None and abs(z) >= DRIFT and high >= MOVED * low)
-    return found
-
-
-def _never_given(figures: Figures) -> list[tuple[str, str]]:
-    never = [label["label"] for label in figures["labels"] if not label["given"]]
-    if not never or not figures["scored"]:
-        return []
-    named = ", ".join(repr(name) for name in never[:NAMED])
-    more = ", and more" if len(never) > NAMED else ""
-    return [
-        (
-            f"{len(never):,} of {len(figures['labels']):,} labels are given to no row: "
-            f"{named}{more}.",
-            "Rare ones may be none; else the model hardly knows them, or their thresholds are too "
-            "high: see their scores below.",
-        )
-    ]
-
-
-def _length_findings(figures: Figures) -> list[tuple[str, str]]:
-    share = figures["truncated"] / max(1, figures["scored"])
-    if share < 0.05:
-        return []
-    cut = figures["training"]["cut"]
-    beside = "" if cut is None else f"; of the training texts it was {_percent(cut)}"
-    return [
-        (
-            f"{_percent(share)} of the texts are longer than what the model reads{beside}.",
-            "If their ends matter: long.policy=windows, in a new output, or training.windows.",
-        )
-    ]
-
-
-def _percent(share: float | None) -> str:
-    if share is None:
-        return "–"
-    if not share:
-        return "0 %"
-    return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"
-
-
-# --- sections
 
 
 def _rows(figures: Figures) -> Section:
@@ -342,7 +173,7 @@ def _labels(figures: Figures) -> Section:
     drawn = [("before", other or ""), ("training", "training")]
     for key, name in drawn:
         if len(labels) >= SCATTER_FROM and any(label[key] for label in labels):
-            figure = plots.drift(labels, key, night=night, other=name, far=_far(labels, key))
+            figure = plots.drift(labels, key, night=night, other=name, far=far_from(labels, key))
             parts.append(Plot(figure, f"A point a label: on the line its rate is that of {name}."))
     parts.append(_label_table(frequent, figures))
     words = (
@@ -394,7 +225,7 @@ def _scores(figures: Figures) -> list[Section]:
     said = []
     for place in order:
         label = labels[place]
-        text = f"Given to {label['given']:,} rows ({_percent(label['rate'])})"
+        text = f"Given to {label['given']:,} rows ({percent(label['rate'])})"
         text += f"; {label['near']:,} scores near the threshold"
         if (unknown := figures["scored"] - label["stored"]) > 0:
             text += f"; of {unknown:,} rows the score is not stored"
@@ -497,11 +328,11 @@ def _lengths(figures: Figures) -> list[Section]:
     if figures["used"]["policy"] == "windows":
         words += f", in windows: {figures['several_windows']:,} rows have more than one"
     cut = figures["truncated"]
-    words += f"; something was cut of {cut:,} rows ({_percent(cut / scored)})"
+    words += f"; something was cut of {cut:,} rows ({percent(cut / scored)})"
     if (trained := figures["training"]["cut"]) is not None:
-        words += f", {_percent(trained)} in training"
+        words += f", {percent(trained)} in training"
     if before is not None:
-        words += f", {_percent(before['truncated'] / max(1, before['scored']))} the night before"
+        words += f", {percent(before['truncated'] / max(1, before['scored']))} the night before"
     per_row = {names[0]: _trimmed(figures["labels_per_row"])}
     if before is not None:
         per_row[names[1]] = _trimmed(before["labels_per_row"])

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from ray_mlc.config import ScoreJob
 from ray_mlc.errors import RayMlcError, first_line
 from ray_mlc.model.folder import CARD_FILE, INFO_FILE, ModelFolder, ModelInfo, open_model
-from ray_mlc.report.night import findings, night_page
+from ray_mlc.report.findings import findings
+from ray_mlc.report.night import night_page
 from ray_mlc.runtime.interrupt import Deadline
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.report_files import check_replaceable

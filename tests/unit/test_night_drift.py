@@ -15,7 +15,7 @@ import pytest
 from support.displays import Spoken
 
 from ray_mlc import synthetic
-from ray_mlc.cli.tables import print_score_summary
+from ray_mlc.cli.run_tables import print_score_summary
 from ray_mlc.config import DriftConfig, ScoreJob
 from ray_mlc.errors import ConfigError, DataError, LimitError, StorageError
 from ray_mlc.job_files import load_job

@@ -19,7 +19,7 @@ from support.nights import made_up_night
 from ray_mlc.config import ScoreJob
 from ray_mlc.errors import LimitError, RayMlcError, UsageError
 from ray_mlc.model.folder import open_model
-from ray_mlc.report.night import findings
+from ray_mlc.report.findings import findings
 from ray_mlc.runtime import report as report_module
 from ray_mlc.runtime.interrupt import Deadline
 from ray_mlc.runtime.local import LocalBackend

@@ -9,7 +9,7 @@ import pytest
 from support.cli import run
 
 from ray_mlc import synthetic
-from ray_mlc.cli.tables import size
+from ray_mlc.cli.printing import size
 from ray_mlc.labels import listed
 
 
