@@ -253,6 +253,39 @@ def test_a_unit_that_kills_its_process_is_set_aside_and_the_rest_is_there(
     assert verify(str(output), deep=True).holds
 
 
+@pytest.mark.slow
+def test_a_unit_that_one_of_two_models_dies_over_is_scored_by_the_other(
+    ray_local: Any,
+    make_job: Callable[..., ScoreJob],
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray_mlc.runtime import ray_data
+    from ray_mlc.runtime.score import score_many
+
+    corpus = tmp_path / "corpus"
+    texts = [f"word {number}" for number in range(60)]
+    texts[17] = "a ~ that one model does not survive"
+    corpus.mkdir()
+    pq.write_table(
+        pa.table({"id": range(60), "number": range(60), "text": texts}), corpus / "a.parquet"
+    )
+    few = make_model(LabelSet(("angry", "short")), seed=3)
+    monkeypatch.setattr(ray_data, "ScoreActor", deadly(ray_data.ScoreActor, labels=2))
+    limits = ("actors.count=1", "units.rows=10", "limits.bad_rows=10", "limits.bad_files=1")
+    jobs = {
+        "all": make_job(corpus, tmp_path / "all", *limits),
+        "few": make_job(corpus, tmp_path / "few", *limits, model=few),
+    }
+    display = Display(quiet=True)
+    summaries = score_many(jobs, ray_data.RayBackend(list(jobs.values()), display.say), display)
+    assert summaries["all"]["rows"] == {"planned": 60, "written": 60, "set_aside": 0}
+    assert summaries["few"]["rows"] == {"planned": 60, "written": 50, "set_aside": 10}
+    assert rows_of(tmp_path / "few")["row"].to_pylist() == [*range(10), *range(20, 60)]
+    assert all(verify(str(tmp_path / name), deep=True).holds for name in jobs)
+
+
 def slow(actor: type, ready: Path) -> type:
     """An actor that takes its time, and a file that says that one has started.
 
@@ -271,12 +304,17 @@ def slow(actor: type, ready: Path) -> type:
     return ScoreActor
 
 
-def deadly(actor: type) -> type:
-    """An actor that dies over a text with `~`; defined here, so that Ray ships it by value."""
+def deadly(actor: type, labels: int = 0) -> type:
+    """An actor that dies over a text with `~`; defined here, so that Ray ships it by value.
+
+    With `labels` only one that holds a model of so many.
+    """
 
     class ScoreActor(actor):  # type: ignore[misc]
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, works: Any, *args: Any) -> None:
+            super().__init__(works, *args)
+            if labels and all(len(work.output.label_set) != labels for work in works):
+                return
             call = self._call
 
             def dying(block: pa.Table, progress: Any) -> pa.Table:
