@@ -104,7 +104,8 @@ def submit(
     done = jobs.submit(spec, client, add_new=add_new, again=again, working_dir=working_dir, say=say)
     attempt = done.attempt
     if done.plan.action == "succeeded":
-        say(f"{attempt.id} has SUCCEEDED already: --again submits it once more")
+        files = "; --add-new scores what has arrived since" if spec.kind == "score" else ""
+        say(f"{attempt.id} has SUCCEEDED already: --again submits it once more{files}")
     else:
         attached = "attached to" if done.plan.action == "attached" else "submitted"
         say(f"{attached} {attempt.id}")

@@ -7,9 +7,18 @@ from rich.console import Console
 from rich.table import Table
 
 
-def console() -> Console:
-    """Where tables go: stdout."""
-    return Console(highlight=False)
+WIDE = 250
+"""Columns of a log or pipe, where long names are not to be broken."""
+
+
+def console(*, wide: bool = False) -> Console:
+    """Where tables go: stdout.
+
+    Args:
+        wide: Whether lines may be long where there is no terminal.
+    """
+    found = Console(highlight=False)
+    return Console(highlight=False, width=WIDE) if wide and not found.is_terminal else found
 
 
 def say(text: str) -> None:

@@ -228,6 +228,11 @@ def print_verdict(verdict: Verdict) -> None:
     state = "complete" if verdict.complete else "unfinished"
     if verdict.holds:
         say(f"{state}; holds: written + set aside = planned")
+    elif verdict.is_on_its_way:
+        say(
+            f"unfinished: {verdict.total('missing'):,} rows are still to come; what is there is "
+            "right"
+        )
     else:
         short = sum(not file.holds for file in verdict.files)
         say(
@@ -245,7 +250,7 @@ def print_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
         code = "–" if job["exit_code"] is None else str(job["exit_code"])
         started = (job["started"] or "–")[:16].replace("T", " ")
         table.add_row(job["id"], job["status"], code, started, "\n".join(job["outputs"]) or "–")
-    console().print(table)
+    console(wide=True).print(table)
 
 
 def print_demo(folder: Path, verdict: Verdict, documents: Sequence[Mapping[str, Any]]) -> None:

@@ -352,9 +352,15 @@ def report(
 
 
 def _check(output: str, verdict: Verdict) -> None:
-    if not verdict.holds:
-        first = verdict.problems[0] if verdict.problems else "rows are missing"
-        raise GateError(f"{output}: does not hold: {first}")
+    if verdict.holds:
+        return
+    if verdict.is_on_its_way:
+        raise GateError(
+            f"{output}: is unfinished: {verdict.total('missing'):,} rows are still to come: run or "
+            "submit the command that began it again"
+        )
+    first = verdict.problems[0] if verdict.problems else "rows are missing"
+    raise GateError(f"{output}: does not hold: {first}")
 
 
 def doctor(

@@ -39,7 +39,7 @@ def check_cluster(address: str | None, output: str | None) -> Iterator[Check]:
         with ray_session(address):
             facts = node_facts()
             seconds = time.monotonic() - started
-            yield check_answers(address, facts, seconds)
+            yield check_answers(_resolved(address), facts, seconds)
             yield check_token()
             yield check_versions(facts)
             yield from check_gpus(facts)
@@ -48,6 +48,14 @@ def check_cluster(address: str | None, output: str | None) -> Iterator[Check]:
                 yield _shared(output, facts)
     except RayMlcError as error:
         yield Check("ray", "fails", str(error))
+
+
+def _resolved(address: str) -> str:
+    """An address as it was given, and where it has led: `auto` may find a Ray of others."""
+    import ray
+
+    found = ray.get_runtime_context().gcs_address
+    return address if found == address else f"{address} ({found})"
 
 
 def check_answers(address: str, facts: Facts, seconds: float) -> Check:
@@ -75,7 +83,12 @@ def check_answers(address: str, facts: Facts, seconds: float) -> Check:
 def check_token() -> Check:
     """Whether the cluster asks who comes; that it let us in is known by now."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
-        return Check("token", "ok", "the cluster was joined with a token")
+        return Check(
+            "token",
+            "ok",
+            "the cluster was joined with a token; it refuses others if RAY_AUTH_MODE=token was set "
+            "where each of its nodes was started",
+        )
     return Check(
         "token",
         "warning",

@@ -268,7 +268,10 @@ class JobClient:
         if "submission_id" in str(error) and "already exists" in str(error):
             return AlreadySubmittedError(f"{self.address}: {text}")
         if "does not exist" in text and "status code 404" in str(error):
-            return UsageError(f"{self.address}: {text}: see `ray-mlc jobs list`")
+            return RayMlcError(
+                f"{self.address}: {text}: see `ray-mlc jobs list`; a cluster that was started anew "
+                "knows none of before: submit the job again, it goes on"
+            )
         if "parsed from address" in text:
             return ConfigError(
                 f"{self.address}: expected http://HEAD:8265, https://…, HEAD:6379 or auto"

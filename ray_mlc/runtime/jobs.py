@@ -229,7 +229,10 @@ def stop(client: JobClient, attempt: Attempt, *, wait: bool, say: Say) -> Attemp
     if not wait:
         return client.attempt(attempt.id)
     grace = attempt.stop_wait_s or 3.0  # Ray's own
-    say(f"stopping {attempt.id}: what is in flight has up to {grace:.0f} s to finish")
+    say(
+        f"stopping {attempt.id}: what is in flight is finished (limits.grace); what has not ended "
+        f"after {grace:.0f} s is killed by Ray"
+    )
     found = client.wait(attempt.id, lambda now: now.over, timeout_s=grace + 60)
     if not found.over:
         say(f"{attempt.id} is still {found.status}: look again with `ray-mlc jobs status`")

@@ -93,14 +93,17 @@ def ray_session(
     try:
         with stderr_closed() if quiet else nullcontext():
             if address:
-                ray.init(address=address, **options)
+                with _address_of_the_environment_apart():
+                    ray.init(address=address, **options)
             else:
                 with _groups_of_their_own():
                     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     except Exception as error:  # Ray raises bare ones, such as for a node that starts too slowly
         line = first_line(error)
         if address:
-            raise ResourceError(f"the Ray cluster at {address} does not answer: {line}") from None
+            raise ResourceError(
+                f"the Ray cluster at {address} does not answer: {line}{_about_tokens()}"
+            ) from None
         # such as one that takes longer than Ray's half a minute, on a busy machine
         raise RayMlcError(
             f"a local Ray did not start: {line}: run the same command again"
@@ -124,6 +127,24 @@ def session_starts(address: str | None) -> str:
 
 def _address(asked: str | None) -> str | None:
     return asked or os.environ.get("RAY_ADDRESS") or None
+
+
+@contextmanager
+def _address_of_the_environment_apart() -> Iterator[None]:
+    """Keep `RAY_ADDRESS` from Ray, which reads it for `auto` and refuses one that is for jobs."""
+    found = os.environ.pop("RAY_ADDRESS", None)
+    try:
+        yield
+    finally:
+        if found is not None:
+            os.environ["RAY_ADDRESS"] = found
+
+
+def _about_tokens() -> str:
+    """What to look at where a cluster does not let in: Ray says the same of one that is down."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        return "; RAY_AUTH_MODE=token is set: is the token that of the cluster (~/.ray/auth_token)?"
+    return "; if it asks for a token, set RAY_AUTH_MODE=token in this shell"
 
 
 @contextmanager

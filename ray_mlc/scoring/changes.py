@@ -78,7 +78,7 @@ def compare_inputs(
         "again": [file.source for file in again],
         "changed": [file.source for file in changed],
     }
-    notes = list(_notes(new, again, changed, gone, add_new=add_new))
+    notes = _notes(new, again, changed, gone, add_new=add_new, idle=not len(pending))
     return Changes((*again, *(new if add_new else ())), record, notes)
 
 
@@ -89,6 +89,7 @@ def _notes(
     gone: Sequence[str],
     *,
     add_new: bool,
+    idle: bool,
 ) -> list[str]:
     notes = []
     if changed:
@@ -108,7 +109,7 @@ def _notes(
             f"{len(new)} new file(s) are not part of this run, such as {new[0].source}: "
             "--add-new scores them too"
         )
-    elif add_new:
+    elif add_new and idle:  # else there is something to do, as in the first night
         notes.append("there are no new files")
     if gone:
         notes.append(f"{len(gone)} planned file(s) are gone, such as {gone[0]}")

@@ -19,7 +19,7 @@ from ray_mlc.errors import DataError, RunMismatchError
 from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.int8 import read_int8
 from ray_mlc.model.folder import ModelFolder
-from ray_mlc.storage import filesystem_of, scheme_of
+from ray_mlc.storage import filesystem_of, local_path, place_of, scheme_of
 
 _VERSIONED = ("ray-mlc", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
@@ -55,7 +55,14 @@ def asked_for(job: ScoreJob, model: ModelFolder) -> dict[str, Any]:
 def _list_root(job: ScoreJob) -> str:
     """What the job names as input, in a form that two commands can be compared by."""
     paths = [job.input.path] if isinstance(job.input.path, str) else job.input.path
-    return " ".join(sorted(filesystem_of(path)[1].rstrip("/") for path in paths))
+    return " ".join(sorted(_spelled(path) for path in paths))
+
+
+def _spelled(path: str) -> str:
+    """A path as it is written down: of a local one without `.` and `..`."""
+    if local_path(path) is not None:
+        return place_of(path)
+    return filesystem_of(path)[1].rstrip("/")
 
 
 def refuse_output_in_input(job: ScoreJob, listing: Listing) -> None:

@@ -67,6 +67,16 @@ class Verdict:
         """Whether every planned row is there once or set aside."""
         return not self.problems and all(file.holds for file in self.files)
 
+    @property
+    def is_on_its_way(self) -> bool:
+        """Whether it was never declared complete, and nothing is wrong but rows still to come."""
+        short = [file for file in self.files if not file.holds]
+        return (
+            not self.complete
+            and not self.problems
+            and all(file.missing and not file.duplicated for file in short)
+        )
+
     def total(self, name: str) -> int:
         """Sum of one count over all files."""
         return sum(getattr(file, name) for file in self.files)
