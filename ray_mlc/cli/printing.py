@@ -6,7 +6,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-
 WIDE = 250
 """Columns of a log or pipe, where long names are not to be broken."""
 

@@ -43,6 +43,10 @@ class AlreadySubmittedError(RayMlcError):
     """Somebody else has submitted this attempt."""
 
 
+class UnknownJobError(UsageError):
+    """The cluster has no job of that name."""
+
+
 def choose_address(given: str | None, job: str | None = None) -> str:
     """The cluster to use: the option, the environment, the job file.
 
@@ -268,10 +272,7 @@ class JobClient:
         if "submission_id" in str(error) and "already exists" in str(error):
             return AlreadySubmittedError(f"{self.address}: {text}")
         if "does not exist" in text and "status code 404" in str(error):
-            return RayMlcError(
-                f"{self.address}: {text}: see `ray-mlc jobs list`; a cluster that was started anew "
-                "knows none of before: submit the job again, it goes on"
-            )
+            return UnknownJobError(f"{self.address}: {text}: see `ray-mlc jobs list`")
         if "parsed from address" in text:
             return ConfigError(
                 f"{self.address}: expected http://HEAD:8265, https://…, HEAD:6379 or auto"

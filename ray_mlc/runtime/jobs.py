@@ -18,8 +18,19 @@ from typing import Any
 
 import yaml
 
-from ray_mlc.errors import ConfigError, InterruptedRunError, JobFailedError, first_line
-from ray_mlc.runtime.job_client import AlreadySubmittedError, JobClient, check_ray_version
+from ray_mlc.errors import (
+    ConfigError,
+    InterruptedRunError,
+    JobFailedError,
+    RayMlcError,
+    first_line,
+)
+from ray_mlc.runtime.job_client import (
+    AlreadySubmittedError,
+    JobClient,
+    UnknownJobError,
+    check_ray_version,
+)
 from ray_mlc.runtime.job_ids import (
     JOB_FILE,
     PASSED,
@@ -170,9 +181,15 @@ def follow(client: JobClient, id: str, write: Say) -> Attempt:
 
     Raises:
         InterruptedRunError: On Ctrl-C or SIGTERM; the job goes on.
+        RayMlcError: If the cluster was started anew meanwhile.
     """
     try:
         return client.follow(id, write)
+    except UnknownJobError:
+        raise RayMlcError(
+            f"{client.address}: does not know {id} any more, as a cluster that was started anew: "
+            "submit the job again, it goes on"
+        ) from None
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"detached; {id} goes on: watch it with `ray-mlc jobs logs {id} --follow`, end it with "

@@ -470,6 +470,16 @@ def test_nobody_there_and_an_unknown_job_are_one_line_each(dashboard: Dashboard)
         JobClient(dashboard.address, verify="/nope.pem")
 
 
+def test_a_job_whose_cluster_was_started_anew_is_to_be_submitted_again(
+    dashboard: Dashboard,
+) -> None:
+    with pytest.raises(
+        RayMlcError, match=r"does not know gone-1 any more.*submit the job"
+    ) as caught:
+        jobs.follow(JobClient(dashboard.address), "gone-1", lambda _: None)
+    assert caught.value.exit_code == 1
+
+
 @pytest.mark.parametrize("text", [f"Bearer {TOKEN}", f"?token={TOKEN}"])
 def test_a_token_of_the_environment_is_redacted_from_errors(
     text: str, monkeypatch: pytest.MonkeyPatch

@@ -728,3 +728,16 @@ def test_a_run_that_was_taken_over_declares_nothing(
     with pytest.raises(LeaseError, match="taken over by"):
         score(score_job(tiny_corpus, output), LocalBackend(), Display(quiet=True))
     assert not (output / "_SUCCESS").exists()
+
+
+def test_a_folder_is_the_same_however_its_path_is_spelled(
+    tiny_corpus: Path, tmp_path: Path, score_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(score_job(tiny_corpus, tmp_path / "out"), LocalBackend(), Display(quiet=True))
+    below = tmp_path / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    other = os.path.relpath(tiny_corpus)
+    assert ".." in other
+    for spelling in (other, f"{tiny_corpus}/", f"file://{tiny_corpus}/./"):
+        score(score_job(spelling, "../out"), LocalBackend(), Display(quiet=True))

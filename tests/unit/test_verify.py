@@ -74,6 +74,17 @@ def test_an_unfinished_run_is_not_complete(run_copy: Path) -> None:
     assert not judge(run_copy).complete
 
 
+def test_rows_that_are_to_come_are_told_from_rows_that_are_gone(run_copy: Path) -> None:
+    (run_copy / PART).unlink()
+    assert not judge(run_copy).is_on_its_way  # it was complete
+    (run_copy / "_SUCCESS").unlink()
+    verdict = judge(run_copy)
+    assert verdict.is_on_its_way
+    assert not verdict.holds
+    (run_copy / "part-00000/000000000099.parquet").write_bytes(b"PAR1")
+    assert not judge(run_copy).is_on_its_way
+
+
 @pytest.mark.parametrize("keep", [0, 10, -5])
 def test_a_truncated_part_is_named(run_copy: Path, keep: int) -> None:
     path = run_copy / PART
