@@ -132,7 +132,7 @@ class Reporter:
         """See `Pulse.ready`."""
         self._pulse.ready.remote()
 
-    def beat(self, rows: int, real_tokens: int, padded_tokens: int, work: int) -> None:
+    def beat(self, rows: int, real_tokens: int, padded_tokens: int, work: int = 0) -> None:
         """See `Pulse.beat`."""
         self._pulse.beat.remote(rows, real_tokens, padded_tokens, work)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -122,6 +122,10 @@ class Backend(Protocol):
                 model: a unit can take minutes, and nothing else is known of it before its receipt.
             stop: When requested, no read is begun, and this ends when what is in flight is done.
         """
+
+
+LISTED_AT_STOP = 20_000
+"""Units up to which the output is listed once more to say how far a run has come that stops."""
 
 
 @dataclass(frozen=True)
@@ -658,6 +662,9 @@ def _speed_of_all(speeds: Sequence[float | None]) -> float | None:
 def _raise_if_left(nights: Sequence[_Opened], stop: Stop) -> None:
     """End a command that has not come to the end of its work."""
     for night in nights:
+        if night.tally.rows(PENDING) and len(night.run.plan.units) <= LISTED_AT_STOP:
+            with suppress(RayMlcError):  # what was committed, and not heard of any more
+                night.tally.note_orphans(night.run.listing())
         if night.tally.rows(PENDING):
             raise _interrupted(night, stop.missed) from None
 

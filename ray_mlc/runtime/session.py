@@ -22,6 +22,8 @@ from ray_mlc.errors import RayMlcError, ResourceError, first_line
 
 IDLE_WORKERS = 4
 """Idle processes that a Ray of ours keeps for reading and writing, besides one per core."""
+JOB_SCHEMES = ("http://", "https://")
+"""Addresses of dashboards, which take jobs."""
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.air")
 
 
@@ -77,7 +79,7 @@ def ray_session(
     """
     address = _address(address)
     set_environment(quiet=quiet)
-    if address and address.startswith(("http://", "https://")):
+    if address and address.startswith(JOB_SCHEMES):
         raise ResourceError(
             f"{address} takes jobs (`ray-mlc jobs submit`), no other commands: those run on a "
             "node of the cluster, with --address auto"
@@ -131,13 +133,19 @@ def _address(asked: str | None) -> str | None:
 
 @contextmanager
 def _address_of_the_environment_apart() -> Iterator[None]:
-    """Keep `RAY_ADDRESS` from Ray, which reads it for `auto` and refuses one that is for jobs."""
-    found = os.environ.pop("RAY_ADDRESS", None)
+    """Keep a `RAY_ADDRESS` that is for jobs from Ray, which reads it for `auto`, and refuses it.
+
+    Any other stays: by it `auto` finds the cluster that a job runs on, and not one beside it.
+    """
+    found = os.environ.get("RAY_ADDRESS")
+    if found is None or not found.startswith(JOB_SCHEMES):
+        yield
+        return
+    del os.environ["RAY_ADDRESS"]
     try:
         yield
     finally:
-        if found is not None:
-            os.environ["RAY_ADDRESS"] = found
+        os.environ["RAY_ADDRESS"] = found
 
 
 def _about_tokens() -> str:

@@ -16,6 +16,7 @@ from support.displays import Spoken
 
 from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob
+from ray_mlc.corpus.footers import read_footers
 from ray_mlc.corpus.listing import Listing, list_corpus
 from ray_mlc.errors import DataError, LimitError, RunMismatchError
 from ray_mlc.model.engines.choose import ResolvedEngine
@@ -345,7 +346,7 @@ def test_two_planners_of_one_night_do_not_damage_the_run(
     early = list_corpus(str(corpus))
     shutil.copy(corpus / "part-00000.parquet", corpus / "y.parquet")
     tag(add_new=True)  # the other planner, which sees more, is faster and finishes
-    slow = _Planner(job, model, storage, None, lambda: None)
+    slow = _Planner(job, model, storage, None, lambda: None, read_footers, lambda _: None)
     new = Listing(early.root, tuple(f for f in early.files if f.source == "x.parquet"), ())
     with pytest.raises(RunMismatchError, match="another command has planned this night"):
         slow.add(2, run.record, new, {})
