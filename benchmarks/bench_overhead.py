@@ -72,8 +72,8 @@ def without_model() -> None:
     """Let the steps of this process do all that they do, with `Nothing` for a model."""
     from ray_mlc.runtime import steps
 
-    steps.classifier_of = lambda work, threads: Nothing(work.output.label_set)  # type: ignore
-    steps.load_tokenizer = lambda folder, **_: Nothing(None)  # type: ignore
+    steps.classifier_of = lambda work, threads: Nothing(work.output.label_set)  # type: ignore[assignment]
+    steps.load_tokenizer = lambda folder, **_: Nothing(None)  # type: ignore[assignment]
 
 
 def empty_actor() -> type:

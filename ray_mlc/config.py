@@ -394,6 +394,10 @@ class ScoreJob(Scoring, _WithOneModel):
         """`input: PATH` stands for `input: {path: PATH}`, and so does `output`."""
         return _with_section(_with_section(data, "input"), "output")
 
+    def each(self) -> dict[str, ScoreJob]:
+        """As `ManyScoreJob.each`: the only job needs no name."""
+        return {"": self}
+
 
 class _WithManyModels(Section):
     """As `_WithOneModel`."""

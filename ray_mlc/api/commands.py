@@ -113,13 +113,12 @@ def score(
         "ray.address": address,
     }
     given = _given((ScoreJob, ManyScoreJob), job)
-    spec = load_score_job(given, options=_options(settings, options))
-    from ray_mlc.runtime.backends import open_jobs
+    jobs = load_score_job(given, options=_options(settings, options)).each()
+    from ray_mlc.runtime.inputs import open_jobs
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.score import score_many
 
     display = Display(quiet=quiet)
-    jobs = spec.each() if isinstance(spec, ManyScoreJob) else {"": spec}
     inputs, backend = open_jobs(jobs, display, local=local)
     summaries = score_many(
         jobs,

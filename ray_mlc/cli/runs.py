@@ -22,8 +22,7 @@ from ray_mlc.cli.options import (
 from ray_mlc.errors import ConfigError, GateError, LimitError, ResourceError
 
 if TYPE_CHECKING:
-    from ray_mlc.config import ManyScoreJob, ScoreJob
-    from ray_mlc.runtime.progress import Display
+    from ray_mlc.config import ScoreJob
     from ray_mlc.scoring.verify import Verdict
 
 
@@ -89,7 +88,6 @@ def score(
     """Tag a corpus; run the same command again to continue."""
     from ray_mlc.cli.run_tables import print_score_summary
     from ray_mlc.job_files import load_score_job
-    from ray_mlc.runtime.progress import Display
 
     options = {
         "model": model,
@@ -99,12 +97,20 @@ def score(
         "decision": decision,
         "ray.address": address,
     }
-    jobs = _jobs_of(load_score_job(job, options=options, overrides=set_ or ()))
+    jobs = load_score_job(job, options=options, overrides=set_ or ()).each()
+    # not before the job is known to be one: these imports take a second
+    from ray_mlc.runtime.inputs import open_jobs
+    from ray_mlc.runtime.progress import Display
+    from ray_mlc.runtime.score import score_many
+
+    display = Display(quiet=quiet, progress=progress)
+    inputs, backend = open_jobs(jobs, display, local=local)
     try:
-        summaries = _score(
+        summaries = score_many(
             jobs,
-            local=local,
-            display=Display(quiet=quiet, progress=progress),
+            backend,
+            display,
+            inputs=inputs,
             add_new=add_new,
             take_over=take_over,
             use_lease=not no_lease,
@@ -118,13 +124,6 @@ def score(
         return
     for name, spec in jobs.items():
         print_score_summary(spec.output.path, summaries[name])
-
-
-def _jobs_of(spec: ScoreJob | ManyScoreJob) -> dict[str, ScoreJob]:
-    """What is scored, by the name of the model where there are several."""
-    from ray_mlc.config import ScoreJob
-
-    return {"": spec} if isinstance(spec, ScoreJob) else spec.each()
 
 
 def _one_or_all(found: Mapping[str, Any]) -> Any:
@@ -175,7 +174,7 @@ def plan(
 ) -> None:
     """Say how long scoring would take, what it would cost and leave; writes nothing."""
     from ray_mlc.cli.forecasts import print_plan
-    from ray_mlc.runtime.backends import open_job
+    from ray_mlc.runtime.inputs import open_job
     from ray_mlc.runtime.plan import Question, check_question, plan_night
     from ray_mlc.runtime.progress import Display
 
@@ -231,13 +230,13 @@ def nightly(
         print_verdict,
     )
     from ray_mlc.job_files import load_score_job
-    from ray_mlc.runtime.backends import open_jobs
+    from ray_mlc.runtime.inputs import open_jobs
     from ray_mlc.runtime.nightly import run_nights
     from ray_mlc.runtime.progress import Display
     from ray_mlc.runtime.report import place_of_report
 
-    spec = load_score_job(job, options={"ray.address": address}, overrides=set_ or ())
-    jobs = _jobs_of(spec)
+    options = {"ray.address": address}
+    jobs = load_score_job(job, options=options, overrides=set_ or ()).each()
     display = Display(quiet=quiet, progress=progress)
     inputs, backend = open_jobs(jobs, display, local=local)
     nights, beyond = run_nights(jobs, backend, display, inputs=inputs)
@@ -265,16 +264,6 @@ def nightly(
         raise beyond
     for name, night in nights.items():
         _check(jobs[name].output.path, night.verdict)
-
-
-def _score(
-    jobs: dict[str, ScoreJob], *, local: bool, display: Display, **options: bool
-) -> dict[str, dict[str, Any]]:
-    from ray_mlc.runtime.backends import open_jobs
-    from ray_mlc.runtime.score import score_many
-
-    inputs, backend = open_jobs(jobs, display, local=local)
-    return score_many(jobs, backend, display, inputs=inputs, **options)
 
 
 def status(

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from ray_mlc.config import ScoreJob
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder
+from ray_mlc.runtime.backend import resolve_engine
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.probe import Probe, Prober
-from ray_mlc.runtime.score import resolve_engine
 from ray_mlc.runtime.session import usable_cores
 from ray_mlc.runtime.steps import ScoreStep, Work, write
 from ray_mlc.scoring.forecast import Kind

@@ -12,9 +12,11 @@ from typing import Any
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.errors import LimitError, first_line
+from ray_mlc.runtime.backend import Backend
 from ray_mlc.runtime.compare import compare
+from ray_mlc.runtime.inputs import Inputs
 from ray_mlc.runtime.progress import Display
-from ray_mlc.runtime.score import Backend, Inputs, score_many
+from ray_mlc.runtime.score import score_many
 from ray_mlc.scoring.ledger import read_run
 from ray_mlc.scoring.verify import Verdict, verify
 from ray_mlc.storage import open_storage

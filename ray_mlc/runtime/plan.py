@@ -26,10 +26,11 @@ from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Rules
 from ray_mlc.model.engines.choose import ResolvedEngine, load_tokenizer
 from ray_mlc.model.folder import ModelFolder
+from ray_mlc.runtime.backend import Backend
+from ray_mlc.runtime.inputs import Inputs
 from ray_mlc.runtime.interrupt import seconds_until
 from ray_mlc.runtime.probe import Probe, padding_of, speed_of
 from ray_mlc.runtime.progress import Display
-from ray_mlc.runtime.score import Backend, Inputs
 from ray_mlc.runtime.steps import Work
 from ray_mlc.scoring.changes import compare_inputs
 from ray_mlc.scoring.forecast import (

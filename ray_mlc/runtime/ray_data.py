@@ -32,6 +32,7 @@ from ray_mlc.model.classifier import ForwardStats
 from ray_mlc.model.engines.choose import ResolvedEngine
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.actor_plan import IO_CPUS, ActorPlan, least_needed, places_on, plan_actors
+from ray_mlc.runtime.backend import resolve_engine
 from ray_mlc.runtime.growth import plan_or_grow
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.nodes import refuse_unshared, telling_changes
@@ -48,7 +49,6 @@ from ray_mlc.runtime.pulse import (
 )
 from ray_mlc.runtime.ray_errors import own_errors
 from ray_mlc.runtime.ray_private import limit_blocks_ahead, map_whole_blocks
-from ray_mlc.runtime.score import resolve_engine
 from ray_mlc.runtime.session import (
     NodeResources,
     carrying,

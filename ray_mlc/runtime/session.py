@@ -227,7 +227,7 @@ def carrying(nodes: Sequence[NodeResources], selector: Mapping[str, str]) -> lis
 
     Args:
         nodes: Nodes.
-        selector: What each label must be: `value`, `!value`, `in(value, value)`, `!in(value)`; a
+        selector: What each label must be: `value`, `!value`, `in(value,value)`, `!in(value)`; a
             label that is not there is none of the values.
     """
 

@@ -62,8 +62,7 @@ class NightWatch:
         self._count()
         self._pending_rows, self._pending_work = self._rows_S[PENDING], self._work_S[PENDING]
         self._row_work = self._pending_work / max(1, self._pending_rows)
-        speed = documents_per_s
-        expected = None if speed is None else speed * actors * END_TO_END
+        expected = None if documents_per_s is None else documents_per_s * actors * END_TO_END
         self._work = Pace(None if expected is None else expected * self._row_work)
         self._rows, self._tokens = Pace(expected), Pace()
 

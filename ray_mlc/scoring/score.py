@@ -53,6 +53,7 @@ TOKEN_COLUMNS = frozenset(
 )
 """What `tokenize_block` makes: other columns stay as they were."""
 DIED_OVER_IT = "{} processes died over it, one after the other"
+"""Why a unit is set aside whose reading or scoring kills its process."""
 MAX_CELLS = 2**24
 """Scores held at once, in cells of N × L: 64 MiB of float32, whatever the number of labels."""
 

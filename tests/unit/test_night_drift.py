@@ -22,8 +22,9 @@ from ray_mlc.job_files import load_job
 from ray_mlc.model.decisions import decide
 from ray_mlc.model.distribution import ScoreCounts
 from ray_mlc.model.folder import open_model, write_decision
+from ray_mlc.runtime.inputs import find_inputs
 from ray_mlc.runtime.local import LocalBackend
-from ray_mlc.runtime.score import find_inputs, score
+from ray_mlc.runtime.score import score
 from ray_mlc.scoring import figures, night_drift
 from ray_mlc.scoring.ledger import read_run
 from ray_mlc.scoring.verify import verify

@@ -358,12 +358,12 @@ def test_two_planners_of_one_night_do_not_damage_the_run(
 def test_auto_units_are_resolved_once_and_kept_for_later_nights(
     tmp_path: Path, score_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray_mlc.runtime import score as score_module
+    from ray_mlc.runtime import backend
 
     corpus, output = tmp_path / "in", tmp_path / "out"
     synthetic.write_corpus(corpus, rows=700, files=1, seed=1)
     job = score_job(corpus, output, "units.rows=auto")
-    real = score_module.resolve
+    real = backend.resolve
 
     def at(speed: float) -> None:
         def resolve(*args: Any, **options: Any) -> ResolvedEngine:
@@ -371,7 +371,7 @@ def test_auto_units_are_resolved_once_and_kept_for_later_nights(
             found = real(*args, **{**options, "sample": None})
             return found.model_copy(update={"documents_per_s": speed})
 
-        monkeypatch.setattr(score_module, "resolve", resolve)
+        monkeypatch.setattr(backend, "resolve", resolve)
 
     at(60.0)
     score(job, LocalBackend(), Display(quiet=True))

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.displays import Spoken
 from support.models import write_tiny_model
 
 from ray_mlc.config import ManyScoreJob, ScoreJob
@@ -39,17 +40,6 @@ from ray_mlc.storage import open_storage
 
 ReadOutput = Callable[[Path], pa.Table]
 FEW = LabelSet(("angry", "short"))
-
-
-class Spoken(Display):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 class Counting(LocalBackend):
