@@ -64,7 +64,7 @@ class Setup:
         from ray_mlc.model.encoder import new_classifier_model
         from ray_mlc.runtime.prepare import prepare
         from ray_mlc.runtime.progress import Display
-        from ray_mlc.training.loop import freeze_unused, head_bias
+        from ray_mlc.training.loop import freeze_unused, head_bias, training_dtype
 
         self.job = job_of(asked, seed)
         self.prepared = prepare(self.job, Display(quiet=True))
@@ -77,22 +77,24 @@ class Setup:
             seed=seed,
         )
         freeze_unused(self.model)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.amp_dtype = training_dtype(self.settings.dtype, self.device)
 
     def fitter(self, model: Any) -> Any:
-        """Our loop around a model: to train it, or to score the validation examples."""
-        import torch
+        """Our loop around a model: to train it, or to score the validation examples.
 
-        from ray_mlc.training.loop import Fitter, training_dtype
+        On CPU it changes the model's layers: never before another loop trains it.
+        """
+        from ray_mlc.training.loop import Fitter
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return Fitter(
-            model=model.to(device),
+            model=model.to(self.device),
             wrapped=model,
             train=self.prepared.train,
             config=self.settings,
             pad_id=self.prepared.tokenizer.pad_id,
-            device=device,
-            amp_dtype=training_dtype(self.settings.dtype, device),
+            device=self.device,
+            amp_dtype=self.amp_dtype,
         )
 
     def measured(self, model: Any, seconds: float) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class Setup:
             "tokens_per_s": tokens / seconds,
             "average_precision_micro": metrics["average_precision_micro"],
             "f1_micro": metrics["f1_micro"],
-            "dtype": str(self.fitter(model).amp_dtype),
+            "dtype": str(self.amp_dtype),
         }
 
 
@@ -132,7 +134,7 @@ def run_trainer(asked: argparse.Namespace, seed: int, *, grouped: bool) -> dict[
     from ray_mlc.model.tokenization import load_pretrained_tokenizer
 
     setup = Setup(asked, seed)
-    bfloat16 = setup.fitter(setup.model).amp_dtype is not None
+    bfloat16 = setup.amp_dtype is not None
     train = setup.prepared.train
     targets = train.targets_BL(np.arange(len(train)))
     rows = [

@@ -38,6 +38,7 @@ from ray_mlc.model.encoder import encoder_layers
 from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.tokenization import Ragged
 from ray_mlc.model.windows import Aggregate, aggregate_logits, aggregate_tensors
+from ray_mlc.training.cpu_kernels import use_cpu_kernels
 from ray_mlc.training.losses import make_loss
 
 BUCKET_STEPS = 50
@@ -311,6 +312,8 @@ class Fitter:
     world_size: int = 1
 
     def __post_init__(self) -> None:
+        if self.device.type == "cpu":
+            use_cpu_kernels(self.model)
         # fused: the default makes a dozen passes over all weights, which on CPU costs as much as
         # the forward pass of a small batch
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), fused=True)
