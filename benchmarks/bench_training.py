@@ -119,8 +119,8 @@ class Setup:
 def run_ours(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Our loop, without Ray around it."""
     setup = Setup(asked, seed)
-    fitter = setup.fitter(setup.model)
     started = time.monotonic()
+    fitter = setup.fitter(setup.model)
     for epoch in range(asked.epochs):
         fitter.run_epoch(epoch, on_step=lambda step, loss: None)
     return setup.measured(setup.model, time.monotonic() - started)

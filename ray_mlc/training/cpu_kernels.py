@@ -1,26 +1,33 @@
-"""Dropout and attention for training on CPU: PyTorch's mathematics, done the fast way.
+"""Dropout and attention for training on CPU: the formulas of PyTorch's, computed the fast way.
 
 PyTorch draws dropout masks on CPU one number after the other, which costs more than the matrix
-products of a small encoder, and dropout within attention makes it pass many times over matrices of
-T x T that no cache holds. Here a cell's mask is made of 16 random bits and applied to the bits of
-its number, and attention takes as many documents at a time as a cache holds. What that gives is in
-`benchmarks/results/`.
+products of a small encoder, and dropout within attention makes it pass many times over all matrices
+of T x T. Here a cell's mask is made of 16 random bits and applied to the bits of its number, and
+attention takes a few documents at a time. In bfloat16 scores and weights of attention are rounded
+to it, as those of transformers' own eager attention are; PyTorch keeps them in float32. What this
+gives, and that nothing less is learnt, is in `benchmarks/results/2026-11-29-training.md`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 ATTENTION = "ray_mlc_cpu_training"
 """Name under which transformers knows `attention`."""
 CELLS_AT_ONCE = 1 << 19
-"""Attention weights per thread that are worked on together: in bfloat16 a MB, a core's cache."""
+"""Attention weights that are worked on together, if not more are one document's: in bfloat16 a MB,
+so that what is done to them one step after the other finds them in a cache. No count of threads is
+in it: masks are drawn for as many at once, and are the same whatever threads there are."""
 _KEEP_SCALE = 1 << 15
+_OTHERS = ("position_bias", "cache", "softcap", "s_aux")
+"""Options that change what attention computes, beside the mask."""
 
 
 def kept_share(p: float) -> float:
@@ -58,13 +65,17 @@ class _DropCells(torch.autograd.Function):
         return _masked(values, bits).mul_(ctx.scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (bits,) = ctx.saved_tensors
         return _masked(grad.contiguous(), bits).mul_(ctx.scale), None
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` (Srivastava et al. 2014), several times as fast on CPU."""
+    """`torch.nn.Dropout` (Srivastava et al. 2014), several times as fast on CPU.
+
+    What is dropped is 0 even where it was not finite.
+    """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.Dropout`; p is taken in steps of 2^-15."""
@@ -96,43 +107,35 @@ class _Attend(torch.autograd.Function):
                 scores += bias[low:high] if len(bias) > 1 else bias
             part = weights[low:high]
             torch.softmax(scores, -1, out=part)
-            if p:
-                bits = keep_bits(part.numel(), p).view(part.shape)
-                torch.mul(
-                    torch.matmul(_masked(part, bits), value[low:high]), scale, out=output[low:high]
-                )
-                _sign_dropped(part, bits)
-            else:
-                output[low:high] = torch.matmul(part, value[low:high])
+            bits = keep_bits(part.numel(), p).view(part.shape)
+            kept = torch.matmul(_masked(part, bits), value[low:high])
+            torch.mul(kept, scale, out=output[low:high])
+            _sign_dropped(part, bits)
         ctx.save_for_backward(query, key, value, weights)
-        ctx.p, ctx.scale = p, scale
+        ctx.scale = scale
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, weights = ctx.saved_tensors
         grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        for low, high in _spans(weights):
-            part, grad_part = weights[low:high], grad[low:high]
-            if ctx.p:
-                part, dropped, bits = _unsigned(part)
-                grad_part = grad_part * ctx.scale
-            else:
-                dropped, bits = part, None
-            grads[2][low:high] = torch.matmul(dropped.transpose(2, 3), grad_part)
-            inner = torch.matmul(grad_part, value[low:high].transpose(2, 3))
-            if bits is not None:
-                inner = _masked(inner, bits)
-            scores = torch._softmax_backward_data(inner, part, -1, part.dtype)
-            grads[0][low:high] = torch.matmul(scores, key[low:high])
-            grads[1][low:high] = torch.matmul(scores.transpose(2, 3), query[low:high])
+        with torch.autocast("cpu", enabled=False):
+            for low, high in _spans(weights):
+                part, dropped, bits = _unsigned(weights[low:high])
+                grad_part = grad[low:high] * ctx.scale
+                grads[2][low:high] = torch.matmul(dropped.transpose(2, 3), grad_part)
+                inner = _masked(torch.matmul(grad_part, value[low:high].transpose(2, 3)), bits)
+                scores = torch._softmax_backward_data(inner, part, -1, part.dtype)
+                grads[0][low:high] = torch.matmul(scores, key[low:high])
+                grads[1][low:high] = torch.matmul(scores.transpose(2, 3), query[low:high])
         return *grads, None, None
 
 
 def _spans(weights: torch.Tensor) -> list[tuple[int, int]]:
     B = len(weights)
     cells = max(1, weights[0].numel()) if B else 1
-    step = max(1, CELLS_AT_ONCE * torch.get_num_threads() // cells)
+    step = max(1, CELLS_AT_ONCE // cells)
     return [(low, min(B, low + step)) for low in range(0, B, step)]
 
 
@@ -187,39 +190,65 @@ def attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    plain = (
-        module.training
-        and torch.is_grad_enabled()
-        and query.device.type == "cpu"
-        and query.dtype in (torch.bfloat16, torch.float32)
-        and query.shape[:2] == key.shape[:2]
-        and query.shape[3] == value.shape[3]
-        and not getattr(module, "is_causal", False)
-        and not options.get("is_causal")
-        and all(
-            options.get(name) is None for name in ("position_bias", "cache", "softcap", "s_aux")
-        )
-        and kept_share(dropout) > 0
-    )
-    if not plain:
+    # as autocast does it for PyTorch's attention: rotated queries and keys come in float32
+    states = [query, key, value]
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        states = [state.to(torch.get_autocast_dtype("cpu")) for state in states]
+    if not _is_plain(module, states, attention_mask, dropout, options):
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **options
         )
         return found
+    query, key, value = states
     scaling = 1 / math.sqrt(query.shape[3]) if scaling is None else scaling
-    output = _Attend.apply(  # type: ignore[no-untyped-call]
-        query * scaling, key, value, _bias(attention_mask, query.dtype), dropout
-    )
+    bias = _bias(attention_mask, query.dtype)
+    with torch.autocast("cpu", enabled=False):
+        output = _Attend.apply(query * scaling, key, value, bias, dropout)  # type: ignore[no-untyped-call]
     return output.transpose(1, 2).contiguous(), None
 
 
+def _is_plain(
+    module: Any,
+    states: Sequence[torch.Tensor],
+    mask: torch.Tensor | None,
+    dropout: float,
+    options: Mapping[str, Any],
+) -> bool:
+    """Whether `_Attend` does what a layer asks for, and does it better.
+
+    Without dropout it does not: PyTorch's attention then keeps nothing of T x T.
+    """
+    query, key, value = states
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    return (
+        bool(module.training)
+        and 0 < kept_share(dropout) < 1
+        and all(state.device.type == "cpu" for state in states)
+        and query.dtype in (torch.bfloat16, torch.float32)
+        and query.dtype == key.dtype == value.dtype
+        and query.shape[:2] == key.shape[:2]
+        and query.shape[3] == value.shape[3]
+        # one that is learnt wants a gradient
+        and (mask is None or (mask.dim() == 4 and not mask.requires_grad))
+        and not (causal and mask is None)
+        and all(options.get(name) is None for name in _OTHERS)
+    )
+
+
 def _bias(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """What is added to scores; None where nothing is hidden."""
-    if mask is None or mask.dtype != torch.bool:
-        return None if mask is None else mask.to(dtype)
+    """What is added to scores; None where nothing is hidden.
+
+    It is finite: a token that sees nothing, which is padding, sees all instead, and is no NaN.
+    """
+    if mask is None:
+        return None
+    lowest = torch.finfo(dtype).min
+    if mask.dtype != torch.bool:
+        return mask.clamp(min=lowest).to(dtype)
     if bool(mask.all()):
         return None
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
 
 
 def use_cpu_kernels(model: Any) -> None:
@@ -230,12 +259,9 @@ def use_cpu_kernels(model: Any) -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Dropout:
-                replacement = Dropout(child.p)
-                replacement.train(child.training)
-                setattr(parent, name, replacement)
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = Dropout  # keeps its hooks, and all names that it has
     base = getattr(model, "base_model", model)
     if getattr(base, "_supports_attention_backend", False) and (
         base.config._attn_implementation == "sdpa"

@@ -25,6 +25,7 @@ from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.pooling import PooledClassifier
 from ray_mlc.model.tokenization import Ragged
 from ray_mlc.model.windows import AGGREGATES, Aggregate, aggregate_tensors
+from ray_mlc.training import cpu_kernels
 from ray_mlc.training.loop import (
     MODEL_STATE,
     TRAINED_STATE,
@@ -454,6 +455,14 @@ def test_the_head_learns_alone_at_first_and_then_the_encoder_rises() -> None:
     assert rates[:5] == [0.0] * 5
     assert rates[5:9] == pytest.approx([5e-3 / 3, 5e-3 * 2 / 3, 5e-3, 5e-3])
     assert all(high > low for high, low in pairwise(rates[8:]))
+
+
+def test_on_cpu_a_model_and_its_average_have_the_dropout_and_attention_of_cpus() -> None:
+    fitter = fitter_of(examples(20), model=tiny_bert(dropout=0.1), average="ema")
+    for model in (fitter.model, fitter.averaged):
+        kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert kinds == {cpu_kernels.Dropout}
+        assert model.base_model.config._attn_implementation == cpu_kernels.ATTENTION
 
 
 def test_the_average_is_the_moving_average_of_the_weights_and_is_what_is_kept(
