@@ -1,4 +1,4 @@
-"""Give freed memory back to the system between blocks.
+"""Give freed memory back to the system between blocks, and between steps of training.
 
 glibc keeps what is freed for later, in an arena per thread. The buffers of a forward pass differ
 from batch to batch, so the arenas of a process that scores all night end up full of holes: six

@@ -6,6 +6,7 @@ folder: threshold, metrics, canaries. Nothing here knows Ray.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.model.windows import AGGREGATES, Aggregate
+from ray_mlc.runtime import heap
 from ray_mlc.runtime.prepare import Material, Prepared
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.identity import versions
@@ -45,6 +47,11 @@ from ray_mlc.training.loop import (
     training_dtype,
 )
 
+TRIM_STEPS = 50
+"""Steps after which memory that was freed is given back."""
+PRIMITIVES = 32
+"""Compiled kernels that oneDNN keeps. Shapes of training batches hardly come again, and of its 1,024
+each holds memory: after two epochs 2.4 GB without a limit, 1.8 GB with this one, at the same speed."""
 VALIDATION_SCORES = "validation.npy"
 """Validation scores in a checkpoint: the threshold is fitted on those of the epoch that is kept."""
 
@@ -106,6 +113,7 @@ def new_fitter(
         rank: Of this worker.
         world_size: Workers.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))  # read at first use
     model = new_classifier_model(
         fetch(material.encoder),  # where this node has it
         LabelSet(tuple(material.labels)),
@@ -160,7 +168,8 @@ def run_epochs(
     while not is_over(state, settings):
         started = time.monotonic()
         epoch = state["epoch"]
-        loss = fitter.run_epoch(epoch, first_step=state["step"], on_step=partial(on_step, state))
+        stepped = partial(_step_done, state, on_step)
+        loss = fitter.run_epoch(epoch, first_step=state["step"], on_step=stepped)
         validated = validate(fitter, material.validation, material.targets_NL, settings)
         scores_NL, metrics = validated.scores_NL, validated.metrics
         record = {
@@ -182,6 +191,14 @@ def run_epochs(
             "best_epoch": epoch + 1 if improved else state["best_epoch"],
         }
         on_epoch(state, scores_NL)
+
+
+def _step_done(
+    state: State, on_step: Callable[[State, int, float], None], step: int, loss: float
+) -> None:
+    if step % TRIM_STEPS == 0:
+        heap.trim()
+    on_step(state, step, loss)
 
 
 def _windows_record(validated: Validated) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ray_mlc.job_files import load_job
 from ray_mlc.model.encoder import new_classifier_model, pooling_of
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.runtime import train
 from ray_mlc.runtime.prepare import Prepared, prepare
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.train import VALIDATION_SCORES, write_trained
@@ -215,3 +216,16 @@ def test_documents_beyond_the_batch_budget_are_counted_and_what_bounds_them_is_n
         assert note.startswith(f"note: {beyond:,} of the training texts have more tokens")
         assert f"(up to {costs_N.max():,}) than training.max_batch_tokens (31)" in note
         assert note.endswith(f"; {lower} bounds it")
+
+
+def test_freed_memory_is_given_back_now_and_then_and_each_step_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[object] = []
+    monkeypatch.setattr(train.heap, "trim", lambda: events.append("trim"))
+    for step in range(2 * train.TRIM_STEPS):
+        train._step_done({"epoch": 1}, lambda *told: events.append(told), step, 0.5)
+    assert events.count("trim") == 2
+    assert [told for told in events if told != "trim"] == [
+        ({"epoch": 1}, step, 0.5) for step in range(2 * train.TRIM_STEPS)
+    ]
