@@ -23,6 +23,8 @@ from ray_mlc.runtime.session import set_environment, stderr_closed
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Where Ray looks for an address; both would win over one that is given to its client."""
+_NO_AGENT = "No available agent"
+"""What a head says whose agent has not begun to listen, or could not."""
 AGENT_WAIT_S = 60.0
 """Longest time that a head, just started, may take until it accepts jobs."""
 AWAY_S = 300.0
@@ -148,7 +150,7 @@ class JobClient:
                 say(told[0])
 
         attempts = Retrying(
-            retry=retry_if_exception(lambda error: "No available agent" in str(error)),
+            retry=retry_if_exception(lambda error: _NO_AGENT in str(error)),
             stop=stop_after_delay(AGENT_WAIT_S),
             wait=wait_fixed(2),
             before_sleep=wait,
@@ -268,6 +270,12 @@ class JobClient:
             return UsageError(
                 f"{self.address}: its certificate is not trusted: give --verify FILE with the one "
                 "that signed it, or set REQUESTS_CA_BUNDLE"
+            )
+        if _NO_AGENT in str(error):
+            return RayMlcError(
+                f"{self.address}: its head takes no jobs, although it answers: where another Ray "
+                "runs on that machine it may hold the port that jobs need, 52365; start the head "
+                "with --dashboard-agent-listen-port PORT, or after the other has ended"
             )
         if "submission_id" in str(error) and "already exists" in str(error):
             return AlreadySubmittedError(f"{self.address}: {text}")

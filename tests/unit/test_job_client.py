@@ -280,6 +280,15 @@ def test_a_head_that_has_just_started_is_waited_for(
     assert said == ["the cluster accepts no jobs yet: trying for a minute"]
 
 
+def test_a_head_that_never_takes_jobs_is_told_from_one_that_is_not_there(
+    dashboard: Dashboard, job: ScoreJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_mlc.runtime.job_client.AGENT_WAIT_S", 0.0)
+    dashboard.not_ready = 100
+    with pytest.raises(RayMlcError, match=r"takes no jobs.*--dashboard-agent-listen-port"):
+        jobs.submit(job, JobClient(dashboard.address), say=lambda _: None)
+
+
 def test_of_two_submits_at_one_moment_one_wins_and_the_other_attaches(
     dashboard: Dashboard, job: ScoreJob
 ) -> None:
