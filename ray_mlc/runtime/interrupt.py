@@ -16,24 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ray_mlc.config import parse_time_of_day
 from ray_mlc.errors import RayMlcError
-
-
-def seconds_until(time_of_day: str, now: datetime.datetime) -> float:
-    """Seconds from `now` to the next time that it is `time_of_day`.
-
-    Args:
-        time_of_day: As `limits.stop_at` has it; without an offset by this machine's clock.
-        now: A time with its time zone.
-    """
-    wanted = parse_time_of_day(time_of_day)
-    here = now.astimezone(wanted.tzinfo)  # None: this machine's
-    moments = (
-        datetime.datetime.combine(here.date() + datetime.timedelta(days=days), wanted)
-        for days in range(3)
-    )
-    return next(left for moment in moments if (left := moment.timestamp() - now.timestamp()) > 0)
 
 
 @dataclass(frozen=True)
@@ -46,12 +29,10 @@ class Deadline:
     """The moment, by the monotonic clock."""
 
     @classmethod
-    def next(cls, time_of_day: str | None) -> Deadline | None:
-        """The next time that it is `time_of_day`; None for none."""
-        if time_of_day is None:
-            return None
-        now = datetime.datetime.now(datetime.UTC)
-        return cls(time_of_day, time.monotonic() + seconds_until(time_of_day, now))
+    def at(cls, text: str, moment: datetime.datetime) -> Deadline:
+        """At a moment, which has its time zone."""
+        left = moment.timestamp() - datetime.datetime.now(datetime.UTC).timestamp()
+        return cls(text, time.monotonic() + left)
 
 
 class Stop:

@@ -28,7 +28,6 @@ from ray_mlc.model.engines.choose import ResolvedEngine, load_tokenizer
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.runtime.backend import Backend
 from ray_mlc.runtime.inputs import Inputs
-from ray_mlc.runtime.interrupt import seconds_until
 from ray_mlc.runtime.probe import Probe, padding_of, speed_of
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.steps import Work
@@ -47,6 +46,7 @@ from ray_mlc.scoring.forecast import (
     pick_rows,
     work_of,
 )
+from ray_mlc.scoring.hours import seconds_until
 from ray_mlc.scoring.identity import refuse_difference
 from ray_mlc.scoring.ledger import RUN_FILE, Run, read_run
 from ray_mlc.scoring.parts import OutputSpec, reserved_columns, resolve_format

@@ -40,6 +40,7 @@ from ray_mlc.runtime.report import leaving_a_report
 from ray_mlc.runtime.steps import sharing_tokens
 from ray_mlc.runtime.watching import watching
 from ray_mlc.scoring.accounts import EARLIER, PENDING, SET_ASIDE, WRITTEN
+from ray_mlc.scoring.hours import within_hours
 from ray_mlc.scoring.lease import Lease, hold_lease
 from ray_mlc.scoring.passes import UnitPass, plan_passes
 from ray_mlc.scoring.reads import plan_reads
@@ -119,7 +120,6 @@ def score_many(
         well keeps no other from its end; then the worst error is raised.
     """
     common = next(iter(jobs.values()))
-    deadline = Deadline.next(common.limits.stop_at)
     inputs = inputs or find_all_inputs(jobs)
     with completing(display.say) as results, ExitStack() as held:
         leases: dict[str, Lease | None] = {}
@@ -138,6 +138,9 @@ def score_many(
                 if use_lease
                 else None
             )
+        storages = [open_storage(job.output.path) for job in jobs.values()]
+        ends = held.enter_context(within_hours(storages, common.limits.stop_at))
+        deadline = None if ends is None else Deadline.at(str(common.limits.stop_at), ends)
         for name, job in jobs.items():
             held.enter_context(
                 leaving_a_report(job, inputs[name].folder, display, deadline=deadline)

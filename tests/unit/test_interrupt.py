@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ from support.displays import Spoken
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.errors import InterruptedRunError, LimitError, RayMlcError
-from ray_mlc.runtime.interrupt import Deadline, Stop, completing, listen, seconds_until
+from ray_mlc.runtime.interrupt import Deadline, Stop, completing, listen
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
@@ -289,37 +288,6 @@ def test_ctrl_c_before_anything_is_planned_says_so_at_once(job: ScoreJob) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         score(job, Starting(), Display(quiet=True))
-
-
-@pytest.mark.parametrize(
-    ("time_of_day", "now", "hours"),
-    [
-        ("06:00Z", "2026-11-24T22:00:00+00:00", 8),
-        ("06:00Z", "2026-11-24T05:30:00+00:00", 0.5),
-        ("06:00Z", "2026-11-24T06:00:00+00:00", 24),  # a night that is begun now has a day
-        ("06:00+02:00", "2026-11-24T22:00:00+00:00", 6),
-        ("23:30-05:00", "2026-11-24T04:00:00+00:00", 0.5),
-    ],
-)
-def test_the_next_time_of_day_is_at_most_a_day_away(
-    time_of_day: str, now: str, hours: float
-) -> None:
-    found = seconds_until(time_of_day, datetime.datetime.fromisoformat(now))
-    assert found == pytest.approx(hours * 3600)
-
-
-@pytest.mark.parametrize(("now", "hours"), [("2026-03-28T23:00", 6), ("2026-10-24T23:00", 8)])
-def test_a_clock_that_is_moved_in_the_night_moves_the_end_of_it(
-    now: str, hours: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    try:
-        here = datetime.datetime.fromisoformat(now).astimezone()
-        assert seconds_until("06:00", here) == pytest.approx(hours * 3600)
-    finally:
-        monkeypatch.undo()
-        time.tzset()
 
 
 class Overdue(LocalBackend):
