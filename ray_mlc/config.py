@@ -10,17 +10,21 @@ import datetime
 import difflib
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 from ray_mlc.errors import ConfigError
 from ray_mlc.storage import place_of, refuse_credentials
@@ -66,8 +70,14 @@ def parse_time_of_day(text: str) -> datetime.time:
     raise ValueError("expected a time of day such as 06:00, or 06:00+02:00")
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=2**63)]
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
+_TEXT_TOO = WithJsonSchema(
+    {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}
+)
+"""For editors: what is a number here may be written with its unit."""
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=2**63), _TEXT_TOO]
+Duration = Annotated[
+    float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False), _TEXT_TOO
+]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -77,6 +87,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True
     )
+    shorthand: ClassVar[Mapping[str, Any] | None] = None
+    """JSON schema of what may stand for the section, such as a bare path."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """For editors: the section, or what may stand for it."""
+        found = handler(core)
+        return found if cls.shorthand is None else {"anyOf": [dict(cls.shorthand), found]}
 
 
 class Range(Section):
@@ -108,6 +128,8 @@ def _refuse_credentials(key: str, path: str) -> None:
 class InputConfig(Section):
     """Where the documents are."""
 
+    shorthand = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
     path: str | list[str]
     """Folder, glob, file, or a list of them; local, `s3://`, `gs://`, `az://`, `hf://`."""
     text: str = "text"
@@ -128,6 +150,8 @@ class InputConfig(Section):
 
 class OutputConfig(Section):
     """Where labels and scores go, and in which form."""
+
+    shorthand = {"type": "string"}
 
     path: str
     """Output folder, local or `s3://`, `gs://`, `az://`."""
@@ -244,6 +268,8 @@ class TokenizersConfig(Section):
 
 class DriftConfig(Section):
     """How far the scores of a night may be from those of the model's validation examples."""
+
+    shorthand = {"type": "number", "minimum": 0}
 
     psi: Share = 0.25
     """Largest population stability index of a label; below 0.1 is commonly called stable. What so
@@ -490,6 +516,8 @@ class DataConfig(Section):
 class LossConfig(Section):
     """What training minimizes; `loss: focal` stands for `loss: {name: focal}`."""
 
+    shorthand = {"type": "string"}
+
     name: Literal["bce", "focal", "asymmetric", "distribution_balanced"] = "bce"
     """Binary cross-entropy; or one that answers to rare labels and many negatives."""
     pos_weight: Literal["balanced"] | Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -698,6 +726,8 @@ Space = SpaceRange | list[Any]
 
 class SchedulerConfig(Section):
     """Which trials are ended early; `scheduler: none` stands for `scheduler: {name: none}`."""
+
+    shorthand = {"type": "string"}
 
     name: Literal["asha", "none"] = "asha"
     """`asha`: Asynchronous Successive Halving (Li et al. 2020) ends a trial that is not among the
