@@ -47,14 +47,21 @@ def score_job(config: ClusterConfig, *, machines: int | None = None) -> dict[str
         "input": {"path": f"{root}/corpus/"},
         "output": {"path": f"{root}/tags/"},
     }
+    # where groups grow, nodes come when there is work for them: what is there at the start says
+    # nothing, and a CPU of each is left for reading and writing
+    on_cpus = {
+        "count": {"min": 1, "max": max(1, config.cpu.max * (config.cpu.cpus - 1))},
+        "labels": {GROUP_LABEL: "cpu"},
+    }
     if config.gpu is not None:
         tree["actors"] = {"gpus": 1}
         if machines is None:
-            # nodes come when there is work for them: what is there at the start says nothing
             tree["actors"]["count"] = {"min": 1, "max": config.gpu.max * config.gpu.count}
             tree["actors"]["labels"] = {GROUP_LABEL: "gpu"}
             if config.cpu.max:
-                tree["tokenizers"] = {"labels": {GROUP_LABEL: "cpu"}}
+                tree["tokenizers"] = on_cpus
+    elif machines is None:
+        tree["actors"] = {"cpus": 1} | on_cpus
     # no block is finished while the first nodes are still on their way
     tree["limits"] = {"no_progress": max(600.0, config.jobs.startup)}
     if machines is None:

@@ -28,7 +28,7 @@ steps=() driver='' stopping=0
 
 # In a step of its own on each node. Ports are chosen by the system, so that jobs of several users
 # on one node do not meet; so is the folder for sockets, logs and what does not fit into memory.
-# shellcheck disable=SC2317  # called by srun
+# shellcheck disable=SC2317,SC2329  # called by srun
 ray_node() {
     local folder ray code=0
     folder=$(mktemp -d "$SCRATCH/rm.XXXXXX")
@@ -51,7 +51,7 @@ ray_node() {
 }
 export -f ray_node
 
-# shellcheck disable=SC2317  # called by traps
+# shellcheck disable=SC2317,SC2329  # called by traps
 stop() {
     ((stopping += 1))
     say "SIG$1: finishing what is in flight"
@@ -59,7 +59,7 @@ stop() {
     if [[ -n $driver ]]; then kill -TERM "$driver" 2>/dev/null || true; fi
 }
 
-# shellcheck disable=SC2317
+# shellcheck disable=SC2317,SC2329
 clean() {
     trap - EXIT
     trap '' TERM INT

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from ray_mlc.config import ActorsConfig
 from ray_mlc.errors import RayMlcError, ResourceError
 from ray_mlc.runtime.doctor import Check
+from ray_mlc.runtime.growth import grows
 from ray_mlc.runtime.nodes import NodeFacts, node_facts, write_from_every_node
 from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources, ray_session
 from ray_mlc.storage import local_path
@@ -43,7 +44,7 @@ def check_cluster(address: str | None, output: str | None) -> Iterator[Check]:
             yield check_token()
             yield check_versions(facts)
             yield from check_gpus(facts)
-            yield check_room(cluster_nodes(), free_resources())
+            yield check_room(cluster_nodes(), free_resources(), grows=grows())
             if output is not None:
                 yield _shared(output, facts)
     except RayMlcError as error:
@@ -144,13 +145,26 @@ def check_gpus(facts: Facts) -> Iterator[Check]:
     yield Check("gpus", "ok", kinds or "none: models run on CPUs")
 
 
-def check_room(nodes: list[NodeResources], free: NodeResources) -> Check:
-    """Whether a scoring run of default size fits, with CPUs left for reading and writing."""
+def check_room(nodes: list[NodeResources], free: NodeResources, *, grows: bool = False) -> Check:
+    """Whether a scoring run of default size fits, with CPUs left for reading and writing.
+
+    Args:
+        nodes: What each node has.
+        free: What is free of all of it.
+        grows: Whether the cluster starts nodes that are asked for.
+    """
     from ray_mlc.runtime.actor_plan import IO_CPUS, plan_actors
 
     try:
         plan = plan_actors(ActorsConfig(), nodes, free)
     except ResourceError as error:
+        if grows:
+            return Check(
+                "room",
+                "ok",
+                "nothing fits into the nodes that are there, and the cluster starts others: jobs "
+                "ask for them, and wait for up to ray.node_wait",
+            )
         return Check("room", "fails", f"{error}, or wait for what runs there")
     if plan.gpus and free.cpus - plan.max_count * plan.cpus < plan.max_count:
         return Check(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from ray_mlc.config import Range, ScoreJob
+from ray_mlc.config import Range, ScoreJob, TokenizersConfig
 from ray_mlc.corpus.rows import BLOCK_UNIT_FIRST, block_schema, unread_block
 from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import RayMlcError, ResourceError
@@ -485,7 +485,7 @@ class RayBackend:
             data = map_whole_blocks(
                 data,
                 TokenizeActor,
-                compute=_tokenizer_pool(job),
+                compute=tokenizer_pool(job.tokenizers, cluster_nodes()),
                 fn_constructor_args=(works,),
                 num_cpus=job.tokenizers.cpus,
                 **({"label_selector": job.tokenizers.labels} if job.tokenizers.labels else {}),
@@ -500,14 +500,14 @@ class RayBackend:
         return map_whole_blocks(data, _write, fn_args=(works, reporter), num_cpus=IO_CPUS)
 
 
-def _tokenizer_pool(job: ScoreJob) -> ActorPoolStrategy:
-    count = job.tokenizers.count
-    if isinstance(count, Range):
-        return ActorPoolStrategy(min_size=max(1, count.min), max_size=count.max)
-    if count == "auto":
-        total = sum(node.cpus for node in cluster_nodes())
-        return ActorPoolStrategy(min_size=1, max_size=max(1, int(total / 2 / job.tokenizers.cpus)))
-    return ActorPoolStrategy(size=count)
+def tokenizer_pool(config: TokenizersConfig, nodes: Sequence[NodeResources]) -> ActorPoolStrategy:
+    """Actors that tokenize: by themselves as many as half of the CPUs that they may use hold."""
+    if isinstance(config.count, Range):
+        return ActorPoolStrategy(min_size=max(1, config.count.min), max_size=config.count.max)
+    if config.count == "auto":
+        total = sum(node.cpus for node in carrying(nodes, config.labels))
+        return ActorPoolStrategy(min_size=1, max_size=max(1, int(total / 2 / config.cpus)))
+    return ActorPoolStrategy(size=config.count)
 
 
 @contextmanager

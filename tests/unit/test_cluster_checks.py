@@ -78,6 +78,9 @@ def test_room_for_reading_beside_the_actors() -> None:
     taken = check_room(nodes, NodeResources(1, 0))
     assert taken.state == "fails"
     assert "or wait for what runs there" in taken.finding
+    coming = check_room([NodeResources(0, 0)], NodeResources(0, 0), grows=True)
+    assert coming.state == "ok"
+    assert "the cluster starts others" in coming.finding
     tight = check_room([NodeResources(4, 4)], NodeResources(4, 4))
     assert tight.state == "warning"
     assert "add CPU nodes" in tight.finding

@@ -12,6 +12,7 @@ from support.cli import run
 from support.manifests import KINDS, ROOT, VARIANTS, cluster, documents, rendered
 
 from ray_mlc.cluster.config import ClusterConfig
+from ray_mlc.cluster.jobs import score_job
 from ray_mlc.config import ScoreJob, TrainJob
 from ray_mlc.job_files import load_job
 
@@ -181,3 +182,14 @@ def test_a_cluster_file_with_every_default_reads_back(
     assert run(monkeypatch, "config", "render", str(tmp_path / "c.yaml")) == 0
     (tmp_path / "d.yaml").write_text(capsys.readouterr().out)
     assert load_job(ClusterConfig, tmp_path / "d.yaml") == cluster("gpu=null")
+
+
+@pytest.mark.parametrize(("gpu", "pool"), [("gpu.count=2", "tokenizers"), ("gpu=null", "actors")])
+def test_work_on_cpus_grows_with_the_group_and_leaves_a_cpu_for_reading(
+    gpu: str, pool: str
+) -> None:
+    config = cluster(gpu, "cpu.max=3", "cpu.cpus=4")
+    found = score_job(config)[pool]
+    assert found["count"] == {"min": 1, "max": 9}
+    assert found["labels"] == {"ray-mlc.io/group": "cpu"}
+    assert "count" not in score_job(config, machines=2).get(pool, {})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ray_mlc.config import ActorsConfig, Range, WorkersConfig
+from ray_mlc.config import ActorsConfig, Range, TokenizersConfig, WorkersConfig
 from ray_mlc.errors import ModelError, RayMlcError, ResourceError
 from ray_mlc.runtime.actor_plan import IO_CPUS, plan_actors
 from ray_mlc.runtime.ray_data import RayBackend
@@ -249,3 +249,27 @@ def test_labels_choose_nodes_as_ray_does(selector: dict[str, str], expected: lis
         NodeResources(4, 0),
     ]
     assert carrying(nodes, selector) == [nodes[index] for index in expected]
+
+
+@pytest.mark.parametrize(
+    ("count", "labels", "sizes"),
+    [
+        ("auto", {}, (1, 12)),
+        ("auto", {"group": "cpu"}, (1, 4)),  # nodes with GPUs have CPUs as well: not for it
+        ("auto", {"group": "none"}, (1, 1)),
+        ({"min": 0, "max": 56}, {"group": "cpu"}, (1, 56)),  # nodes that are still to come
+        (3, {}, (3, 3)),
+    ],
+)
+def test_tokenizers_are_counted_on_the_nodes_that_they_may_use(
+    count: Any, labels: dict[str, str], sizes: tuple[int, int]
+) -> None:
+    from ray_mlc.runtime.ray_data import tokenizer_pool
+
+    config = TokenizersConfig.model_validate({"count": count, "labels": labels})
+    nodes = [
+        NodeResources(8, 0, {"group": "cpu"}),
+        NodeResources(16, 4, {"group": "gpu"}),
+    ]
+    pool = tokenizer_pool(config, nodes)
+    assert (pool.min_size, pool.max_size) == sizes

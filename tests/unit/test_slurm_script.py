@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -238,7 +239,8 @@ def test_a_script_asks_for_what_the_config_says() -> None:
 
 @pytest.mark.parametrize("variant", [(), ("gpu=null", NO_ACTIVATION), VARIANTS["Secrets"]])
 def test_shellcheck_has_nothing_to_say(variant: tuple[str, ...], tmp_path: Path) -> None:
-    shellcheck = shutil.which("shellcheck")
+    here = str(Path(sys.executable).parent)
+    shellcheck = shutil.which("shellcheck", path=f"{here}{os.pathsep}{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
     paths = [ROOT / "ray_mlc" / "cluster" / "slurm.sh"]
