@@ -32,6 +32,8 @@ from ray_mlc.storage import place_of, refuse_credentials
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "ms": 0.001}
+ACTORS_PER_NODE = 8
+"""Model copies per node that `auto` goes up to; more cores become more threads of each."""
 
 
 def parse_size(value: object) -> object:

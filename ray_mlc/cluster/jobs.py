@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray_mlc.cluster.config import ClusterConfig, is_below
-from ray_mlc.config import ScoreJob, TrainJob
+from ray_mlc.config import ACTORS_PER_NODE, ScoreJob, TrainJob
 from ray_mlc.errors import ConfigError
 from ray_mlc.job_files import load_job
 from ray_mlc.storage import scheme_of
@@ -48,20 +48,20 @@ def score_job(config: ClusterConfig, *, machines: int | None = None) -> dict[str
         "output": {"path": f"{root}/tags/"},
     }
     # where groups grow, nodes come when there is work for them: what is there at the start says
-    # nothing, and a CPU of each is left for reading and writing
-    on_cpus = {
-        "count": {"min": 1, "max": max(1, config.cpu.max * (config.cpu.cpus - 1))},
-        "labels": {GROUP_LABEL: "cpu"},
-    }
+    # nothing
+    labels = {GROUP_LABEL: "cpu"}
     if config.gpu is not None:
         tree["actors"] = {"gpus": 1}
         if machines is None:
             tree["actors"]["count"] = {"min": 1, "max": config.gpu.max * config.gpu.count}
             tree["actors"]["labels"] = {GROUP_LABEL: "gpu"}
             if config.cpu.max:
-                tree["tokenizers"] = on_cpus
+                # a CPU of each node is left for reading
+                most = config.cpu.max * max(1, config.cpu.cpus - 1)
+                tree["tokenizers"] = {"count": {"min": 1, "max": most}, "labels": labels}
     elif machines is None:
-        tree["actors"] = {"cpus": 1} | on_cpus
+        most = config.cpu.max * min(config.cpu.cpus, ACTORS_PER_NODE)
+        tree["actors"] = {"count": {"min": 1, "max": most}, "labels": labels}
     # no block is finished while the first nodes are still on their way
     tree["limits"] = {"no_progress": max(600.0, config.jobs.startup)}
     if machines is None:

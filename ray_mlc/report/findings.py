@@ -38,7 +38,13 @@ def _state_findings(figures: Figures) -> list[tuple[str, str]]:
             f"Incomplete: {rows['missing']:,} of {rows['planned']:,} rows, of {files['missing']:,} "
             "file(s), are not there yet. All figures below are of what is there."
         )
-        found = [(missing, "Run the same command again: it goes on where this ended.")]
+        found = [
+            (
+                missing,
+                "Run the same command again, after limits.stop_at in the evening: it goes on where "
+                "this ended.",
+            )
+        ]
     elif figures["state"] == "beyond limits" and _drifted(figures):
         found = []
     elif figures["state"] == "beyond limits":

@@ -10,15 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_mlc.config import ActorsConfig, Range, ScoreJob
+from ray_mlc.config import ACTORS_PER_NODE, ActorsConfig, Range, ScoreJob
 from ray_mlc.errors import ResourceError
 from ray_mlc.runtime.growth import Need
 from ray_mlc.runtime.session import NodeResources, places
 
 IO_CPUS = 0.25
 """CPUs that a reading or writing task asks for: both mostly wait for storage."""
-ACTORS_PER_NODE = 8
-"""Model copies per node that `auto` goes up to; more cores become more threads of each."""
 
 
 @dataclass(frozen=True)

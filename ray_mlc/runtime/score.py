@@ -40,7 +40,7 @@ from ray_mlc.runtime.report import leaving_a_report
 from ray_mlc.runtime.steps import sharing_tokens
 from ray_mlc.runtime.watching import watching
 from ray_mlc.scoring.accounts import EARLIER, PENDING, SET_ASIDE, WRITTEN
-from ray_mlc.scoring.hours import within_hours
+from ray_mlc.scoring.hours import Hours, within_hours
 from ray_mlc.scoring.lease import Lease, hold_lease
 from ray_mlc.scoring.passes import UnitPass, plan_passes
 from ray_mlc.scoring.reads import plan_reads
@@ -139,8 +139,12 @@ def score_many(
                 else None
             )
         storages = [open_storage(job.output.path) for job in jobs.values()]
-        ends = held.enter_context(within_hours(storages, common.limits.stop_at))
-        deadline = None if ends is None else Deadline.at(str(common.limits.stop_at), ends)
+        hours = held.enter_context(within_hours(storages, common.limits.stop_at))
+        if use_lease:  # else nothing may be written before the output is known to be ours
+            hours.note()
+        deadline = None
+        if hours.ends is not None:
+            deadline = Deadline.at(str(common.limits.stop_at), hours.ends)
         for name, job in jobs.items():
             held.enter_context(
                 leaving_a_report(job, inputs[name].folder, display, deadline=deadline)
@@ -156,7 +160,7 @@ def score_many(
         ]
         with ExitStack() as stack:
             ready = _Ready(backend, stack, display)
-            results.append(_tag(asked, ready, display, deadline, add_new=add_new))
+            results.append(_tag(asked, ready, display, hours, deadline, add_new=add_new))
     return results[0]
 
 
@@ -215,6 +219,7 @@ def _tag(
     asked: Sequence[Asked],
     ready: _Ready,
     display: Display,
+    hours: Hours,
     deadline: Deadline | None,
     *,
     add_new: bool,
@@ -227,6 +232,8 @@ def _tag(
         if item.complete and ends.note(item, item.checked):
             display.say(item.asked.named("complete already: nothing to do"))
     todo = [item for item in opened if not item.complete]
+    if todo:
+        hours.note()
     passes = plan_passes([item.run for item in todo], [item.pending for item in todo])
     if note := why_apart(todo, passes):
         display.say(f"note: {note}")
@@ -343,10 +350,14 @@ def _raise_if_left(nights: Sequence[Opened], stop: Stop) -> None:
 def _interrupted(night: Opened, missed: Deadline | None) -> RayMlcError:
     """What a run that did not come to its end says; the deadline, if it was that."""
     done = night.tally.rows(EARLIER, WRITTEN)
-    rest = (
-        f"after {done:,} of {night.run.plan.rows:,} rows; what is written stays, run the same "
-        "command to continue"
-    )
+    rest = f"after {done:,} of {night.run.plan.rows:,} rows; what is written stays, "
     if missed is not None:
-        return RayMlcError(night.asked.named(f"stopped at {missed.text} (limits.stop_at) {rest}"))
-    return InterruptedRunError(night.asked.named(f"interrupted {rest}"))
+        return RayMlcError(
+            night.asked.named(
+                f"stopped at {missed.text} (limits.stop_at) {rest}the same command continues in "
+                "the next night, and with --set limits.stop_at=null at once"
+            )
+        )
+    return InterruptedRunError(
+        night.asked.named(f"interrupted {rest}run the same command to continue")
+    )

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 from ray_mlc.config import parse_time_of_day
-from ray_mlc.errors import InterruptedRunError, RayMlcError
+from ray_mlc.errors import LimitError, RayMlcError, StorageError
 from ray_mlc.scoring.nights import LEDGER
 from ray_mlc.storage import Storage
 
 HOURS_FILE = f"{LEDGER}/hours.json"
-GOES_ON = (RayMlcError.exit_code, InterruptedRunError.exit_code)
-"""Exit codes after which the same command continues, and a scheduler may repeat it by itself."""
 
 
 def seconds_until(time_of_day: str, now: datetime) -> float:
@@ -35,11 +33,52 @@ def seconds_until(time_of_day: str, now: datetime) -> float:
     return next(left for moment in moments if (left := moment.timestamp() - now.timestamp()) > 0)
 
 
+class Hours:
+    """The night of some outputs, which ends at one moment."""
+
+    def __init__(self, storages: Sequence[Storage], stop_at: str | None, now: datetime) -> None:
+        """See what earlier commands have noted; nothing is written yet.
+
+        Raises:
+            RayMlcError: If the night has ended, and the next one has not come.
+        """
+        self._storages, self._stop_at, self._now = storages, stop_at, now
+        self._new: list[Storage] = []
+        self.ends: datetime | None = None
+        """Its end; None for none."""
+        if stop_at is None:
+            return
+        ends = []
+        for storage in storages:
+            if (noted := _noted_end(storage, stop_at, now)) is None:
+                self._new.append(storage)
+            else:
+                ends.append(noted)
+        self._next = now + timedelta(seconds=seconds_until(stop_at, now))
+        self.ends = min([*ends, self._next])
+
+    def note(self) -> None:
+        """Write down the end of a night that begins."""
+        while self._new:
+            hours = {
+                "stop_at": self._stop_at,
+                "begun": self._now.isoformat(),
+                "ends": self._next.isoformat(),
+            }
+            self._new.pop().put(HOURS_FILE, json.dumps(hours).encode())
+
+    def forget(self) -> None:
+        """The night has come to its end by itself: the next one may begin at any time."""
+        for storage in self._storages:
+            with suppress(StorageError):  # the work is done; by the next evening the note is void
+                storage.delete(HOURS_FILE)
+
+
 @contextmanager
 def within_hours(
     storages: Sequence[Storage], stop_at: str | None, *, now: datetime | None = None
-) -> Iterator[datetime | None]:
-    """The end of the night of some outputs; None for none.
+) -> Iterator[Hours]:
+    """The hours of the block.
 
     Args:
         storages: The output folders.
@@ -47,46 +86,46 @@ def within_hours(
         now: With its time zone; None: as it is.
 
     Raises:
-        RayMlcError: If it has ended, and the next one has not come.
+        RayMlcError: As `Hours`.
     """
-    ends = None
-    if stop_at is not None:
-        now = datetime.now(UTC) if now is None else now
-        ends = min(end_of_night(storage, stop_at, now) for storage in storages)
+    hours = Hours(storages, stop_at, datetime.now(UTC) if now is None else now)
     try:
-        yield ends
-    except RayMlcError as error:
-        if error.exit_code not in GOES_ON:
-            _forget(storages)
+        yield hours
+    except LimitError:  # all is written; after any other error a scheduler may come again
+        hours.forget()
         raise
-    _forget(storages)
+    hours.forget()
 
 
-def end_of_night(storage: Storage, stop_at: str, now: datetime) -> datetime:
-    """When the night of an output ends; noted there if it begins now.
+def _noted_end(storage: Storage, stop_at: str, now: datetime) -> datetime | None:
+    """The end of a night that has begun; None if it begins now.
 
     Raises:
         RayMlcError: If it has ended, and the next one has not come.
     """
-    noted = json.loads(storage.read(HOURS_FILE) or b"{}")
-    if noted.get("stop_at") == stop_at:
-        begun, ends = (datetime.fromisoformat(noted[name]) for name in ("begun", "ends"))
-        if now < ends:
-            return ends
-        opens = ends + (begun + timedelta(days=1) - ends) / 2
-        if now < opens:
-            raise RayMlcError(
-                f"{storage.uri}: the night ended at {stop_at} (limits.stop_at); from "
-                f"{opens.astimezone():%H:%M} on the same command continues, and with --set "
-                "limits.stop_at=null at once"
-            )
-    ends = now + timedelta(seconds=seconds_until(stop_at, now))
-    hours = {"stop_at": stop_at, "begun": now.isoformat(), "ends": ends.isoformat()}
-    storage.put(HOURS_FILE, json.dumps(hours).encode())
-    return ends
+    noted = _decode(storage.read(HOURS_FILE))
+    if noted is None or noted[0] != stop_at:
+        return None
+    _, begun, ends = noted
+    if begun <= now < ends:  # before: somebody has set a clock back
+        return ends
+    opens = ends + (begun + timedelta(days=1) - ends) / 2
+    if ends <= now < opens:
+        raise RayMlcError(
+            f"{storage.uri}: the night ended at {stop_at} (limits.stop_at); from "
+            f"{opens.astimezone():%H:%M} on the same command continues, and with --set "
+            "limits.stop_at=null at once"
+        )
+    return None
 
 
-def _forget(storages: Sequence[Storage]) -> None:
-    """A night has come to its end by itself: the next one may begin at any time."""
-    for storage in storages:
-        storage.delete(HOURS_FILE)
+def _decode(data: bytes | None) -> tuple[str, datetime, datetime] | None:
+    """What was noted: the time of day, when the night began, when it ends; None for what is not."""
+    try:
+        found = json.loads(data or b"")
+        begun, ends = (datetime.fromisoformat(found[name]) for name in ("begun", "ends"))
+        if begun.tzinfo is None or ends.tzinfo is None:
+            return None
+        return str(found["stop_at"]), begun, ends
+    except (ValueError, TypeError, KeyError):
+        return None

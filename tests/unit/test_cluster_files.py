@@ -184,12 +184,18 @@ def test_a_cluster_file_with_every_default_reads_back(
     assert load_job(ClusterConfig, tmp_path / "d.yaml") == cluster("gpu=null")
 
 
-@pytest.mark.parametrize(("gpu", "pool"), [("gpu.count=2", "tokenizers"), ("gpu=null", "actors")])
-def test_work_on_cpus_grows_with_the_group_and_leaves_a_cpu_for_reading(
-    gpu: str, pool: str
-) -> None:
-    config = cluster(gpu, "cpu.max=3", "cpu.cpus=4")
+@pytest.mark.parametrize(
+    ("gpu", "pool", "cpus", "most"),
+    [
+        ("gpu.count=2", "tokenizers", 4, 9),  # one CPU of each node for reading
+        ("gpu.count=2", "tokenizers", 1, 3),
+        ("gpu=null", "actors", 4, 12),
+        ("gpu=null", "actors", 64, 24),  # each actor holds the model
+    ],
+)
+def test_work_on_cpus_grows_with_the_group(gpu: str, pool: str, cpus: int, most: int) -> None:
+    config = cluster(gpu, "cpu.max=3", f"cpu.cpus={cpus}")
     found = score_job(config)[pool]
-    assert found["count"] == {"min": 1, "max": 9}
+    assert found["count"] == {"min": 1, "max": most}
     assert found["labels"] == {"ray-mlc.io/group": "cpu"}
     assert "count" not in score_job(config, machines=2).get(pool, {})

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from ray_mlc.config import ScoreJob
-from ray_mlc.errors import ConfigError, InterruptedRunError, LimitError, RayMlcError
+from ray_mlc.errors import (
+    ConfigError,
+    InterruptedRunError,
+    LimitError,
+    RayMlcError,
+    ResourceError,
+    StorageError,
+)
 from ray_mlc.runtime.local import LocalBackend
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.score import score
@@ -42,9 +49,10 @@ def storage(tmp_path: Path) -> Storage:
 def stopped(storage: Storage, now: datetime, stop_at: str = "06:00Z") -> datetime:
     """A command that is stopped; when it was to end."""
     found: list[datetime] = []
-    with suppress(InterruptedRunError), within_hours([storage], stop_at, now=now) as ends:
-        assert ends is not None
-        found.append(ends)
+    with suppress(InterruptedRunError), within_hours([storage], stop_at, now=now) as hours:
+        hours.note()
+        assert hours.ends is not None
+        found.append(hours.ends)
         raise InterruptedRunError("stopped")
     return found[0]
 
@@ -82,7 +90,53 @@ def test_a_clock_that_is_moved_in_the_night_moves_the_end_of_it(
 
 def test_what_is_repeated_in_the_night_ends_with_the_night(storage: Storage) -> None:
     assert stopped(storage, EVENING) == at("06:00")
+    noted = storage.read(HOURS_FILE)
     assert stopped(storage, at("05:59")) == at("06:00")
+    assert storage.read(HOURS_FILE) == noted  # it has begun at 22:00
+
+
+def test_a_clock_that_was_set_back_does_not_put_off_the_end(storage: Storage) -> None:
+    stopped(storage, EVENING + timedelta(days=5))
+    assert stopped(storage, EVENING) == at("06:00")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"stop_at": "06:00Z", "begun": 3, "ends": 4}'])
+def test_what_is_no_note_is_as_good_as_none(storage: Storage, text: str) -> None:
+    storage.put(HOURS_FILE, text.encode())
+    assert stopped(storage, EVENING) == at("06:00")
+
+
+def test_of_several_outputs_none_is_noted_where_one_is_refused(tmp_path: Path) -> None:
+    first, second = (open_storage(str(tmp_path / name)) for name in ("a", "b"))
+    stopped(second, EVENING)
+    with (
+        pytest.raises(RayMlcError, match="the night ended"),
+        within_hours([first, second], "06:00Z", now=at("06:01")),
+    ):
+        pass
+    assert first.read(HOURS_FILE) is None
+
+
+@pytest.mark.parametrize("error", [ConfigError("wrong"), ResourceError("no nodes")])
+def test_a_night_in_which_nodes_did_not_come_is_not_begun_again_by_day(
+    storage: Storage, error: RayMlcError
+) -> None:
+    stopped(storage, EVENING)
+    with suppress(type(error)), within_hours([storage], "06:00Z", now=at("05:50")):
+        raise error
+    with pytest.raises(RayMlcError, match="the night ended"):
+        stopped(storage, at("06:01"))
+
+
+def test_a_store_that_is_away_at_the_end_takes_nothing_back(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: str) -> None:
+        raise StorageError("away")
+
+    monkeypatch.setattr(storage, "delete", fails)
+    with within_hours([storage], "06:00Z", now=EVENING) as hours:
+        hours.note()
 
 
 @pytest.mark.parametrize("now", ["06:00", "06:01", "13:59"])
@@ -103,7 +157,7 @@ def test_the_next_night_has_an_end_of_its_own(storage: Storage, now: str) -> Non
 
 
 @pytest.mark.parametrize("stop_at", ["06:00Z", None])
-@pytest.mark.parametrize("error", [None, ConfigError("wrong"), LimitError("too many")])
+@pytest.mark.parametrize("error", [None, LimitError("too many")])
 def test_a_night_that_came_to_its_end_by_itself_keeps_nobody_from_the_next(
     storage: Storage, error: RayMlcError | None, stop_at: str | None
 ) -> None:
@@ -112,7 +166,7 @@ def test_a_night_that_came_to_its_end_by_itself_keeps_nobody_from_the_next(
         with within_hours([storage], stop_at, now=at("04:00")):
             if error is not None:
                 raise error
-    except (ConfigError, LimitError):
+    except LimitError:
         pass
     assert stopped(storage, at("06:01")) == at("2 06:00")
 
