@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -515,12 +515,15 @@ class DataConfig(Section):
     the child; null: labels are free of each other."""
 
 
+LossName = Literal["bce", "focal", "asymmetric", "distribution_balanced"]
+
+
 class LossConfig(Section):
     """What training minimizes; `loss: focal` stands for `loss: {name: focal}`."""
 
-    shorthand = {"type": "string"}
+    shorthand = {"enum": get_args(LossName)}
 
-    name: Literal["bce", "focal", "asymmetric", "distribution_balanced"] = "bce"
+    name: LossName = "bce"
     """Binary cross-entropy; or one that answers to rare labels and many negatives."""
     pos_weight: Literal["balanced"] | Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Weight of positives with `bce`: a number, or as many times as negatives are more frequent."""
@@ -726,12 +729,15 @@ class SpaceRange(Section):
 Space = SpaceRange | list[Any]
 
 
+SchedulerName = Literal["asha", "none"]
+
+
 class SchedulerConfig(Section):
     """Which trials are ended early; `scheduler: none` stands for `scheduler: {name: none}`."""
 
-    shorthand = {"type": "string"}
+    shorthand = {"enum": get_args(SchedulerName)}
 
-    name: Literal["asha", "none"] = "asha"
+    name: SchedulerName = "asha"
     """`asha`: Asynchronous Successive Halving (Li et al. 2020) ends a trial that is not among the
     best at an epoch where others were measured; `none`: all trials train to their end."""
     grace: int = Field(default=1, ge=1)

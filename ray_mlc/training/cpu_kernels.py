@@ -48,11 +48,14 @@ def keep_bits(cells: int, p: float) -> torch.Tensor:
     return bits.neg_().add_(round(p * _KEEP_SCALE) - 1).bitwise_right_shift_(15)
 
 
+def _raw(values: torch.Tensor) -> torch.Tensor:
+    """The bits of numbers of 2 or 4 bytes, as integers in the same memory."""
+    return values.view(torch.int16 if values.element_size() == 2 else torch.int32)
+
+
 def _masked(values: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """New values with zeros where the mask is 0. They are contiguous; of 2 or 4 bytes."""
-    if values.element_size() == 2:
-        return values.view(torch.int16).bitwise_and(bits).view(values.dtype)
-    return values.view(torch.int32).bitwise_and(bits.to(torch.int32)).view(values.dtype)
+    """New values with zeros where the mask is 0; a mask of fewer bits spreads its sign."""
+    return _raw(values).bitwise_and(bits).view(values.dtype)
 
 
 class _DropCells(torch.autograd.Function):
@@ -141,25 +144,18 @@ def _spans(weights: torch.Tensor) -> list[tuple[int, int]]:
 
 def _sign_dropped(weights: torch.Tensor, bits: torch.Tensor) -> None:
     """Note in the sign, which a softmax leaves free, what was dropped."""
-    if weights.element_size() == 2:
-        weights.view(torch.int16).bitwise_or_(bits.bitwise_not().bitwise_and_(-(1 << 15)))
-    else:
-        signs = bits.to(torch.int32).bitwise_not().bitwise_and_(-(1 << 31))
-        weights.view(torch.int32).bitwise_or_(signs)
+    raw = _raw(weights)
+    sign = torch.iinfo(raw.dtype).min
+    raw.bitwise_or_(bits.to(raw.dtype).bitwise_not().bitwise_and_(sign))
 
 
 def _unsigned(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weights, weights with zeros for what was dropped, and the mask."""
-    if weights.element_size() == 2:
-        raw, width = weights.view(torch.int16), 15
-    else:
-        raw, width = weights.view(torch.int32), 31
-    bits = raw.bitwise_right_shift(width).bitwise_not_()
-    plain = raw.bitwise_and((1 << width) - 1)
-    dropped = plain.bitwise_and(bits)
-    if width == 31:
-        bits = bits.to(torch.int16)
-    return plain.view(weights.dtype), dropped.view(weights.dtype), bits
+    raw = _raw(weights)
+    limits = torch.iinfo(raw.dtype)
+    bits = raw.bitwise_right_shift(limits.bits - 1).bitwise_not_()
+    plain = raw.bitwise_and(limits.max)
+    return plain.view(weights.dtype), plain.bitwise_and(bits).view(weights.dtype), bits
 
 
 def attention(

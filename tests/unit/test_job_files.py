@@ -61,6 +61,10 @@ SCORE = "{kind: score, model: m, input: in, output: out"
             True,
         ),
         ("{kind: train, data: {train: t, validation: v}, output: o, training: {loss: 4}}", False),
+        (
+            "{kind: train, data: {train: t, validation: v}, output: o, training: {loss: focl}}",
+            False,
+        ),
     ],
 )
 def test_the_schema_knows_short_forms_and_mistakes(text: str, good: bool) -> None:
