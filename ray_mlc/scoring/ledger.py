@@ -6,7 +6,7 @@
     OUT/_ray_mlc/runs/<n>/         a night: files and units as Arrow files that are named by their
                                    content; night.json names them and is created last
     OUT/_ray_mlc/lease.json        who is writing
-    OUT/_ray_mlc/hours.json        when a night ends that has not come to its end, see `scoring.hours`
+    OUT/_ray_mlc/hours.json        until when an unfinished night may go on, see `scoring.hours`
     OUT/_ray_mlc/progress.json     how a night stands that is at work, see `scoring.standing`
     OUT/_ray_mlc/failures.json     files and units that were set aside
     OUT/_ray_mlc/summary.json      counts, tokens, speed
