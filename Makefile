@@ -18,7 +18,7 @@ types: $(VENV)/.ready-test
 	$(BIN)/mypy
 
 tests: $(VENV)/.ready-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
 
 # what `make test` leaves out for the sake of time
 slow: $(VENV)/.ready-test
@@ -52,17 +52,23 @@ fuzz: $(VENV)/.ready-test
 docs: $(VENV)/.ready-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# pip compiles each module of a package otherwise, most of which nobody imports
+INSTALL = $(BIN)/python -m pip install --no-compile -c constraints.txt
+
+$(VENV)/.ready: $(VENV)/.there
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.ready-test: $(VENV)/.there
+	$(INSTALL) -e '.[test]'
+	touch $(VENV)/.ready $@
+
+$(VENV)/.ready-bench: $(VENV)/.there
+	$(INSTALL) -e '.[bench]'
+	touch $(VENV)/.ready $(VENV)/.ready-test $@
+
+$(VENV)/.there: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e .
-	touch $@
-
-$(VENV)/.ready-test: $(VENV)/.ready
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
-	touch $@
-
-$(VENV)/.ready-bench: $(VENV)/.ready-test
-	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]'
 	touch $@
 
 clean:

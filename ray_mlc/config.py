@@ -179,7 +179,7 @@ class UnitsConfig(Section):
     """How large the pieces are that are committed and retried as one."""
 
     rows: Literal["auto"] | Annotated[int, Field(ge=1, lt=2**31)] = "auto"
-    """Most rows of a unit; `auto`: what an actor scores in about five seconds, 256 to 16,384."""
+    """Most rows of a unit; `auto`: what an actor scores in about five seconds, 64 to 16,384."""
     bytes: Size = 64 * 2**20
     """Most uncompressed bytes of a unit, as the footers say of all columns together."""
 
@@ -234,6 +234,9 @@ class EngineConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """`auto`: bfloat16 where the hardware has it and the canaries hold, else float32. `int8` is
     never chosen by itself: it is what `ray-mlc quantize` made of the model and has measured."""
+    remember: bool = True
+    """Whether what `auto` came to on this machine's CPUs is taken again for a week, for the same
+    model and documents about as long, instead of ten seconds of trials in each new run."""
 
     @model_validator(mode="after")
     def _possible(self) -> EngineConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from support.models import write_tiny_encoder, write_tiny_model, write_tiny_tfid
 from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob
 from ray_mlc.job_files import load_job
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C also where a shell has started this in the background, which ignores it.
+
+    Tests interrupt themselves and commands, and whoever is started inherits what is ignored.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

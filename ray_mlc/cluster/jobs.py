@@ -12,6 +12,8 @@ from ray_mlc.storage import scheme_of
 
 GROUP_LABEL = "ray-mlc.io/group"
 """Ray node label that says of which group a node is: `cpu` or `gpu`."""
+SPOT_STEPS = 200
+"""Optimizer steps between two checkpoints of a training whose nodes may be taken away."""
 NO_TRAINING = "training writes its model to a folder that all nodes see, and there is no volume"
 
 
@@ -113,6 +115,9 @@ def train_job(config: ClusterConfig, *, machines: int | None = None) -> dict[str
     nodes = machines or (config.gpu.max if config.gpu else config.cpu.max)
     most = nodes * (config.gpu.count if config.gpu else 1)
     tree["workers"] = {"count": {"min": 1, "max": most}, "gpus": 1 if config.gpu else 0}
+    node = config.gpu or config.cpu
+    if machines is None and node.spot:
+        tree["checkpoints"] = {"every_steps": SPOT_STEPS}
     if machines is None:
         tree["ray"] = {"node_wait": config.jobs.startup}
     TrainJob.model_validate(tree)

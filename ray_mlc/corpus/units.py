@@ -110,6 +110,34 @@ def plan_units(footers: Sequence[Footer], *, max_rows: int, max_bytes: int) -> p
     return pa.Table.from_arrays(arrays, schema=UNITS_SCHEMA)
 
 
+def slice_first(units: pa.Table, *, pieces: int) -> pa.Table:
+    """Cut the first unit with enough rows that lies in one row group into equal pieces.
+
+    Args:
+        units: `UNITS_SCHEMA`.
+        pieces: How many; 1: nothing is cut.
+
+    Returns:
+        `UNITS_SCHEMA`: the same rows, tiled as before.
+    """
+    columns = {name: units[name].to_numpy() for name in UNITS_SCHEMA.names}
+    groups_U = columns["group_stop"] - columns["group_start"]
+    found = np.flatnonzero((groups_U == 1) & (columns["rows"] >= pieces))
+    if pieces == 1 or not len(found):
+        return units
+    at = int(found[0])
+    rows = int(columns["rows"][at])
+    bounds = np.linspace(0, rows, pieces + 1).astype(np.int64)
+    sliced = {name: np.repeat(values[at], pieces) for name, values in columns.items()}
+    sliced["first_row"] = columns["first_row"][at] + bounds[:-1]
+    sliced["group_offset"] = columns["group_offset"][at] + bounds[:-1]
+    sliced["rows"] = np.diff(bounds)
+    sliced["bytes"] = columns["bytes"][at] * sliced["rows"] // rows
+    arrays = [pa.array(sliced[item.name], item.type) for item in UNITS_SCHEMA]
+    middle = pa.Table.from_arrays(arrays, schema=UNITS_SCHEMA)
+    return pa.concat_tables([units[:at], middle, units[at + 1 :]]).combine_chunks()
+
+
 def group_reads(
     units: pa.Table, *, max_rows: int, max_bytes: int, group_share: float
 ) -> Iterator[NDArray[np.int64]]:

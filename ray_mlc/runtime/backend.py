@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
+from functools import cache, partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.units import Unit
-from ray_mlc.model.engines.choose import ResolvedEngine, resolve
+from ray_mlc.model.engines.choose import ResolvedEngine, Sample, resolve
+from ray_mlc.model.engines.remembered import key_of, recall, remember
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.runtime.interrupt import Stop
 from ray_mlc.runtime.steps import Work
@@ -21,6 +24,9 @@ from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.sample import sample_texts
 from ray_mlc.scoring.standing import Vitals
+
+SOME_TOKENS = 512
+"""Tokens of a document that are looked at where neither job nor model limits them."""
 
 
 class Backend(Protocol):
@@ -71,18 +77,54 @@ def resolve_engine(
     cuda: bool,
     threads: int | None = None,
 ) -> ResolvedEngine:
-    """Resolve the engine; documents of some units are fetched if there is anything to try."""
+    """Resolve the engine; documents of some units are fetched if there is anything to try.
+
+    On CPUs what was found within the last week is taken again, if the job allows it.
+    """
     name, dtype = job.engine.name, job.engine.dtype
     tries = "auto" in (dtype, job.batching.max_batch_tokens, job.units.rows)
     tries = tries or (name == "auto" and dtype != "float32")
-    return resolve(
+    sample = cache(partial(sample_texts, units, spec, max_text_bytes=job.input.max_text_bytes))
+    find = partial(
+        resolve,
         folder,
         job.engine,
         job.batching,
         cuda=cuda,
         long=job.long,
         threads=threads,
-        sample=partial(sample_texts, units, spec, max_text_bytes=job.input.max_text_bytes)
-        if tries
-        else None,
+        sample=sample if tries else None,
     )
+    if cuda or not tries or not job.engine.remember:
+        return find()
+    key = _key_of(job, folder, sample, threads=threads)
+    found = recall(key) if key else None
+    if found is not None:
+        at, choice = found
+        when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        with suppress(ValidationError):  # whatever else lies in the cache
+            return ResolvedEngine.model_validate({**choice, "measured_at": when})
+    chosen = find()
+    if key and chosen.documents_per_s is not None:
+        remember(key, chosen.model_dump(mode="json"))
+    return chosen
+
+
+def _key_of(
+    job: ScoreJob, folder: ModelFolder, sample: Sample, *, threads: int | None
+) -> str | None:
+    """A name for what the choice of an engine hangs on; None: the documents cannot be looked at."""
+    long = folder.long(job.long)
+    limit = long.max_tokens or folder.max_tokens or SOME_TOKENS
+    windows = long.windows.max_windows if long.windows else 1
+    asked = {
+        "model": folder.digest,
+        "engine": job.engine.model_dump(mode="json"),
+        "batching": job.batching.model_dump(mode="json"),
+        "long": long.model_dump(mode="json"),
+        "threads": threads,
+    }
+    try:
+        return key_of(asked, sample(max_tokens=windows * limit))
+    except Exception:  # scoring finds the guilty document, and names it
+        return None

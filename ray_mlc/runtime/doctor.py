@@ -97,7 +97,7 @@ def _packages() -> Iterator[Check]:
             yield Check(requirement.name, "fails", f"missing: pip install '{need}'")
             continue
         good = requirement.specifier.contains(found.split("+")[0], prereleases=True)
-        finding = found if good else f"{found}, expected {requirement.specifier}"
+        finding = found if good else f"{found}: pip install '{need}'"
         yield Check(requirement.name, "ok" if good else "fails", finding)
 
 
@@ -110,7 +110,10 @@ def _memory() -> Check:
 
     memory = psutil.virtual_memory()
     finding = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available"
-    return Check("memory", "ok" if memory.available >= MIN_FREE_MEMORY else "warning", finding)
+    if memory.available >= MIN_FREE_MEMORY:
+        return Check("memory", "ok", finding)
+    advice = "end what else runs here, or set actors.count=1 and a smaller units.rows"
+    return Check("memory", "warning", f"{finding}: {advice}")
 
 
 def _shared_memory() -> Check:
@@ -176,7 +179,12 @@ def _output(output: str) -> Check:
         if not storage.update(name, b"again", expected=b"doctor"):
             return fails("a conditional update is refused although nothing has changed")
         if name not in {info.path for info in storage.list("_ray_mlc")}:
-            return Check("output", "warning", f"{output}: listings lag behind writes")
+            return Check(
+                "output",
+                "warning",
+                f"{output}: listings lag behind writes: what a killed run had just written is "
+                "scored again; mount it without caching of listings, if it can be",
+            )
     finally:
         with suppress(StorageError):  # what failed before says more
             storage.delete(name)
@@ -185,8 +193,11 @@ def _output(output: str) -> Check:
     if path is None:
         return Check("output", "ok", f"{output}: writable, {proven}")
     free = shutil.disk_usage(path).free
-    state = "ok" if free >= MIN_FREE_DISK else "warning"
-    return Check("output", state, f"{output}: writable, {proven}, {free / 2**30:.1f} GiB free")
+    finding = f"{output}: writable, {proven}, {free / 2**30:.1f} GiB free"
+    if free >= MIN_FREE_DISK:
+        return Check("output", "ok", finding)
+    advice = "`ray-mlc plan` says what a run writes; make room, or name another disk"
+    return Check("output", "warning", f"{finding}: {advice}")
 
 
 def _model(model: str) -> Check:

@@ -310,7 +310,7 @@ class Monitor:
 
     def __init__(self) -> None:
         """Nothing is known yet."""
-        self._starts: list[str] = []
+        self._starts: list[tuple[int, str]] = []
         self._examples = 0
         self._detail = ""
         self._doing = ""
@@ -321,7 +321,8 @@ class Monitor:
 
     def begun(self, workers: int, state: State) -> None:
         """Workers have begun, or begun again, at `state`."""
-        self._starts.append(describe_start(workers, state, again=bool(self._starts)))
+        said = describe_start(workers, state, again=bool(self._starts))
+        self._starts.append((workers, said))
 
     def steps(
         self, examples: int, detail: str, points: Sequence[StepPoint], doing: str = ""
@@ -339,7 +340,9 @@ class Monitor:
 
     def state(
         self, points: int = 0
-    ) -> tuple[int, str, list[tuple[dict[str, Any], int]], list[StepPoint], str, list[str]]:
+    ) -> tuple[
+        int, str, list[tuple[dict[str, Any], int]], list[StepPoint], str, list[tuple[int, str]]
+    ]:
         """All that is known, and the steps beyond the first `points` that were told."""
         self._points = self._points[points - self._before :]
         self._before = points
@@ -400,12 +403,15 @@ def _watching(
             except ray.exceptions.RayError:
                 continue
             examples, detail, records, points, next_doing, starts = state
-            for start in filter(None, starts[begun:]):
-                display.say(start)
+            for _, start in starts[begun:]:
+                if start:
+                    display.say(start)
             begun = len(starts)
             point = points[-1] if points else point
             if examples != shown:  # fewer, where workers have begun again
-                standing = _standing(stage.stage, size, len(records), point)
+                # of an elastic group there may be more than it takes
+                now = replace(size, workers=starts[-1][0]) if starts else size
+                standing = _standing(stage.stage, now, len(records), point)
                 stage.advance(examples - shown, detail, shown=standing)
             if next_doing != doing:
                 doing = next_doing

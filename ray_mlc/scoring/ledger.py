@@ -46,6 +46,7 @@ from ray_mlc.scoring.origins import Origin, origin_of, refuse_retagged
 from ray_mlc.scoring.parts import CommitSpec, OutputSpec, reserved_columns, resolve_format
 from ray_mlc.scoring.plan import (
     MAX_UNIT_ROWS,
+    STARTERS,
     CorpusPlan,
     FooterReader,
     Inspected,
@@ -354,7 +355,7 @@ class _Planner:
         resolved = resolve(model, plan)
         if asked_rows == "auto":
             max_rows = unit_rows(self.speed(resolved))
-            plan = inspected.cut(max_rows=max_rows, max_bytes=max_bytes)
+            plan = inspected.cut(max_rows=max_rows, max_bytes=max_bytes, starters=STARTERS)
         identity = {
             **asked_for(job, model),
             "output.format": format_,

@@ -24,12 +24,14 @@ from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.columns import KeptColumn, ReadSpec, fit_columns, resolve_columns
 from ray_mlc.corpus.footers import Footer, read_footers
 from ray_mlc.corpus.listing import InputFile, Listing
-from ray_mlc.corpus.units import UNITS_SCHEMA, Unit, plan_units, units_at
+from ray_mlc.corpus.units import UNITS_SCHEMA, Unit, plan_units, slice_first, units_at
 
 UNIT_S = 5.0
 """Seconds of an actor's work that `units.rows: auto` aims at: soon there, and little to do again
 after a failure, but more than what a unit costs besides."""
-MIN_UNIT_ROWS, MAX_UNIT_ROWS = 256, 16_384
+MIN_UNIT_ROWS, MAX_UNIT_ROWS = 64, 16_384
+STARTERS = 8
+"""Pieces that the first of these units is cut into, so that first rows are there sooner."""
 
 
 class FooterReader(Protocol):
@@ -115,9 +117,16 @@ class Inspected:
     left_out: Sequence[str]
     """Columns that these files have and the run has not."""
 
-    def cut(self, *, max_rows: int, max_bytes: int) -> CorpusPlan:
-        """Cut the files into units of at most so many rows and decoded bytes."""
+    def cut(self, *, max_rows: int, max_bytes: int, starters: int = 1) -> CorpusPlan:
+        """Cut the files into units of at most so many rows and decoded bytes, the first into more.
+
+        Args:
+            max_rows: Most rows of a unit.
+            max_bytes: Most decoded bytes of one.
+            starters: Pieces of what would be the first unit.
+        """
         units = plan_units(self.footers, max_rows=max_rows, max_bytes=max_bytes)
+        units = slice_first(units, pieces=starters)
         return CorpusPlan(self.spec, _files_table(self.footers), units)
 
 

@@ -16,6 +16,8 @@ GROUP_SHARE = 1 / 16
 """Share of a row group that a read takes at least, where the speed of scoring is not known."""
 DECODED_PER_S = 1_000_000
 """Rows of text that are decoded in a second, roughly."""
+STARTER_SHARE = 4
+"""A unit of at most this fraction of the largest is read alone where an actor has nothing yet."""
 OVERHEAD = 0.02
 """Share of scoring that decoding a row group again and again may cost."""
 
@@ -68,10 +70,16 @@ def order_reads(
         if documents_per_s is None
         else min(4 * GROUP_SHARE, documents_per_s / DECODED_PER_S / OVERHEAD)
     )
-    reads = list(group_reads(units, max_rows=max_rows, max_bytes=max_bytes, group_share=share))
-    sizes = units["bytes"].to_numpy()
-    order = np.argsort([-sizes[read].sum() for read in reads], kind="stable")
+    sizes, rows_U = units["bytes"].to_numpy(), units["rows"].to_numpy()
     # a small one for each actor, so that results show soon; then the longest first, so that none
     # is left to a single actor at the end
-    order = np.concatenate([order[-actors:], order[:-actors]])
-    return [reads[index] for index in order]
+    soon = np.flatnonzero(rows_U * STARTER_SHARE <= rows_U.max(initial=0))[:actors]
+    rest = np.setdiff1d(np.arange(len(units)), soon)
+    grouped = group_reads(
+        units.take(pa.array(rest)), max_rows=max_rows, max_bytes=max_bytes, group_share=share
+    )
+    reads = [rest[read] for read in grouped]
+    order = np.argsort([-sizes[read].sum() for read in reads], kind="stable")
+    last = len(reads) - (actors - len(soon))
+    order = np.concatenate([order[max(0, last) :], order[: max(0, last)]])
+    return [*soon[:, np.newaxis], *(reads[index] for index in order)]

@@ -18,8 +18,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,13 @@ from typing import Any
 import pyarrow.parquet as pq
 from support.job_site import Site
 from support.network import SUBNET, Network, network
-from support.object_store import count_objects, make_bucket, moto_server, s3_environment
+from support.object_store import (
+    list_objects,
+    make_bucket,
+    moto_server,
+    read_object,
+    s3_environment,
+)
 from support.ray_cluster import RayCluster, ray_cluster
 from support.tls import tls_environment
 
@@ -40,7 +46,7 @@ CORPUS_ROWS = 97_916
 """Of the corpus in RAY_MLC_DATA, and so of the synthetic one where that is not there."""
 TLS_ROWS = 5_000
 UNIT_ROWS = 512
-BUCKET = "tags"
+BUCKET, CHECKPOINTS = "tags", "checkpoints"
 EPOCHS = 4
 
 
@@ -83,13 +89,15 @@ def play(folder: Path) -> None:
         protocol(scene.refuse_without_token("score.yaml"))
 
         say("\n## A training of two workers\n")
-        lose_while_training(scene, "train.yaml", "model", "2 worker(s) continue from")
+        checkpoints = folder / "model/_checkpoints"
+        lose_while_training(scene, "train.yaml", "model", partial(books_in, checkpoints))
+        expect(not checkpoints.exists(), f"{checkpoints} is still there")
         replace_node(cluster)
 
-        say("\n## A training of one to three workers, one a node\n")
-        lose_while_training(
-            scene, "train-elastic.yaml", "model-elastic", "2 worker(s) continue from"
-        )
+        say("\n## A training of one to three workers, one a node, with checkpoints on S3\n")
+        books = partial(books_in_store, cluster, endpoint)
+        lose_while_training(scene, "train-elastic.yaml", "model-elastic", books)
+        expect(not (folder / "model-elastic/_checkpoints").exists(), "checkpoints in the folder")
         replace_node(cluster)
 
         say(f"\n## Scoring {rows:,} documents\n")
@@ -123,30 +131,51 @@ def play_tls(folder: Path) -> None:
         say(f"- {scene.verify('tags-tls', TLS_ROWS)}")
 
 
-def lose_while_training(scene: Scene, job: str, output: str, key: str) -> None:
+def lose_while_training(
+    scene: Scene, job: str, output: str, books: Callable[[], Iterable[bytes]]
+) -> None:
     """Kill a node when there are checkpoints; each epoch has to be there once all the same."""
     model = scene.site.folder / output
-    checkpoints = model / "_checkpoints"
     played = scene.lose_a_node(
         job,
         process="RayTrainWorker",
-        when=lambda: any(map(names_a_checkpoint, checkpoints.glob("*/checkpoint_manager_*.json"))),
-        keys=("is gone: ", "worker(s)", key, "epoch 1: train", f"epoch {EPOCHS}: train"),
+        when=lambda: any(map(names_a_checkpoint, books())),
+        keys=(
+            "is gone: ",
+            "worker(s)",
+            "2 worker(s) continue from",
+            "epoch 1: train",
+            f"epoch {EPOCHS}: train",
+        ),
     )
     protocol(played)
     lines = (model / "history.jsonl").read_text().splitlines()
     epochs = [json.loads(line)["epoch"] for line in lines]
     expect(epochs == list(range(1, EPOCHS + 1)), f"{model}/history.jsonl has epochs {epochs}")
-    expect(not checkpoints.exists(), f"{checkpoints} is still there")
     say(f"- {output}/history.jsonl has each of {EPOCHS} epochs once")
 
 
-def names_a_checkpoint(book: Path) -> bool:
-    """Whether Ray Train has written a checkpoint into its book; one that is written may lack it."""
+def books_in(checkpoints: Path) -> Iterator[bytes]:
+    """What Ray Train has written of its checkpoints."""
+    for path in checkpoints.glob("*/checkpoint_manager_*.json"):
+        with suppress(FileNotFoundError):  # it is replaced at this moment
+            yield path.read_bytes()
+
+
+def books_in_store(cluster: RayCluster, endpoint: str) -> list[bytes]:
+    """The same, of checkpoints in the bucket."""
+    with cluster.entered():
+        names = list_objects(endpoint, BUCKET, prefix=f"{CHECKPOINTS}/")
+        books = [name for name in names if "/checkpoint_manager_" in name]
+        return [read_object(endpoint, BUCKET, name) or b"" for name in books]
+
+
+def names_a_checkpoint(book: bytes) -> bool:
+    """Whether a book of Ray Train's names a checkpoint; one that is there may not be in it yet."""
     try:
-        return bool(json.loads(book.read_text())["checkpoint_results"])
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False  # it is replaced at this moment
+        return bool(json.loads(book)["checkpoint_results"])
+    except json.JSONDecodeError:
+        return False  # it is being written
 
 
 def lose_while_scoring(scene: Scene, job: str, parts: Callable[[], int], rows: int) -> Played:
@@ -179,7 +208,8 @@ def count_parts(output: Path) -> int:
 def count_in_store(cluster: RayCluster, endpoint: str) -> int:
     """Parts in the bucket."""
     with cluster.entered():
-        return count_objects(endpoint, BUCKET, prefix="tags/", suffix=".parquet")
+        names = list_objects(endpoint, BUCKET, prefix="tags/")
+    return sum(name.endswith(".parquet") for name in names)
 
 
 def replace_node(cluster: RayCluster) -> None:
@@ -216,10 +246,12 @@ def write_jobs(folder: Path, corpus: Path) -> None:
         "checkpoints": {"every_steps": 20},
     }
     write_job(folder / "train.yaml", train)
-    workers = {"count": {"min": 1, "max": 3}, "cpus": 1.5}
-    write_job(
-        folder / "train-elastic.yaml", {**train, "output": "model-elastic", "workers": workers}
-    )
+    elastic = {
+        "output": "model-elastic",
+        "workers": {"count": {"min": 1, "max": 3}, "cpus": 1.5},
+        "checkpoints": {"every_steps": 20, "path": f"s3://{BUCKET}/{CHECKPOINTS}"},
+    }
+    write_job(folder / "train-elastic.yaml", {**train, **elastic})
     score: dict[str, Any] = {
         "kind": "score",
         "model": "model",

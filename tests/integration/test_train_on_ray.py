@@ -161,6 +161,7 @@ def test_the_same_command_finds_it_trained_and_another_is_refused(
     assert {path: path.stat().st_mtime_ns for path in Path(job.output).iterdir()} == before
 
 
+@pytest.mark.slow
 def test_one_worker_has_the_history_of_two(
     trained: tuple[TrainJob, dict[str, Any]], make_job: Callable[..., TrainJob], tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_one_worker_has_the_history_of_two(
     assert_same_history(alone["history"], trained[1]["history"])
 
 
+@pytest.mark.slow  # `make cluster-test` kills whole nodes besides
 def test_a_killed_worker_changes_nothing_in_the_history(
     trained: tuple[TrainJob, dict[str, Any]],
     make_job: Callable[..., TrainJob],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -75,11 +76,17 @@ def make_bucket(endpoint: str, name: str) -> None:
     assert status == 200, status
 
 
-def count_objects(endpoint: str, bucket: str, *, prefix: str, suffix: str) -> int:
-    """Objects by the ends of their names; at most a thousand, which is one page of a listing."""
+def list_objects(endpoint: str, bucket: str, *, prefix: str) -> list[str]:
+    """Names of objects; at most a thousand, which is one page of a listing."""
     status, body = _call(endpoint, "GET", f"/{bucket}?list-type=2&prefix={prefix}")
     assert status == 200, status
-    return body.count(f"{suffix}</Key>".encode())
+    return re.findall("<Key>([^<]*)</Key>", body.decode())
+
+
+def read_object(endpoint: str, bucket: str, name: str) -> bytes | None:
+    """Content of an object; None: it is not there."""
+    status, body = _call(endpoint, "GET", f"/{bucket}/{name}")
+    return body if status == 200 else None
 
 
 def uploads_in_progress(endpoint: str, bucket: str) -> int:

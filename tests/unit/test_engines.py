@@ -119,6 +119,8 @@ def test_auto_falls_back_to_float32_where_bfloat16_moves_scores(
     steep: ModelFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda: True)
+    # where the processor has no bfloat16, OpenVINO takes float32 for it
+    monkeypatch.setattr(openvino_engine, "available", lambda: False)
     resolved = resolve(steep, *AUTO, cuda=False)
     assert resolved.dtype == "float32"
     assert "bfloat16 does not hold on the canaries" in caplog.text
@@ -220,7 +222,7 @@ def test_a_sample_that_cannot_be_tokenized_is_no_reason_to_stop(
 
 
 def test_a_named_precision_that_does_not_hold_is_refused_with_a_remedy(steep: ModelFolder) -> None:
-    engine = EngineConfig(dtype="bfloat16")
+    engine = EngineConfig(name="torch", dtype="bfloat16")
     with pytest.raises(ModelError, match=r"set engine.dtype=float32") as caught:
         resolve(steep, engine, BatchingConfig(), cuda=False)
     assert "\n" not in str(caught.value)

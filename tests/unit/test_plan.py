@@ -12,7 +12,7 @@ import pytest
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.footers import Footer
 from ray_mlc.corpus.listing import InputFile
-from ray_mlc.corpus.units import plan_units
+from ray_mlc.corpus.units import plan_units, slice_first
 from ray_mlc.job_files import load_job
 from ray_mlc.scoring.plan import MAX_UNIT_ROWS, MIN_UNIT_ROWS, UNIT_S, unit_rows
 from ray_mlc.scoring.reads import plan_reads
@@ -70,6 +70,22 @@ def test_a_small_read_for_each_actor_comes_first_and_then_the_longest() -> None:
     assert sorted(found[:ACTORS]) == [1000, 2000]
     assert found[ACTORS:] == sorted(found[ACTORS:], reverse=True)
     assert sorted(position for read in reads for position in read.tolist()) == list(range(40))
+
+
+def test_the_pieces_of_the_first_unit_come_first_each_in_a_read_of_its_own() -> None:
+    run, job = run_over([[(4096, 10**6)]] * 3, 256)
+    run.plan.units = slice_first(run.plan.units, pieces=8)
+    everything = np.arange(len(run.plan.units))
+    reads = plan_reads(run, everything, job, actors=ACTORS, documents_per_s=50.0)
+    rows = run.plan.units["rows"].to_numpy()
+    assert [rows[read].tolist() for read in reads[:ACTORS]] == [[32], [32]]
+    assert sorted(np.concatenate(reads).tolist()) == everything.tolist()
+
+
+def test_units_are_not_read_one_by_one_where_all_are_alike() -> None:
+    run, job = run_over([[(10, 100)]] * 1000, 16_384)
+    reads = plan_reads(run, np.arange(1000), job, actors=100, documents_per_s=None)
+    assert len(reads) == pytest.approx(400, rel=0.3)
 
 
 def test_few_rows_are_cut_so_that_every_actor_works() -> None:

@@ -304,10 +304,10 @@ def test_workers_that_begin_again_say_where_they_continue() -> None:
     monitor.begun(1, {"epoch": 3, "step": 0})
     monitor.begun(2, {"epoch": 3, "step": 20})
     assert monitor.state(0)[5] == [
-        "",  # nothing to say: they begin
-        "2 worker(s) begin again: there is no checkpoint yet",
-        "1 worker(s) continue from the last checkpoint: epoch 4",
-        "2 worker(s) continue from the last checkpoint: epoch 4, after 20 of its steps",
+        (2, ""),  # nothing to say: they begin
+        (2, "2 worker(s) begin again: there is no checkpoint yet"),
+        (1, "1 worker(s) continue from the last checkpoint: epoch 4"),
+        (2, "2 worker(s) continue from the last checkpoint: epoch 4, after 20 of its steps"),
     ]
 
 

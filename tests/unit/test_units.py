@@ -15,6 +15,7 @@ from ray_mlc.corpus.units import (
     Unit,
     group_reads,
     plan_units,
+    slice_first,
     units_at,
 )
 
@@ -74,6 +75,33 @@ def test_a_unit_knows_where_its_rows_are(files: list[Groups], rows: int, size: i
         assert unit.group_offset + unit.rows <= held
         if unit.group_stop - unit.group_start > 1:  # several row groups are taken whole
             assert (unit.group_offset, unit.rows) == (0, held)
+
+
+@many_examples
+@given(FILES, ROWS, BYTES, st.integers(1, 9))
+def test_a_sliced_first_unit_leaves_the_rows_as_they_were(
+    files: list[Groups], rows: int, size: int, pieces: int
+) -> None:
+    before = plan(files, rows, size)
+    after = slice_first(before, pieces=pieces)
+    assert after.schema == before.schema
+    unit_of_rows = [
+        [
+            (unit.source, unit.first_row + row)
+            for unit in all_units(table)
+            for row in range(unit.rows)
+        ]
+        for table in (before, after)
+    ]
+    assert unit_of_rows[0] == unit_of_rows[1]
+    for unit in all_units(after):
+        counts = [group[0] for group in files[int(unit.source[1])]]
+        assert unit.first_row == sum(counts[: unit.group_start]) + unit.group_offset
+    could = any(
+        unit.rows >= pieces and unit.group_stop - unit.group_start == 1
+        for unit in all_units(before)
+    )
+    assert len(after) - len(before) == (pieces - 1 if could else 0)
 
 
 @many_examples

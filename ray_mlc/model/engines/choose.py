@@ -88,6 +88,8 @@ class ResolvedEngine(Section):
     """Documents of the corpus per second and process; null: not timed."""
     trials: list[Trial] = Field(default_factory=list)
     """What it was chosen from."""
+    measured_at: str | None = None
+    """When an earlier run timed the trials on this machine; null: this one did."""
 
     @property
     def most_tokens(self) -> int:
@@ -332,7 +334,10 @@ def describe_trials(resolved: ResolvedEngine) -> str | None:
         f"{_shown(trial)} {trial.tokens_per_s:,.0f} at {trial.max_batch_tokens:,}"
         for trial in timed
     )
-    return f"tokens/s of one process on documents of this corpus, by tokens in a batch: {shown}"
+    of_whom = "on documents of this corpus"
+    if resolved.measured_at is not None:
+        of_whom = f"as measured {resolved.measured_at} (engine.remember=false measures anew)"
+    return f"tokens/s of one process {of_whom}, by tokens in a batch: {shown}"
 
 
 def load_classifier(

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import platform
 import shutil
 import tempfile
 import time
@@ -129,6 +130,11 @@ def quantized(
                     nncf.Dataset(range(len(ids)), inputs),
                     model_type=nncf.ModelType.TRANSFORMER,
                     subset_size=len(ids),
+                    advanced_parameters=nncf.AdvancedQuantizationParameters(
+                        overflow_fix=nncf.OverflowFix.DISABLE
+                        if _adds_wide()
+                        else nncf.OverflowFix.ENABLE
+                    ),
                 )
             openvino.save_model(result, str(scratch / MODEL_FILE), compress_to_fp16=False)
         except Exception as error:  # of a full disk, or whatever NNCF raises over a foreign model
@@ -138,6 +144,18 @@ def quantized(
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _adds_wide() -> bool:
+    """Whether this CPU adds products of int8 in 32 bits (VNNI, AMX): others clip sums at 16.
+
+    What is quantized for those uses half of the range of weights, so that no sum is clipped; what
+    is quantized for these does not reproduce its canaries on others, and is refused there.
+    """
+    info = Path("/proc/cpuinfo")
+    if not info.exists() or platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return any(flag in info.read_text() for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def _scratch(folder: ModelFolder) -> Path:
