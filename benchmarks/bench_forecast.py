@@ -6,8 +6,8 @@
 Plan, then score, in turns, each a command of its own on the same part of the corpus. One JSON line:
 seconds said and taken, their ratio of each turn and the worst one, whether the interval held the
 truth, and the same of tokens, output and memory. Both commands have to find the machine alike: a
-forecast made beside other work is one for a machine with that other work, and `engine: auto` may
-then choose otherwise in the second; `--settings engine.name=openvino` takes that out of it.
+forecast made beside other work is one for a machine with that other work, and what `engine: auto`
+comes to then is taken in the second, too; `--settings engine.name=openvino` takes that out of it.
 """
 
 from __future__ import annotations

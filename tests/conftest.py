@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,16 @@ from ray_mlc.config import ScoreJob
 from ray_mlc.job_files import load_job
 
 
-def pytest_configure() -> None:
-    """Hear Ctrl-C also where a shell has started this in the background, which ignores it.
+def pytest_configure(config: pytest.Config) -> None:
+    """Give tests a cache of their own, and let them hear Ctrl-C.
 
-    Tests interrupt themselves and commands, and whoever is started inherits what is ignored.
+    A shell that starts this in the background has it ignored, which whoever is started inherits;
+    tests interrupt themselves and commands.
     """
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of their parent
+        cache = tempfile.TemporaryDirectory(prefix="ray-mlc-cache-", ignore_cleanup_errors=True)
+        config.add_cleanup(cache.cleanup)
+        os.environ["XDG_CACHE_HOME"] = cache.name
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -111,6 +118,7 @@ def score_job(tiny_model: Path) -> Callable[..., ScoreJob]:
         path = str(corpus) if isinstance(corpus, Path | str) else list(corpus)
         options = {"model": str(model), "input": path, "output": str(output)}
         engine = ("engine.dtype=float32", "batching.max_batch_tokens=4096")  # nothing to race
+        engine = (*engine, "engine.remember=false")
         # a report costs more than so few rows: tests that look at one ask for it
         settings = (*engine, "units.rows=30", "report.at_end=false", *overrides)
         return load_job(ScoreJob, options=options, overrides=settings)

@@ -110,19 +110,20 @@ def plan_units(footers: Sequence[Footer], *, max_rows: int, max_bytes: int) -> p
     return pa.Table.from_arrays(arrays, schema=UNITS_SCHEMA)
 
 
-def slice_first(units: pa.Table, *, pieces: int) -> pa.Table:
+def slice_first(units: pa.Table, *, pieces: int, least: int = 1) -> pa.Table:
     """Cut the first unit with enough rows that lies in one row group into equal pieces.
 
     Args:
         units: `UNITS_SCHEMA`.
         pieces: How many; 1: nothing is cut.
+        least: Rows that a piece must have.
 
     Returns:
         `UNITS_SCHEMA`: the same rows, tiled as before.
     """
     columns = {name: units[name].to_numpy() for name in UNITS_SCHEMA.names}
     groups_U = columns["group_stop"] - columns["group_start"]
-    found = np.flatnonzero((groups_U == 1) & (columns["rows"] >= pieces))
+    found = np.flatnonzero((groups_U == 1) & (columns["rows"] >= pieces * least))
     if pieces == 1 or not len(found):
         return units
     at = int(found[0])

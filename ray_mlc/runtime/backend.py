@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
@@ -15,18 +18,22 @@ from pydantic import ValidationError
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.columns import ReadSpec
 from ray_mlc.corpus.units import Unit
+from ray_mlc.errors import first_line
 from ray_mlc.model.engines.choose import ResolvedEngine, Sample, resolve
 from ray_mlc.model.engines.remembered import key_of, recall, remember
 from ray_mlc.model.folder import ModelFolder
 from ray_mlc.runtime.interrupt import Stop
+from ray_mlc.runtime.session import usable_cores
 from ray_mlc.runtime.steps import Work
 from ray_mlc.scoring.parts import Receipt
 from ray_mlc.scoring.plan import CorpusPlan
 from ray_mlc.scoring.sample import sample_texts
 from ray_mlc.scoring.standing import Vitals
 
-SOME_TOKENS = 512
-"""Tokens of a document that are looked at where neither job nor model limits them."""
+log = logging.getLogger(__name__)
+
+BUSY_LOAD = 2.0
+"""Processes that want each core, in the last minute, from which a measurement is not kept."""
 
 
 class Backend(Protocol):
@@ -79,7 +86,7 @@ def resolve_engine(
 ) -> ResolvedEngine:
     """Resolve the engine; documents of some units are fetched if there is anything to try.
 
-    On CPUs what was found within the last week is taken again, if the job allows it.
+    On CPUs what was found within the last week is taken again, if the job allows it (`remembers`).
     """
     name, dtype = job.engine.name, job.engine.dtype
     tries = "auto" in (dtype, job.batching.max_batch_tokens, job.units.rows)
@@ -95,9 +102,8 @@ def resolve_engine(
         threads=threads,
         sample=sample if tries else None,
     )
-    if cuda or not tries or not job.engine.remember:
-        return find()
-    key = _key_of(job, folder, sample, threads=threads)
+    keeps = tries and remembers(job, folder, cuda=cuda)
+    key = _key_of(job, folder, sample, threads=threads) if keeps else None
     found = recall(key) if key else None
     if found is not None:
         at, choice = found
@@ -105,26 +111,47 @@ def resolve_engine(
         with suppress(ValidationError):  # whatever else lies in the cache
             return ResolvedEngine.model_validate({**choice, "measured_at": when})
     chosen = find()
-    if key and chosen.documents_per_s is not None:
+    if key and chosen.documents_per_s is not None and not _is_busy():
         remember(key, chosen.model_dump(mode="json"))
     return chosen
+
+
+def remembers(job: ScoreJob, folder: ModelFolder, *, cuda: bool) -> bool:
+    """Whether what `auto` comes to is kept on the machine, and looked up there.
+
+    TF-IDF has one engine, int8 is bound to bytes and a decision of its own, and without recorded
+    canaries nobody would notice that a choice does not hold any more.
+    """
+    is_encoder = folder.info.kind != "tfidf" and job.engine.dtype != "int8"
+    return job.engine.remember and is_encoder and not cuda and folder.canaries() is not None
+
+
+def _is_busy() -> bool:
+    """Whether others compute on this machine so much that its figures are theirs, too."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY_LOAD * (os.cpu_count() or 1)
 
 
 def _key_of(
     job: ScoreJob, folder: ModelFolder, sample: Sample, *, threads: int | None
 ) -> str | None:
-    """A name for what the choice of an engine hangs on; None: the documents cannot be looked at."""
-    long = folder.long(job.long)
-    limit = long.max_tokens or folder.max_tokens or SOME_TOKENS
+    """A name for what the choice of an engine hangs on; None: it cannot be had."""
+    canaries, long = folder.canaries(), folder.long(job.long)
+    limit = long.max_tokens or folder.max_tokens
+    if canaries is None or limit is None:
+        return None
     windows = long.windows.max_windows if long.windows else 1
+    try:
+        texts = sample(max_tokens=windows * limit)
+    except Exception as error:  # as in `resolve`: scoring finds the guilty document, and names it
+        log.info("no choice of an engine is looked up: %s", first_line(error))
+        return None
     asked = {
         "model": folder.digest,
+        "canaries": hashlib.sha256(canaries.model_dump_json().encode()).hexdigest(),
+        "decision": folder.info.decision.digest,
         "engine": job.engine.model_dump(mode="json"),
         "batching": job.batching.model_dump(mode="json"),
         "long": long.model_dump(mode="json"),
-        "threads": threads,
+        "threads": threads or usable_cores(),
     }
-    try:
-        return key_of(asked, sample(max_tokens=windows * limit))
-    except Exception:  # scoring finds the guilty document, and names it
-        return None
+    return key_of(asked, texts)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -19,6 +21,8 @@ from ray_mlc.runtime.nodes import NodeFacts, node_facts, write_from_every_node
 from ray_mlc.runtime.session import NodeResources, cluster_nodes, free_resources, ray_session
 from ray_mlc.storage import local_path
 
+STRANGER_S = 10.0
+"""Longest wait for the dashboard's answer."""
 SHOWN = 3
 """Nodes that are named in one finding."""
 Facts = Mapping[str, NodeFacts | RayMlcError]
@@ -41,7 +45,7 @@ def check_cluster(address: str | None, output: str | None) -> Iterator[Check]:
             facts = node_facts()
             seconds = time.monotonic() - started
             yield check_answers(_resolved(address), facts, seconds)
-            yield check_token()
+            yield check_token(_answer_without_token(_dashboard()))
             yield check_versions(facts)
             yield from check_gpus(facts)
             yield check_room(cluster_nodes(), free_resources(), grows=grows())
@@ -81,20 +85,55 @@ def check_answers(address: str, facts: Facts, seconds: float) -> Check:
     )
 
 
-def check_token() -> Check:
-    """Whether the cluster asks who comes; that it let us in is known by now."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+def _dashboard() -> str | None:
+    """Where the head takes jobs, as Ray tells whoever is connected; None: nowhere."""
+    import ray
+
+    return getattr(ray.init(ignore_reinit_error=True), "dashboard_url", None) or None
+
+
+def _answer_without_token(dashboard: str | None) -> int | None:
+    """The HTTP status with which a dashboard answers a stranger; None: it cannot be reached."""
+    if dashboard is None:
+        return None
+    try:
+        with urllib.request.urlopen(
+            f"http://{dashboard}/api/version", timeout=STRANGER_S
+        ) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def check_token(answer: int | None) -> Check:
+    """Whether the cluster asks who comes; that it let us in is known by now.
+
+    Args:
+        answer: HTTP status with which its dashboard answers without a token; None: not known.
+    """
+    advice = "start its nodes with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one)"
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return Check(
             "token",
-            "ok",
-            "the cluster was joined with a token; it refuses others if RAY_AUTH_MODE=token was set "
-            "where each of its nodes was started",
+            "warning",
+            "no token is asked for: whoever reaches the cluster can run code on it: " + advice,
+        )
+    if answer in (401, 403):
+        return Check("token", "ok", "joined with a token; the head refuses who has none")
+    if answer == 200:
+        return Check(
+            "token",
+            "fails",
+            "RAY_AUTH_MODE=token is set here, and the head answers without a token all the same: "
+            f"whoever reaches the cluster can run code on it: {advice}",
         )
     return Check(
         "token",
         "warning",
-        "no token is asked for: whoever reaches the cluster can run code on it: start it with "
-        "RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one)",
+        "joined with a token; whether others are refused is not known, for the head's dashboard "
+        "does not answer from here: see that RAY_AUTH_MODE=token was set where it was started",
     )
 
 

@@ -125,13 +125,14 @@ def open_runs(
     read = KnownFooters().read if len(asked) > 1 else read_footers
     found: dict[str, Opened] = {}
     for item in sorted(asked, key=lambda item: item in new):
-        job = item.job
+        job, starters = item.job, None
         if item in new and job.units.rows == "auto":
             there = (other for other in found.values() if other.asked not in new)
             ahead = next((other for other in there if len(other.pending)), None)
             if ahead is not None:
                 rows = ahead.run.identity["units.rows"]
                 job = job.model_copy(update={"units": job.units.model_copy(update={"rows": rows})})
+                starters = ahead.run.starters
         with display.stage("plan", None, "footers") as stage:
             stage.doing("looking at the output and new footers")
             run, pending, notes = open_run(
@@ -144,6 +145,7 @@ def open_runs(
                 progress=stage.advance,
                 read=read,
                 speed=engines.speed,
+                starters=starters,
             )
         for note in notes:
             display.say(f"note: {item.named(note)}")
@@ -182,7 +184,8 @@ def of_its_kind(job: ScoreJob, folder: ModelFolder) -> ScoreJob:
     if folder.info.kind != "tfidf":
         return job
     actors = job.actors.model_copy(update={"gpus": 0.0})  # beside encoders it runs on CPUs
-    other = {"engine": EngineConfig(), "batching": BatchingConfig(), "actors": actors}
+    engine = EngineConfig(remember=job.engine.remember)
+    other = {"engine": engine, "batching": BatchingConfig(), "actors": actors}
     return job.model_copy(update=other)
 
 

@@ -26,7 +26,7 @@ from ray_mlc.labels import LabelSet
 from ray_mlc.model.decisions import Rules
 from ray_mlc.model.engines.choose import ResolvedEngine, load_tokenizer
 from ray_mlc.model.folder import ModelFolder
-from ray_mlc.runtime.backend import Backend
+from ray_mlc.runtime.backend import Backend, remembers
 from ray_mlc.runtime.inputs import Inputs
 from ray_mlc.runtime.probe import Probe, padding_of, speed_of
 from ray_mlc.runtime.progress import Display
@@ -147,7 +147,7 @@ class Todo:
         """With units of so many rows, where that is still open."""
         if self.inspected is None:
             return self
-        starters = STARTERS if job.units.rows == "auto" else 1
+        starters = STARTERS if job.units.rows == "auto" else 1  # as `open_run` has it
         max_bytes = job.units.bytes
         plan = self.inspected.cut(max_rows=max_rows, max_bytes=max_bytes, starters=starters)
         return replace(self, plan=plan, pending=np.arange(len(plan.units)))
@@ -297,8 +297,10 @@ def _engine(
     with display.doing("loading the model, trying engines"):
         resolved = backend.resolve(folder, todo.plan, job)
     seconds = time.monotonic() - started
-    if resolved.device == "cpu" and job.engine.remember and resolved.documents_per_s is not None:
-        seconds = min(seconds, RECALL_S)  # the night finds what was tried here
+    kind = backend.kind(job)
+    alone = kind.nodes(backend.actors(job)) == 1
+    if alone and resolved.measured_at is None and remembers(job, folder, cuda=kind.gpus > 0):
+        seconds = min(seconds, RECALL_S)  # the night finds what was tried on this machine
     return resolved, seconds
 
 

@@ -107,6 +107,11 @@ class Run:
         return dict(self.record["identity"])
 
     @property
+    def starters(self) -> int:
+        """Pieces that the first unit of the first night is cut into."""
+        return starters_of(self.record)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the identity: in the footer of every part."""
         return str(self.record["digest"])
@@ -209,6 +214,7 @@ def open_run(
     progress: Callable[[int], None] | None = None,
     read: FooterReader = read_footers,
     speed: Callable[[ResolvedEngine], float | None] = lambda engine: engine.documents_per_s,
+    starters: int | None = None,
 ) -> tuple[Run, NDArray[np.int64], list[str]]:
     """Start a run in an empty output folder, or continue the one that is there.
 
@@ -226,6 +232,7 @@ def open_run(
         progress: Called with 1 after each footer.
         read: How footers are read.
         speed: Documents per second of an actor, by which `units.rows: auto` is decided.
+        starters: Pieces of the first unit of a new run; None: as `units.rows` says.
 
     Returns:
         The run, the positions of the units to do, and sentences that the user should see.
@@ -236,7 +243,7 @@ def open_run(
     """
     storage = open_storage(job.output.path)
     found = storage.read(RUN_FILE)
-    planner = _Planner(job, model, storage, progress, check, read, speed)
+    planner = _Planner(job, model, storage, progress, check, read, speed, starters)
     if found is None:
         refuse_foreign(storage)
         planner.start(listing, resolve)
@@ -311,6 +318,11 @@ def decode_record(storage: Storage, found: bytes) -> dict[str, Any]:
     return record
 
 
+def starters_of(record: Mapping[str, Any]) -> int:
+    """Pieces that the first unit of a run is cut into; runs of earlier versions say nothing."""
+    return int(record.get("starters", 1))
+
+
 def digest_of(identity: Mapping[str, Any]) -> str:
     """SHA-256 of all that decides what the rows contain."""
     canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False)
@@ -341,6 +353,7 @@ class _Planner:
     check: Callable[[], None]
     read: FooterReader
     speed: Callable[[ResolvedEngine], float | None]
+    starters: int | None = None
 
     def start(
         self, listing: Listing, resolve: Callable[[ModelFolder, CorpusPlan], ResolvedEngine]
@@ -353,9 +366,11 @@ class _Planner:
         max_rows = MAX_UNIT_ROWS if asked_rows == "auto" else asked_rows
         plan = inspected.cut(max_rows=max_rows, max_bytes=max_bytes)
         resolved = resolve(model, plan)
+        starters = self.starters or (STARTERS if asked_rows == "auto" else 1)
         if asked_rows == "auto":
             max_rows = unit_rows(self.speed(resolved))
-            plan = inspected.cut(max_rows=max_rows, max_bytes=max_bytes, starters=STARTERS)
+        if asked_rows == "auto" or starters > 1:
+            plan = inspected.cut(max_rows=max_rows, max_bytes=max_bytes, starters=starters)
         identity = {
             **asked_for(job, model),
             "output.format": format_,
@@ -378,6 +393,7 @@ class _Planner:
             "labels": list(model.label_set.names),
             "engine": resolved.model_dump(),
             "identity": identity,
+            "starters": starters,
             "columns": dump_columns(plan.spec),
             "versions": versions(),
         }
@@ -396,7 +412,11 @@ class _Planner:
         format_ = resolve_format(self.job.output.format, self.model.label_set)
         inspected = self._inspect(listing, format_, load_columns(record["columns"]))
         identity = record["identity"]
-        plan = inspected.cut(max_rows=identity["units.rows"], max_bytes=identity["units.bytes"])
+        plan = inspected.cut(
+            max_rows=identity["units.rows"],
+            max_bytes=identity["units.bytes"],
+            starters=starters_of(record) if number == 1 else 1,
+        )
         left_out = list(inspected.left_out)
         self._write(number, plan, listing, {**more, "left_out": left_out})
         if not left_out:

@@ -32,6 +32,8 @@ after a failure, but more than what a unit costs besides."""
 MIN_UNIT_ROWS, MAX_UNIT_ROWS = 64, 16_384
 STARTERS = 8
 """Pieces that the first of these units is cut into, so that first rows are there sooner."""
+STARTER_ROWS = 8
+"""Fewest rows of such a piece."""
 
 
 class FooterReader(Protocol):
@@ -126,7 +128,7 @@ class Inspected:
             starters: Pieces of what would be the first unit.
         """
         units = plan_units(self.footers, max_rows=max_rows, max_bytes=max_bytes)
-        units = slice_first(units, pieces=starters)
+        units = slice_first(units, pieces=starters, least=STARTER_ROWS)
         return CorpusPlan(self.spec, _files_table(self.footers), units)
 
 

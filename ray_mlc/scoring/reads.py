@@ -16,7 +16,7 @@ GROUP_SHARE = 1 / 16
 """Share of a row group that a read takes at least, where the speed of scoring is not known."""
 DECODED_PER_S = 1_000_000
 """Rows of text that are decoded in a second, roughly."""
-STARTER_SHARE = 4
+STARTER_SHARE = 1 / 4
 """A unit of at most this fraction of the largest is read alone where an actor has nothing yet."""
 OVERHEAD = 0.02
 """Share of scoring that decoding a row group again and again may cost."""
@@ -73,7 +73,7 @@ def order_reads(
     sizes, rows_U = units["bytes"].to_numpy(), units["rows"].to_numpy()
     # a small one for each actor, so that results show soon; then the longest first, so that none
     # is left to a single actor at the end
-    soon = np.flatnonzero(rows_U * STARTER_SHARE <= rows_U.max(initial=0))[:actors]
+    soon = np.flatnonzero(rows_U <= STARTER_SHARE * rows_U.max(initial=0))[:actors]
     rest = np.setdiff1d(np.arange(len(units)), soon)
     grouped = group_reads(
         units.take(pa.array(rest)), max_rows=max_rows, max_bytes=max_bytes, group_share=share

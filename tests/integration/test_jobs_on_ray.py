@@ -160,6 +160,7 @@ def test_the_doctor_looks_at_every_node_and_leaves_the_output_as_it_was(site: Ta
     assert checks["shared output"]["finding"].endswith("written and seen from 2 node(s)")
     for name in ("ray", "token", "versions", "gpus", "room", "shared output"):
         assert checks[name]["state"] == "ok", checks[name]
+    assert checks["token"]["finding"].endswith("the head refuses who has none")
     assert sorted(site.output.rglob("*")) == before
 
 

@@ -86,11 +86,24 @@ def test_room_for_reading_beside_the_actors() -> None:
     assert "add CPU nodes" in tight.finding
 
 
-def test_a_cluster_without_a_token_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert check_token().state == "ok"
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert check_token().state == "warning"
+@pytest.mark.parametrize(
+    ("mode", "answer", "state", "words"),
+    [
+        ("token", 401, "ok", "refuses who has none"),
+        ("token", 403, "ok", "refuses who has none"),
+        ("token", 200, "fails", "answers without a token all the same"),
+        ("token", None, "warning", "is not known"),
+        ("disabled", 200, "warning", "no token is asked for"),
+    ],
+)
+def test_whether_a_token_is_asked_for_is_tried_without_one(
+    monkeypatch: pytest.MonkeyPatch, mode: str, answer: int | None, state: str, words: str
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    found = check_token(answer)
+    assert found.state == state
+    assert words in found.finding
+    assert "RAY_AUTH_MODE=token" in found.finding or state == "ok"
 
 
 @pytest.mark.parametrize("address", ["http://head:8265", "https://head"])

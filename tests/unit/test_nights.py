@@ -193,6 +193,21 @@ def test_a_run_killed_before_its_first_plan_was_valid_starts_with_its_record(
     assert verify(str(out), deep=True).complete
 
 
+def test_a_run_killed_before_its_first_plan_has_the_units_of_an_undisturbed_one(
+    tmp_path: Path, score_job: MakeJob
+) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(synthetic.documents(240, seed=3), tmp_path / "in/a.parquet")
+    job = score_job(tmp_path / "in", tmp_path / "out", "units.rows=auto")
+    score(job, LocalBackend(), Display(quiet=True))
+    parts = sorted((tmp_path / "out").glob("a/*"))
+    assert len(parts) == 8
+    for path in [*parts, *(tmp_path / "out").glob("_ray_mlc/runs/1/*"), tmp_path / "out/_SUCCESS"]:
+        path.unlink()
+    score(job, LocalBackend(), Display(quiet=True))
+    assert sorted((tmp_path / "out").glob("a/*")) == parts
+
+
 def test_a_new_column_is_left_out_and_a_missing_one_is_null(
     corpus: Path, out: Path, tag: Callable[..., list[str]], read_output: ReadOutput
 ) -> None:
@@ -378,7 +393,8 @@ def test_auto_units_are_resolved_once_and_kept_for_later_nights(
     record = json.loads((output / "_ray_mlc/run.json").read_text())
     assert record["identity"]["units.rows"] == 256  # five seconds of it
     names = [path.name for path in sorted((output / "part-00000").iterdir())]
-    assert names == [f"{first:012d}.parquet" for first in (0, 233, 466)]
+    starters = [233 * piece // 8 for piece in range(8)]  # of the first unit
+    assert names == [f"{first:012d}.parquet" for first in (*starters, 233, 466)]
     at(6000.0)
     synthetic.write_corpus(tmp_path / "more", rows=300, files=1, seed=2)
     (tmp_path / "more/part-00000.parquet").rename(corpus / "part-00001.parquet")

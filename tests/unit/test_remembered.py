@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +14,24 @@ import pytest
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.corpus.listing import list_corpus
+from ray_mlc.errors import ModelError
 from ray_mlc.model.engines import choose, remembered
 from ray_mlc.model.engines.choose import ResolvedEngine, describe_trials
-from ray_mlc.model.folder import open_model
+from ray_mlc.model.folder import CANARIES_FILE, HISTORY_FILE, INFO_FILE, open_model
 from ray_mlc.runtime import backend
-from ray_mlc.runtime.backend import resolve_engine
+from ray_mlc.runtime.backend import remembers, resolve_engine
 from ray_mlc.scoring.plan import inspect_corpus
 from ray_mlc.scoring.sample import sample_units
 
 MakeJob = Callable[..., ScoreJob]
-OPEN = "batching.max_batch_tokens=auto"
+OPEN = ("batching.max_batch_tokens=auto", "engine.remember=true")
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(choose, "TRIAL_S", 0.02)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))  # other tests run beside it
     return tmp_path / "cache/ray_mlc/engines"
 
 
@@ -57,7 +61,7 @@ def chosen(job: ScoreJob, **options: Any) -> ResolvedEngine:
 def test_a_choice_is_taken_again_and_says_when_it_was_made(
     tmp_path: Path, tiny_corpus: Path, score_job: MakeJob, choices: list[int]
 ) -> None:
-    job = score_job(tiny_corpus, tmp_path / "out", OPEN)
+    job = score_job(tiny_corpus, tmp_path / "out", *OPEN)
     first, second = chosen(job), chosen(job)
     assert choices == [1]
     assert second.measured_at is not None
@@ -69,8 +73,8 @@ def test_a_choice_is_taken_again_and_says_when_it_was_made(
 @pytest.mark.parametrize(
     ("overrides", "options"),
     [
-        (("batching.max_batch_tokens=auto", "long.max_tokens=8"), {}),
-        ((OPEN,), {"threads": 2}),
+        ((*OPEN, "long.max_tokens=8"), {}),
+        (OPEN, {"threads": 2}),
     ],
 )
 def test_another_question_is_answered_anew(
@@ -81,16 +85,67 @@ def test_another_question_is_answered_anew(
     overrides: tuple[str, ...],
     options: dict[str, Any],
 ) -> None:
-    chosen(score_job(tiny_corpus, tmp_path / "out", OPEN))
+    chosen(score_job(tiny_corpus, tmp_path / "out", *OPEN))
     again = chosen(score_job(tiny_corpus, tmp_path / "out", *overrides), **options)
     assert choices == [1, 1]
     assert again.measured_at is None
 
 
+def test_another_decision_or_other_canaries_are_another_question(
+    tmp_path: Path,
+    tiny_model: Path,
+    tiny_corpus: Path,
+    score_job: MakeJob,
+    choices: list[int],
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    job = score_job(tiny_corpus, tmp_path / "out", *OPEN, model=model)
+    assert [chosen(job).measured_at is None for _ in range(2)] == [True, False]
+    info = json.loads((model / INFO_FILE).read_text())
+    info["decision"]["threshold"] = 0.123
+    (model / INFO_FILE).write_text(json.dumps(info))
+    assert [chosen(job).measured_at is None for _ in range(2)] == [True, False]
+    canaries = json.loads((model / CANARIES_FILE).read_text())
+    canaries["scores"][0][0] = 1 - canaries["scores"][0][0]
+    (model / CANARIES_FILE).write_text(json.dumps(canaries))
+    with pytest.raises(ModelError, match="does not reproduce the canaries"):
+        chosen(job)
+
+
+def test_nothing_is_remembered_of_models_that_cannot_be_proven_or_have_no_choice(
+    tmp_path: Path, tiny_model: Path, tiny_tfidf: Path, tiny_corpus: Path, score_job: MakeJob
+) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_model, plain)
+    for name in (INFO_FILE, CANARIES_FILE, HISTORY_FILE):
+        (plain / name).unlink(missing_ok=True)
+    job = score_job(tiny_corpus, tmp_path / "out", *OPEN)
+    folders = {str(path): open_model(str(path)) for path in (tiny_model, plain, tiny_tfidf)}
+    kept = [remembers(job, folder, cuda=False) for folder in folders.values()]
+    assert kept == [True, False, False]
+    assert not remembers(job, folders[str(tiny_model)], cuda=True)
+    int8 = score_job(tiny_corpus, tmp_path / "out", *OPEN, "engine.dtype=int8")
+    assert not remembers(int8, folders[str(tiny_model)], cuda=False)
+
+
+def test_what_is_measured_in_a_busy_moment_is_not_kept(
+    tmp_path: Path,
+    tiny_corpus: Path,
+    score_job: MakeJob,
+    choices: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = score_job(tiny_corpus, tmp_path / "out", *OPEN)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
+    assert [chosen(job).measured_at for _ in range(2)] == [None, None]
+    assert choices == [1, 1]
+
+
 def test_a_job_may_ask_for_trials_each_time(
     tmp_path: Path, tiny_corpus: Path, score_job: MakeJob, choices: list[int], cache: Path
 ) -> None:
-    job = score_job(tiny_corpus, tmp_path / "out", OPEN, "engine.remember=false")
+    job = score_job(tiny_corpus, tmp_path / "out", *OPEN, "engine.remember=false")
     assert [chosen(job).measured_at for _ in range(2)] == [None, None]
     assert choices == [1, 1]
     assert not cache.exists()
@@ -99,7 +154,7 @@ def test_a_job_may_ask_for_trials_each_time(
 def test_an_old_choice_is_made_again(
     tmp_path: Path, tiny_corpus: Path, score_job: MakeJob, choices: list[int], cache: Path
 ) -> None:
-    job = score_job(tiny_corpus, tmp_path / "out", OPEN)
+    job = score_job(tiny_corpus, tmp_path / "out", *OPEN)
     chosen(job)
     (file,) = cache.iterdir()
     kept = json.loads(file.read_text())
@@ -120,7 +175,7 @@ def test_whatever_lies_in_the_cache_does_no_harm(
     cache: Path,
     content: str,
 ) -> None:
-    job = score_job(tiny_corpus, tmp_path / "out", OPEN)
+    job = score_job(tiny_corpus, tmp_path / "out", *OPEN)
     first = chosen(job)
     (file,) = cache.iterdir()
     file.write_text(content)
@@ -139,7 +194,7 @@ def test_a_cache_that_cannot_be_written_costs_the_trials_alone(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    job = score_job(tiny_corpus, tmp_path / "out", OPEN)
+    job = score_job(tiny_corpus, tmp_path / "out", *OPEN)
     assert [chosen(job).measured_at for _ in range(2)] == [None, None]
     assert choices == [1, 1]
 

@@ -16,6 +16,7 @@ import pytest
 from support.displays import Spoken
 from support.models import write_tiny_model
 
+from ray_mlc import synthetic
 from ray_mlc.config import ManyScoreJob, ScoreJob
 from ray_mlc.errors import (
     ConfigError,
@@ -236,6 +237,21 @@ def test_a_run_that_was_cut_into_other_units_keeps_them(
     runs = [read_run(open_storage(str(tmp_path / "out" / name))) for name in ("all", "few")]
     assert [run.identity["units.rows"] for run in runs] == [10, 10]  # the new one follows
     assert all(verify(str(tmp_path / "out" / name)).holds for name in ("all", "few"))
+
+
+def test_a_run_that_joins_one_under_way_shares_the_pieces_of_its_first_unit(
+    jobs: Callable[..., dict[str, ScoreJob]], tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    pq.write_table(synthetic.documents(240, seed=3), tmp_path / "one/a.parquet")
+    together = jobs("all", "few", "units.rows=auto", corpus=tmp_path / "one")
+    with pytest.raises(InterruptedRunError):
+        score(together["all"], Stopped(), Display(quiet=True))
+    backend = Counting()
+    run(together, backend)
+    runs = [read_run(open_storage(str(tmp_path / "out" / name))) for name in ("all", "few")]
+    assert runs[0].plan.units["rows"].to_pylist() == [30] * 8
+    assert runs[0].part_paths == runs[1].part_paths
 
 
 def test_new_files_are_the_next_night_of_all(

@@ -78,12 +78,12 @@ def test_a_unit_knows_where_its_rows_are(files: list[Groups], rows: int, size: i
 
 
 @many_examples
-@given(FILES, ROWS, BYTES, st.integers(1, 9))
+@given(FILES, ROWS, BYTES, st.integers(1, 9), st.integers(1, 9))
 def test_a_sliced_first_unit_leaves_the_rows_as_they_were(
-    files: list[Groups], rows: int, size: int, pieces: int
+    files: list[Groups], rows: int, size: int, pieces: int, least: int
 ) -> None:
     before = plan(files, rows, size)
-    after = slice_first(before, pieces=pieces)
+    after = slice_first(before, pieces=pieces, least=least)
     assert after.schema == before.schema
     unit_of_rows = [
         [
@@ -98,7 +98,7 @@ def test_a_sliced_first_unit_leaves_the_rows_as_they_were(
         counts = [group[0] for group in files[int(unit.source[1])]]
         assert unit.first_row == sum(counts[: unit.group_start]) + unit.group_offset
     could = any(
-        unit.rows >= pieces and unit.group_stop - unit.group_start == 1
+        unit.rows >= pieces * least and unit.group_stop - unit.group_start == 1
         for unit in all_units(before)
     )
     assert len(after) - len(before) == (pieces - 1 if could else 0)

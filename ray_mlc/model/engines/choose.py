@@ -219,9 +219,12 @@ def resolve(
             except Exception as error:  # scoring finds the guilty document, and names it
                 log.warning("nothing is timed: %s", first_line(error))
                 return holding[0][0].model_copy(update={"trials": trials})
+    remedy = "train or copy the model again"
+    if wanted == "int8":
+        remedy = "run `ray-mlc quantize` again, on a machine like this one"
     raise ModelError(
-        f"{folder.name}: {_shown(trials[-1])} on {device}: {trials[-1].verdict}: "
-        "train or copy the model again, or set engine.dtype=float32"
+        f"{folder.name}: {_shown(trials[-1])} on {device}: {trials[-1].verdict}: {remedy}, or set "
+        "engine.dtype=float32"
     )
 
 

@@ -41,6 +41,7 @@ INFO_FILE = "int8.json"
 SCHEMA_VERSION = 1
 SCRATCH = f".{FOLDER}-"
 """How the names of unfinished and replaced forms begin, in the model folder."""
+CPU_INFO = Path("/proc/cpuinfo")
 STALE_S = 3600.0
 """Age from which such a folder belongs to a command that was killed."""
 INSTALL = "pip install 'ray-mlc[int8]'"
@@ -131,9 +132,7 @@ def quantized(
                     model_type=nncf.ModelType.TRANSFORMER,
                     subset_size=len(ids),
                     advanced_parameters=nncf.AdvancedQuantizationParameters(
-                        overflow_fix=nncf.OverflowFix.DISABLE
-                        if _adds_wide()
-                        else nncf.OverflowFix.ENABLE
+                        overflow_fix=None if _adds_wide() else nncf.OverflowFix.ENABLE
                     ),
                 )
             openvino.save_model(result, str(scratch / MODEL_FILE), compress_to_fp16=False)
@@ -152,10 +151,10 @@ def _adds_wide() -> bool:
     What is quantized for those uses half of the range of weights, so that no sum is clipped; what
     is quantized for these does not reproduce its canaries on others, and is refused there.
     """
-    info = Path("/proc/cpuinfo")
-    if not info.exists() or platform.machine() not in ("x86_64", "AMD64"):
+    if platform.machine() != "x86_64" or not CPU_INFO.exists():
         return True
-    return any(flag in info.read_text() for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    flags = CPU_INFO.read_text(encoding="utf-8")
+    return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def _scratch(folder: ModelFolder) -> Path:

@@ -1,9 +1,9 @@
 """What `auto` came to on this machine, kept in its cache for a week.
 
 Trying engines takes about ten seconds: nothing to a night over a million documents, most of the
-wait for the first rows of a small one. A choice is taken again for the same model, settings,
-libraries and processor, and documents about as long. It is proven on the canaries all the same:
-every actor does that when it loads the model.
+wait for the first rows of a small one. A choice is taken again for the same model, decision,
+settings, libraries and processor, and documents about as long. It is proven on the canaries all the
+same: every actor does that when it loads the model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FRESH_S = 7 * 24 * 3600.0
 """Seconds for which a choice is taken again: one that was made in a busy moment must not last."""
 LENGTH_STEP = 1.25
-"""Ratio of mean lengths up to which documents count as alike."""
+"""Width of the bins, as a ratio, in which mean lengths count as alike."""
 _LIBRARIES = ("ray-mlc", "torch", "transformers", "tokenizers", "openvino")
 _ABOUT_THE_PROCESSOR = ("model name", "flags", "CPU implementer", "CPU part", "Features")
 
@@ -54,8 +54,12 @@ def key_of(asked: Mapping[str, Any], texts: Sequence[str]) -> str:
 def remember(key: str, choice: Mapping[str, Any]) -> None:
     """Keep a choice; a cache that cannot be written costs the next run its ten seconds."""
     try:
-        path = cache_folder("engines") / f"{key[:32]}.json"
-        write_into_cache(path, json.dumps({"at": time.time(), "choice": choice}))
+        folder = cache_folder("engines")
+        for left in folder.iterdir():
+            if time.time() - left.stat().st_mtime > FRESH_S:
+                left.unlink(missing_ok=True)
+        text = json.dumps({"at": time.time(), "choice": choice})
+        write_into_cache(folder / f"{key[:32]}.json", text)
     except OSError as error:
         log.info("the choice of an engine is not kept: %s", first_line(error))
 
