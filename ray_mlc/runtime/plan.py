@@ -288,7 +288,7 @@ def _inspect(
 
 
 def _engine(
-    job: ScoreJob, backend: Backend, display: Display, folder: ModelFolder, todo: Todo
+    job: ScoreJob, backend: PlanBackend, display: Display, folder: ModelFolder, todo: Todo
 ) -> tuple[ResolvedEngine, float]:
     """The engine of the run, or the one that it would choose; and how long choosing takes."""
     if todo.run is not None:
