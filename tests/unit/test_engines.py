@@ -221,6 +221,21 @@ def test_a_sample_that_cannot_be_tokenized_is_no_reason_to_stop(
     assert choose.describe_trials(resolved) is None
 
 
+@pytest.mark.skipif(not openvino_engine.available(), reason="OpenVINO is not installed")
+@pytest.mark.parametrize(("asked", "raced"), [("auto", 2), ("float32", 1)])
+def test_float32_is_raced_where_it_is_what_the_hardware_has_and_exact_where_it_is_asked_for(
+    plain: ModelFolder, monkeypatch: pytest.MonkeyPatch, asked: str, raced: int
+) -> None:
+    monkeypatch.setattr("ray_mlc.model.engines.torch_engine.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(choose, "TRIAL_S", 0.02)
+    options = {"cuda": False, "sample": lambda **_: TEXTS}
+    found = resolve(
+        plain, EngineConfig(dtype=asked), BatchingConfig(max_batch_tokens=512), **options
+    )
+    names = [trial.name for trial in found.trials]
+    assert (found.dtype, names) == ("float32", ["torch", "openvino"][:raced])
+
+
 def test_a_named_precision_that_does_not_hold_is_refused_with_a_remedy(steep: ModelFolder) -> None:
     engine = EngineConfig(name="torch", dtype="bfloat16")
     with pytest.raises(ModelError, match=r"set engine.dtype=float32") as caught:

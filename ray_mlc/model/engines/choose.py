@@ -116,9 +116,9 @@ def resolve(
 ) -> ResolvedEngine:
     """Turn every `auto` into a fact, on the hardware that will score.
 
-    The candidates that hold on the canaries are timed on the sample, and the fastest is taken. In
-    float32 there is no race: PyTorch, which `predict` and `evaluate` use too, gives the same
-    scores everywhere.
+    The candidates that hold on the canaries are timed on the sample, and the fastest is taken.
+    Where float32 is asked for there is no race: PyTorch, which `predict` and `evaluate` use too,
+    gives the same scores everywhere.
 
     Args:
         folder: The model.
@@ -176,7 +176,7 @@ def resolve(
     trials: list[Trial] = []
     for dtype in [wanted] if wanted != "auto" else _auto_dtypes(device):
         holding: list[tuple[ResolvedEngine, Engine]] = []
-        candidates = _candidates(library, device, dtype)
+        candidates = _candidates(library, device, dtype, asked_for=wanted == dtype)
         for name, packed in candidates:
             chosen = ResolvedEngine(
                 name=name,
@@ -505,8 +505,15 @@ def _load(
     return Classifier(folder.label_set, tokenizer, engine, resolved.max_batch_tokens)
 
 
-def _candidates(asked: str, device: str, dtype: str) -> list[tuple[str, bool]]:
-    """Libraries to try, and whether packed; without a race the first that holds is taken."""
+def _candidates(asked: str, device: str, dtype: str, *, asked_for: bool) -> list[tuple[str, bool]]:
+    """Libraries to try, and whether packed; without a race the first that holds is taken.
+
+    Args:
+        asked: Library that the job names, or `auto`.
+        device: `cpu` or `cuda`.
+        dtype: Precision.
+        asked_for: Whether the job names it; else it is what the hardware has.
+    """
     if device == "cuda":
         # the varlen kernels know no float32
         return [("torch", True), ("torch", False)] if dtype != "float32" else [("torch", False)]
@@ -516,7 +523,7 @@ def _candidates(asked: str, device: str, dtype: str) -> list[tuple[str, bool]]:
         return [(asked, True)]
     if asked != "auto":
         return [(asked, False)]
-    if dtype == "bfloat16":
+    if dtype == "bfloat16" or (dtype == "float32" and not asked_for):
         from ray_mlc.model.engines import openvino_engine
 
         if openvino_engine.available():
