@@ -31,8 +31,9 @@ BLOCK_S = 0.033
 """Seconds of the driver per block, whatever is in it: benchmarks/results/2026-11-24-growth.md."""
 IMPORT_S = 1.0
 """Start of Python and of the command: 2026-11-24-end-to-end.md has 0.7."""
-RECALL_S = 3.0
-"""A process that finds on this machine which engine is the fastest, without trying any."""
+RECALL_S = 1.5
+"""A process that finds on its machine which engine is the fastest: 2026-11-29-first-part.md has 1.2
+to 1.8."""
 RAY_DATA_S = 3.0
 """From the start of Ray Data to actors that load, beyond what the probe's took; the same file."""
 END_S = 3.0
