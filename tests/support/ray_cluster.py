@@ -151,14 +151,18 @@ class RayCluster:
             result["RAY_AUTH_TOKEN_PATH"] = str(self.token_file)
         return result
 
-    def add_node(self, *, cpus: int = 2, labels: str | None = None) -> Node:
+    def add_node(self, *, cpus: int = 2, gpus: int = 0, labels: str | None = None) -> Node:
         """Start a worker and wait until it has joined."""
-        return self.add_nodes(1, cpus=cpus, labels=labels)[0]
+        return self.add_nodes(1, cpus=cpus, gpus=gpus, labels=labels)[0]
 
-    def add_nodes(self, count: int, *, cpus: int = 2, labels: str | None = None) -> list[Node]:
-        """Start some workers at a time and wait until all have joined."""
+    def add_nodes(
+        self, count: int, *, cpus: int = 2, gpus: int = 0, labels: str | None = None
+    ) -> list[Node]:
+        """Start some workers at a time and wait until all have joined; GPUs are pretended."""
         expected = self.living_nodes() + count
         words = ["--address", self.gcs_address, "--num-cpus", str(cpus)]
+        if gpus:
+            words += ["--num-gpus", str(gpus)]
         if labels:
             words += ["--labels", labels]
         nodes = [self._start(words) for _ in range(count)]
