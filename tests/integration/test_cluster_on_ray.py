@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cluster.scenes import Scene, write_job
 from support.job_site import Site
+from support.models import LIGHT_ENGINE
 from support.network import network
 from support.ray_cluster import ray_cluster
 
@@ -31,7 +32,7 @@ def scene(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "input": "corpus",
         "output": "tags",
         "units": {"rows": UNIT_ROWS},
-        "engine": {"name": "torch", "dtype": "float32"},
+        "engine": {"name": LIGHT_ENGINE, "dtype": "float32"},
         "batching": {"max_batch_tokens": 4096},
         "actors": {"cpus": 1},
     }

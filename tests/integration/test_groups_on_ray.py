@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.dataset as pads
 import pytest
+from support.models import LIGHT_ENGINE
 from support.ray_cluster import ray_cluster
 
 from ray_mlc import synthetic
@@ -50,7 +51,7 @@ model: {tiny_model}
 input: {tmp_path}/in
 output: {{path: {tmp_path}/out, keep: [id]}}
 units: {{rows: 100}}
-engine: {{name: torch, dtype: float32}}
+engine: {{name: {LIGHT_ENGINE}, dtype: float32}}
 batching: {{max_batch_tokens: 512}}
 actors: {{labels: {{{GROUP}: gpu}}}}
 tokenizers: {{count: 2, cpus: 1, labels: {{{GROUP}: cpu}}}}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.job_site import WAIT_S, Site
+from support.models import LIGHT_ENGINE
 from support.ray_cluster import OBJECT_STORE_BYTES, ray_cluster
 
 from ray_mlc import synthetic
@@ -45,7 +46,7 @@ def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     synthetic.write_corpus(folder / "corpus", rows=ROWS, files=2, seed=3)
     (folder / "job.yaml").write_text(
         f"kind: score\nmodel: {tiny_model}\ninput: corpus\noutput: tags\nunits: {{rows: 25}}\n"
-        "engine: {name: torch, dtype: float32}\nbatching: {max_batch_tokens: 4096}\n"
+        f"engine: {{name: {LIGHT_ENGINE}, dtype: float32}}\nbatching: {{max_batch_tokens: 4096}}\n"
         "actors: {count: 1, cpus: 1}\nlimits: {grace: 30s}\n"
     )
     group = {"resources": {"CPU": 2, "object_store_memory": OBJECT_STORE_BYTES}, "node_config": {}}

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from support.documents import blocks, lay_out, run
+from support.models import LIGHT_ENGINE
 
 from ray_mlc import Classifier, ScoreActor, score, synthetic, verify
 
@@ -51,7 +52,7 @@ def test_a_run_joins_the_ray_that_is_there_and_leaves_its_settings_alone(
         output=tmp_path / "out",
         quiet=True,
         units={"rows": 100},
-        engine={"dtype": "float32"},
+        engine={"name": LIGHT_ENGINE, "dtype": "float32"},
         batching={"max_batch_tokens": 4096},
         actors={"count": 1},
     )
@@ -60,7 +61,9 @@ def test_a_run_joins_the_ray_that_is_there_and_leaves_its_settings_alone(
     assert verify(tmp_path / "out").holds
 
 
-@pytest.mark.parametrize("form", ["pandas", "numpy"])  # the page has pyarrow
+@pytest.mark.parametrize(
+    "form", ["pandas", pytest.param("numpy", marks=pytest.mark.slow)]
+)  # the page has pyarrow
 def test_blocks_without_a_label_and_with_one_are_one_table(
     form: str, ray_local: Any, tiny_model: Path
 ) -> None:

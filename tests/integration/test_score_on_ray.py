@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+from support.models import LIGHT_ENGINE
 
 from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob
@@ -33,7 +34,7 @@ from ray_mlc.scoring.verify import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
-UNITS = ("units.rows=24", "actors.cpus=1.0")
+UNITS = ("units.rows=24", "actors.cpus=1.0", f"engine.name={LIGHT_ENGINE}")
 SMALL_FILES = (5, 7, 9, 3)
 
 
@@ -363,6 +364,7 @@ def test_a_stopped_run_finishes_what_is_in_flight_and_goes_on(
     assert_same(rows_of(output), expected)
 
 
+@pytest.mark.slow
 def test_parts_are_committed_while_most_of_the_corpus_is_unread(
     ray_local: Any,
     make_job: Callable[..., ScoreJob],
@@ -493,7 +495,7 @@ def test_tf_idf_on_ray_equals_one_process_to_the_last_bit(
 ) -> None:
     from ray_mlc.runtime.local import LocalBackend
 
-    settings = (*UNITS, "batching.max_batch_tokens=auto", "actors.gpus=0")
+    settings = (*UNITS, "engine.name=auto", "batching.max_batch_tokens=auto", "actors.gpus=0")
     alone = score_job(corpus, tmp_path / "alone", *settings, model=tiny_tfidf)
     score(alone, LocalBackend(), Display(quiet=True))
     job = score_job(corpus, tmp_path / "out", *settings, "actors.count=2", model=tiny_tfidf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from ray_mlc import synthetic
 from ray_mlc.labels import LabelSet
+
+LIGHT_ENGINE = "openvino" if find_spec("openvino") else "torch"
+"""For runs of many processes: each that imports PyTorch and transformers takes seconds to begin."""
 
 
 def write_tiny_encoder(folder: Path, *, seed: int, max_tokens: int = 64) -> None:

@@ -32,6 +32,8 @@ from support.network import Namespace, Network
 OBJECT_STORE_BYTES = 80 * 2**20
 """The least that Ray accepts is enough for tests."""
 START_S = 180.0
+END_S = 3.0
+"""Some processes of a node outlive it for longer than any test should wait."""
 LOOPBACK = "127.0.0.1"
 HEAD_GROUP = "ray.head.default"
 HEAD_ID = "f" * 51 + "00000"
@@ -80,7 +82,7 @@ class Node:
         group = self.group
         for process in group[-1:]:
             _send(process, signal.SIGTERM)
-        _, left = psutil.wait_procs(group, timeout=10)
+        _, left = psutil.wait_procs(group, timeout=END_S)
         for process in left:
             _send(process, signal.SIGKILL)
         psutil.wait_procs(left, timeout=10)
