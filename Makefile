@@ -19,8 +19,9 @@ lint: $(VENV)/.ready-test
 types: $(VENV)/.ready-test
 	$(BIN)/mypy
 
+# several processes share the cores: threads of PyTorch that wait for each other would take them all
 tests: $(VENV)/.ready-test
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 # what `make test` leaves out for the sake of time
 slow: $(VENV)/.ready-test
