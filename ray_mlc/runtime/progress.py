@@ -77,6 +77,10 @@ class Stage:
             self.doing = ""
             self.arrivals = [*self.arrivals[:1], (time.monotonic(), self.done)]
 
+    def begin_again(self) -> None:
+        """Note that the work had to begin again: waiting for that is no speed."""
+        self.arrivals = []
+
     @property
     def per_second(self) -> float:
         """Speed: what the work says, or the mean since the start of the stage."""

@@ -406,6 +406,8 @@ def _watching(
             for _, start in starts[begun:]:
                 if start:
                     display.say(start)
+            if begun and len(starts) > begun:
+                stage.stage.begin_again()
             begun = len(starts)
             point = points[-1] if points else point
             if examples != shown:  # fewer, where workers have begun again

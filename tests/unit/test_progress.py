@@ -69,6 +69,22 @@ def test_any_state_has_a_line(total: int | None, done: int, elapsed: float) -> N
     assert line.endswith("detail")
 
 
+def test_waiting_for_workers_that_begin_again_is_no_speed(clock: Any) -> None:
+    stage = Stage("train", 1000, "examples")
+    stage.advance(10)
+    clock.now += 1.0
+    stage.advance(100)
+    assert stage.mean_per_second == 100
+    clock.now += 60.0  # a node is lost
+    stage.begin_again()
+    assert stage.mean_seconds_left is None
+    stage.advance(-20)
+    clock.now += 1.0
+    stage.advance(100)
+    assert stage.mean_per_second == 100
+    assert stage.mean_seconds_left == pytest.approx((1000 - 190) / 100)
+
+
 def test_quiet_says_nothing() -> None:
     display, stream = shown(quiet=True)
     with display.stage("score", 3, "rows") as stage:
