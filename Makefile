@@ -1,4 +1,4 @@
-# Each target makes its own .venv from constraints.txt first: Python 3.11 to 3.13 and pip are enough.
+# Each target makes its own .venv from constraints.txt first (one target at a time then): Python 3.11 to 3.13 and pip are enough.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -28,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of their parent
         cache = tempfile.TemporaryDirectory(prefix="ray-mlc-cache-", ignore_cleanup_errors=True)
         config.add_cleanup(cache.cleanup)
+        before = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", str(before / "ms-playwright"))
         os.environ["XDG_CACHE_HOME"] = cache.name
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

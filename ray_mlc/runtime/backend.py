@@ -152,6 +152,6 @@ def _key_of(
         "engine": job.engine.model_dump(mode="json"),
         "batching": job.batching.model_dump(mode="json"),
         "long": long.model_dump(mode="json"),
-        "threads": threads or usable_cores(),
+        "threads": threads or [usable_cores(), os.environ.get("OMP_NUM_THREADS")],
     }
     return key_of(asked, texts)

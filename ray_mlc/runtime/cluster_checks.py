@@ -6,12 +6,14 @@ functions judge it.
 
 from __future__ import annotations
 
+import http.client
 import os
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ray_mlc.config import ActorsConfig
 from ray_mlc.errors import RayMlcError, ResourceError
@@ -35,7 +37,7 @@ def check_cluster(address: str | None, output: str | None) -> Iterator[Check]:
         address: Of the cluster; None: `RAY_ADDRESS`.
         output: Folder to write to from every node.
     """
-    from ray_mlc.runtime.ray_private import check_version
+    from ray_mlc.runtime.ray_private import check_version, dashboard_of_head
 
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
@@ -45,7 +47,7 @@ def check_cluster(address: str | None, output: str | None) -> Iterator[Check]:
             facts = node_facts()
             seconds = time.monotonic() - started
             yield check_answers(_resolved(address), facts, seconds)
-            yield check_token(_answer_without_token(_dashboard()))
+            yield check_token(_answer_without_token(dashboard_of_head()))
             yield check_versions(facts)
             yield from check_gpus(facts)
             yield check_room(cluster_nodes(), free_resources(), grows=grows())
@@ -85,25 +87,25 @@ def check_answers(address: str, facts: Facts, seconds: float) -> Check:
     )
 
 
-def _dashboard() -> str | None:
-    """Where the head takes jobs, as Ray tells whoever is connected; None: nowhere."""
-    import ray
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Keeps an answer that sends elsewhere: it is not the head's."""
 
-    return getattr(ray.init(ignore_reinit_error=True), "dashboard_url", None) or None
+    def redirect_request(self, *args: Any, **options: Any) -> None:
+        """Do not follow."""
 
 
 def _answer_without_token(dashboard: str | None) -> int | None:
-    """The HTTP status with which a dashboard answers a stranger; None: it cannot be reached."""
+    """The HTTP status with which a dashboard answers a stranger; None: it cannot be asked."""
     if dashboard is None:
         return None
+    # directly: a proxy's refusal would be taken for the head's
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
     try:
-        with urllib.request.urlopen(
-            f"http://{dashboard}/api/version", timeout=STRANGER_S
-        ) as answer:
+        with opener.open(f"http://{dashboard}/api/version", timeout=STRANGER_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None
 
 
@@ -120,7 +122,7 @@ def check_token(answer: int | None) -> Check:
             "warning",
             "no token is asked for: whoever reaches the cluster can run code on it: " + advice,
         )
-    if answer in (401, 403):
+    if answer == 401:
         return Check("token", "ok", "joined with a token; the head refuses who has none")
     if answer == 200:
         return Check(
@@ -133,7 +135,7 @@ def check_token(answer: int | None) -> Check:
         "token",
         "warning",
         "joined with a token; whether others are refused is not known, for the head's dashboard "
-        "does not answer from here: see that RAY_AUTH_MODE=token was set where it was started",
+        "does not say so from here: see that RAY_AUTH_MODE=token was set where it was started",
     )
 
 

@@ -299,7 +299,9 @@ def _engine(
     seconds = time.monotonic() - started
     kind = backend.kind(job)
     alone = kind.nodes(backend.actors(job)) == 1
-    if alone and resolved.measured_at is None and remembers(job, folder, cuda=kind.gpus > 0):
+    found = resolved.documents_per_s is not None and resolved.measured_at is None
+    # in one process the time holds imports that scoring needs, too
+    if kind.ray and alone and found and remembers(job, folder, cuda=kind.gpus > 0):
         seconds = min(seconds, RECALL_S)  # the night finds what was tried on this machine
     return resolved, seconds
 

@@ -44,6 +44,15 @@ def server_version(client: Any) -> str:
     return str(getattr(client, "_server_ray_version", None) or "")
 
 
+def dashboard_of_head() -> str | None:
+    """`IP:PORT` at which the head of the connected cluster takes jobs; None: not known.
+
+    The public way, another `ray.init`, reads the environment again and resets signals and loggers.
+    """
+    node = getattr(ray._private.worker, "_global_node", None)
+    return getattr(node, "webui_url", None) or None
+
+
 def map_whole_blocks(data: Dataset, function: Any, **options: Any) -> Dataset:
     """`map_batches` with whole blocks as batches, for CPU and GPU stages alike.
 

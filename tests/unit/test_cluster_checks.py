@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from ray_mlc.errors import RayMlcError, ResourceError
 from ray_mlc.runtime import nodes
 from ray_mlc.runtime.cluster_checks import (
+    _answer_without_token,
     check_answers,
     check_cluster,
     check_gpus,
@@ -90,7 +93,8 @@ def test_room_for_reading_beside_the_actors() -> None:
     ("mode", "answer", "state", "words"),
     [
         ("token", 401, "ok", "refuses who has none"),
-        ("token", 403, "ok", "refuses who has none"),
+        ("token", 403, "warning", "is not known"),  # a proxy's, not the head's
+        ("token", 302, "warning", "is not known"),
         ("token", 200, "fails", "answers without a token all the same"),
         ("token", None, "warning", "is not known"),
         ("disabled", 200, "warning", "no token is asked for"),
@@ -104,6 +108,34 @@ def test_whether_a_token_is_asked_for_is_tried_without_one(
     assert found.state == state
     assert words in found.finding
     assert "RAY_AUTH_MODE=token" in found.finding or state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", 401),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n", 302),
+        (b"\x15\x03\x03\x00\x02\x02F", None),  # a TLS alert
+        (b"", None),
+    ],
+)
+def test_a_dashboard_is_asked_directly_whatever_it_answers(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes, status: int | None
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert _answer_without_token(f"127.0.0.1:{server.getsockname()[1]}") == status
+        thread.join()
+    assert _answer_without_token(None) is None
 
 
 @pytest.mark.parametrize("address", ["http://head:8265", "https://head"])

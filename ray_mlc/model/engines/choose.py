@@ -361,6 +361,21 @@ def load_classifier(
     Raises:
         ModelError: If this process cannot run it, or the canaries do not hold.
     """
+    try:
+        return _load_proven(folder, resolved, rules, threads)
+    except ModelError as error:
+        if resolved.measured_at is None:
+            raise
+        # nobody has tried it since: a new output would recall it again
+        raise ModelError(
+            f"{error} (an engine that was remembered: a new output with engine.remember=false "
+            "finds another)"
+        ) from None
+
+
+def _load_proven(
+    folder: ModelFolder, resolved: ResolvedEngine, rules: Rules | None, threads: int | None
+) -> Classifier:
     tokenizer = load_tokenizer(folder, max_tokens=resolved.max_tokens, windows=resolved.windows)
     classifier = _load(folder, resolved, tokenizer, threads)
     if resolved.dtype == "int8":

@@ -151,8 +151,10 @@ def _adds_wide() -> bool:
     What is quantized for those uses half of the range of weights, so that no sum is clipped; what
     is quantized for these does not reproduce its canaries on others, and is refused there.
     """
-    if platform.machine() != "x86_64" or not CPU_INFO.exists():
+    if platform.machine() not in ("x86_64", "AMD64"):
         return True
+    if not CPU_INFO.exists():
+        return False  # not known: the careful form serves both
     flags = CPU_INFO.read_text(encoding="utf-8")
     return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
 

@@ -15,6 +15,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def remember(key: str, choice: Mapping[str, Any]) -> None:
     try:
         folder = cache_folder("engines")
         for left in folder.iterdir():
-            if time.time() - left.stat().st_mtime > FRESH_S:
-                left.unlink(missing_ok=True)
+            with suppress(OSError):  # another process may sweep, too
+                if time.time() - left.stat().st_mtime > FRESH_S:
+                    left.unlink()
         text = json.dumps({"at": time.time(), "choice": choice})
         write_into_cache(folder / f"{key[:32]}.json", text)
     except OSError as error:
