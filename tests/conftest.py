@@ -119,8 +119,8 @@ def score_job(tiny_model: Path) -> Callable[..., ScoreJob]:
     ) -> ScoreJob:
         path = str(corpus) if isinstance(corpus, Path | str) else list(corpus)
         options = {"model": str(model), "input": path, "output": str(output)}
-        engine = ("engine.dtype=float32", "batching.max_batch_tokens=4096")  # nothing to race
-        engine = (*engine, "engine.remember=false")
+        # nothing to race, nothing to remember
+        engine = ("engine.dtype=float32", "engine.remember=false", "batching.max_batch_tokens=4096")
         # a report costs more than so few rows: tests that look at one ask for it
         settings = (*engine, "units.rows=30", "report.at_end=false", *overrides)
         return load_job(ScoreJob, options=options, overrides=settings)

@@ -121,10 +121,12 @@ def slice_first(units: pa.Table, *, pieces: int, least: int = 1) -> pa.Table:
     Returns:
         `UNITS_SCHEMA`: the same rows, tiled as before.
     """
+    if pieces == 1:
+        return units
     columns = {name: units[name].to_numpy() for name in UNITS_SCHEMA.names}
     groups_U = columns["group_stop"] - columns["group_start"]
     found = np.flatnonzero((groups_U == 1) & (columns["rows"] >= pieces * least))
-    if pieces == 1 or not len(found):
+    if not len(found):
         return units
     at = int(found[0])
     rows = int(columns["rows"][at])

@@ -58,6 +58,11 @@ def chosen(job: ScoreJob, **options: Any) -> ResolvedEngine:
     return resolve_engine(job, folder, units, plan.spec, **{"cuda": False, "threads": 1, **options})
 
 
+def assert_never_kept(job: ScoreJob, choices: list[int]) -> None:
+    assert [chosen(job).measured_at for _ in range(2)] == [None, None]
+    assert choices == [1, 1]
+
+
 def test_a_choice_is_taken_again_and_says_when_it_was_made(
     tmp_path: Path, tiny_corpus: Path, score_job: MakeJob, choices: list[int]
 ) -> None:
@@ -138,16 +143,14 @@ def test_what_is_measured_in_a_busy_moment_is_not_kept(
 ) -> None:
     job = score_job(tiny_corpus, tmp_path / "out", *OPEN)
     monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
-    assert [chosen(job).measured_at for _ in range(2)] == [None, None]
-    assert choices == [1, 1]
+    assert_never_kept(job, choices)
 
 
 def test_a_job_may_ask_for_trials_each_time(
     tmp_path: Path, tiny_corpus: Path, score_job: MakeJob, choices: list[int], cache: Path
 ) -> None:
     job = score_job(tiny_corpus, tmp_path / "out", *OPEN, "engine.remember=false")
-    assert [chosen(job).measured_at for _ in range(2)] == [None, None]
-    assert choices == [1, 1]
+    assert_never_kept(job, choices)
     assert not cache.exists()
 
 
@@ -195,11 +198,10 @@ def test_a_cache_that_cannot_be_written_costs_the_trials_alone(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     job = score_job(tiny_corpus, tmp_path / "out", *OPEN)
-    assert [chosen(job).measured_at for _ in range(2)] == [None, None]
-    assert choices == [1, 1]
+    assert_never_kept(job, choices)
 
 
-def test_lengths_are_alike_within_a_quarter() -> None:
+def test_lengths_of_one_bin_are_alike() -> None:
     texts = ["x" * 100] * 10
     assert remembered.key_of({}, texts) == remembered.key_of({}, ["x" * 104] * 7)
     assert remembered.key_of({}, texts) != remembered.key_of({}, ["x" * 200] * 10)

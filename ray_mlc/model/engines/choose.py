@@ -176,7 +176,7 @@ def resolve(
     trials: list[Trial] = []
     for dtype in [wanted] if wanted != "auto" else _auto_dtypes(device):
         holding: list[tuple[ResolvedEngine, Engine]] = []
-        candidates = _candidates(library, device, dtype, asked_for=wanted == dtype)
+        candidates = _candidates(library, device, dtype, named=wanted == dtype)
         for name, packed in candidates:
             chosen = ResolvedEngine(
                 name=name,
@@ -520,14 +520,14 @@ def _load(
     return Classifier(folder.label_set, tokenizer, engine, resolved.max_batch_tokens)
 
 
-def _candidates(asked: str, device: str, dtype: str, *, asked_for: bool) -> list[tuple[str, bool]]:
+def _candidates(asked: str, device: str, dtype: str, *, named: bool) -> list[tuple[str, bool]]:
     """Libraries to try, and whether packed; without a race the first that holds is taken.
 
     Args:
         asked: Library that the job names, or `auto`.
         device: `cpu` or `cuda`.
         dtype: Precision.
-        asked_for: Whether the job names it; else it is what the hardware has.
+        named: Whether the job names it; else it is what the hardware has.
     """
     if device == "cuda":
         # the varlen kernels know no float32
@@ -538,7 +538,7 @@ def _candidates(asked: str, device: str, dtype: str, *, asked_for: bool) -> list
         return [(asked, True)]
     if asked != "auto":
         return [(asked, False)]
-    if dtype == "bfloat16" or (dtype == "float32" and not asked_for):
+    if dtype == "bfloat16" or (dtype == "float32" and not named):
         from ray_mlc.model.engines import openvino_engine
 
         if openvino_engine.available():

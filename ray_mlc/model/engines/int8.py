@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import logging
-import platform
 import shutil
 import tempfile
 import time
@@ -33,6 +32,7 @@ from ray_mlc.model.decisions import Decision
 from ray_mlc.model.engines.openvino_engine import MODEL_FILE, converted, import_openvino
 from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.folder import Canaries, ModelFolder
+from ray_mlc.model.processor import adds_int8_wide
 from ray_mlc.model.tokenization import Ragged
 
 FOLDER = "int8"
@@ -41,7 +41,6 @@ INFO_FILE = "int8.json"
 SCHEMA_VERSION = 1
 SCRATCH = f".{FOLDER}-"
 """How the names of unfinished and replaced forms begin, in the model folder."""
-CPU_INFO = Path("/proc/cpuinfo")
 STALE_S = 3600.0
 """Age from which such a folder belongs to a command that was killed."""
 INSTALL = "pip install 'ray-mlc[int8]'"
@@ -131,8 +130,10 @@ def quantized(
                     nncf.Dataset(range(len(ids)), inputs),
                     model_type=nncf.ModelType.TRANSFORMER,
                     subset_size=len(ids),
+                    # half of the range of weights, so that no sum is clipped; what is made with all
+                    # of it does not reproduce its canaries on such a CPU, and is refused there
                     advanced_parameters=nncf.AdvancedQuantizationParameters(
-                        overflow_fix=None if _adds_wide() else nncf.OverflowFix.ENABLE
+                        overflow_fix=None if adds_int8_wide() else nncf.OverflowFix.ENABLE
                     ),
                 )
             openvino.save_model(result, str(scratch / MODEL_FILE), compress_to_fp16=False)
@@ -143,20 +144,6 @@ def quantized(
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _adds_wide() -> bool:
-    """Whether this CPU adds products of int8 in 32 bits (VNNI, AMX): others clip sums at 16.
-
-    What is quantized for those uses half of the range of weights, so that no sum is clipped; what
-    is quantized for these does not reproduce its canaries on others, and is refused there.
-    """
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    if not CPU_INFO.exists():
-        return False  # not known: the careful form serves both
-    flags = CPU_INFO.read_text(encoding="utf-8")
-    return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def _scratch(folder: ModelFolder) -> Path:

@@ -17,13 +17,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ray_mlc.errors import first_line
 from ray_mlc.model.cache import cache_folder, write_into_cache
+from ray_mlc.model.processor import cpu_info
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,7 @@ def recall(key: str) -> tuple[float, dict[str, Any]] | None:
 
 def _processor() -> str:
     """What is known of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = cpu_info().splitlines()
     about = {line for line in lines if line.split(":")[0].strip() in _ABOUT_THE_PROCESSOR}
     return "\n".join([platform.machine(), platform.processor(), *sorted(about)])
 

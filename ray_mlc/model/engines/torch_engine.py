@@ -16,6 +16,7 @@ from ray_mlc.model.batching import BATCH_COST
 from ray_mlc.model.engines.onednn import pack_encoder
 from ray_mlc.model.engines.packing import MULTIPLE, PackedModel, can_pack, on_device, pack
 from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
+from ray_mlc.model.processor import cpu_info
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -134,6 +135,4 @@ def _out_of_memory() -> Iterator[None]:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and (
-        "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-    )
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "bf16" in cpu_info()
