@@ -39,8 +39,19 @@ def main() -> None:
             raise  # a bug keeps its traceback
         sys.exit(code)
     finally:
+        _forget_unhandled_interrupt()
         # all is said: Ctrl-C while libraries clear up, for seconds, would print their traces
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+
+
+def _forget_unhandled_interrupt() -> None:
+    """Let the exit code be the one that was chosen.
+
+    An interrupt that leaves an `exec` of a text, as importing a module with dataclasses or named
+    tuples runs them, is noted by CPython as handled by nobody: `python -m` then ends by SIGINT at
+    the very end, whatever was handled since. Only another text that is run clears the note.
+    """
+    exec("pass")
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:

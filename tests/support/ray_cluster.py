@@ -32,6 +32,8 @@ from support.network import Namespace, Network
 OBJECT_STORE_BYTES = 80 * 2**20
 """The least that Ray accepts is enough for tests."""
 START_S = 180.0
+STARTS = 3
+"""Ray gives a node 30 s to appear and no setting for more: on a busy machine it takes another."""
 END_S = 3.0
 """Some processes of a node outlive it for longer than any test should wait."""
 LOOPBACK = "127.0.0.1"
@@ -51,6 +53,8 @@ class Node:
     """What it prints."""
     address: str = LOOPBACK
     """Its IP address."""
+    launch: Callable[[], subprocess.Popen[bytes]] | None = None
+    """Starts it once more."""
 
     @property
     def group(self) -> list[psutil.Process]:
@@ -254,30 +258,37 @@ class RayCluster:
         # nodes that start at one moment in one folder would give their sockets the same names
         own += ["--temp-dir", str(self.folder / (f"ray{number}" if number else "ray"))]
         log = self.folder / f"node-{number}.log"
-        with log.open("wb") as talk, place.entered() if place else nullcontext():
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
-                    *("--node-ip-address", address, "--disable-usage-stats"),
-                    *("--object-store-memory", str(OBJECT_STORE_BYTES)),
-                    *own,
-                    *words,
-                ],
-                env=self.env | (extra or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=talk,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=self.folder,
-            )
-        node = Node(process, log, address)
+
+        def launch() -> subprocess.Popen[bytes]:
+            with log.open("wb") as talk, place.entered() if place else nullcontext():
+                return subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+                        *("--node-ip-address", address, "--disable-usage-stats"),
+                        *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+                        *own,
+                        *words,
+                    ],
+                    env=self.env | (extra or {}),
+                    stdin=subprocess.DEVNULL,
+                    stdout=talk,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    cwd=self.folder,
+                )
+
+        node = Node(launch(), log, address, launch)
         self.nodes.append(node)
         return node
 
     def _wait(self, node: Node, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_S
+        deadline, starts = time.monotonic() + START_S, 1
         while not ready():
             ended = node.process.poll() is not None
+            late = ended and "timed out during startup" in node.log.read_text()
+            if late and starts < STARTS and node.launch is not None:
+                node.process, starts = node.launch(), starts + 1
+                continue
             if ended or time.monotonic() > deadline:
                 raise RuntimeError(f"a node did not start: {node.log.read_text()[-1500:]}")
             time.sleep(0.2)

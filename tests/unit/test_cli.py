@@ -231,6 +231,23 @@ def test_an_interrupted_command_exits_130_and_says_how_to_continue(
     assert said[1] == f"continue with: ray-mlc status {tmp_path}"
 
 
+def test_ctrl_c_while_a_module_with_dataclasses_is_imported_exits_130_too(tmp_path: Path) -> None:
+    """They `exec` a text, and CPython remembers an interrupt that left one: see `cli.main`."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "import ray_mlc.cli.app\n"
+        "def app(**_):\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "ray_mlc.cli.app.app = app\n"
+        "from ray_mlc.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 130, done.stderr
+
+
 def test_sigterm_ends_a_run_as_ctrl_c_does(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     texts = [f"text number {row}" for row in range(6_000)]
