@@ -21,7 +21,6 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 IN_ONE_PROCESS = [
     ("1-driver", 0),
     ("4-hooks", 0),  # between write and rename
-    ("8-signal", 0),
 ]
 
 

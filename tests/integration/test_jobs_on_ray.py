@@ -62,6 +62,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_without_a_token_and_with_a_wrong_one_nothing_is_submitted(
     site: TagSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_job_that_fails_gives_its_exit_code_and_its_own_words(site: TagSite) -
     assert "there is no such folder" in last
 
 
+@pytest.mark.slow
 def test_the_doctor_looks_at_every_node_and_leaves_the_output_as_it_was(site: TagSite) -> None:
     site.cluster.add_node(cpus=1)
     before = sorted(site.output.rglob("*"))

@@ -61,9 +61,8 @@ def test_a_run_joins_the_ray_that_is_there_and_leaves_its_settings_alone(
     assert verify(tmp_path / "out").holds
 
 
-@pytest.mark.parametrize(
-    "form", ["pandas", pytest.param("numpy", marks=pytest.mark.slow)]
-)  # the page has pyarrow
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["pandas", "numpy"])  # the page has pyarrow
 def test_blocks_without_a_label_and_with_one_are_one_table(
     form: str, ray_local: Any, tiny_model: Path
 ) -> None:

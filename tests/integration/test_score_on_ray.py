@@ -142,6 +142,7 @@ def test_ray_equals_one_process_row_by_row(
     assert any(found["labels"].to_pylist())
 
 
+@pytest.mark.slow
 def test_two_models_in_one_pass_on_ray_are_what_each_is_alone(
     ray_local: Any,
     corpus: Path,

@@ -24,7 +24,7 @@ from ray_mlc.job_files import load_job, with_values
 from ray_mlc.model.folder import open_model
 from ray_mlc.runtime.progress import Display
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 RATES = [3e-3, 1e-3, 1e-4]
 
@@ -196,7 +196,6 @@ def test_a_trial_that_fails_is_named_and_others_go_on(
     assert result["values"]["training.learning_rate"] == 1e-3
 
 
-@pytest.mark.slow
 def test_where_all_trials_fail_the_first_reason_is_said_and_nothing_is_in_the_way(
     ray_local: Any, make_job: Callable[..., TuneJob], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.cli import run
+from support.models import LIGHT_ENGINE
 
 HEAVY = ("torch", "ray", "transformers", "pyarrow", "sklearn", "numpy", "datasets")
 
@@ -254,6 +255,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(tiny_model: Path, tmp_path: Path) -> 
     pq.write_table(pa.table({"text": texts}), tmp_path / "in/a.parquet")
     options = ["--model", str(tiny_model), "--input", str(tmp_path / "in")]
     options += ["--output", str(tmp_path / "out"), "--local", "--set", "units.rows=100"]
+    options += ["--set", f"engine.name={LIGHT_ENGINE}", "--set", "engine.dtype=float32"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ray_mlc", "score", *options], stderr=subprocess.PIPE, text=True
     )

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.models import LIGHT_ENGINE
 
 import ray_mlc
 from ray_mlc import Classifier, ScoreActor, Summary, score, synthetic, train, verify
@@ -381,6 +382,9 @@ def test_the_package_lists_what_it_gives() -> None:
         ray_mlc.Clasifier  # noqa: B018
 
 
+ENGINE = {"name": LIGHT_ENGINE, "dtype": "float32"}
+
+
 def test_ctrl_c_in_a_script_ends_with_whole_parts_and_the_same_script_goes_on(
     tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
@@ -399,7 +403,7 @@ def slow(*arguments):
 steps._score_columns = slow
 try:
     score(model={str(tiny_model)!r}, input={str(tiny_corpus)!r}, output={str(tmp_path / "out")!r},
-          local=True, quiet=True, units={{"rows": 20}}, engine={{"dtype": "float32"}})
+          local=True, quiet=True, units={{"rows": 20}}, engine={ENGINE})
 except InterruptedRunError as error:
     print(error)
 """
@@ -415,6 +419,6 @@ except InterruptedRunError as error:
         local=True,
         quiet=True,
         units={"rows": 20},
-        engine={"dtype": "float32"},
+        engine=ENGINE,
     )
     assert verify(tmp_path / "out", deep=True).holds
