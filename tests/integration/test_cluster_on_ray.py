@@ -15,7 +15,7 @@ from support.ray_cluster import ray_cluster
 
 from ray_mlc import synthetic
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 ROWS = 2_500
 UNIT_ROWS = 25
