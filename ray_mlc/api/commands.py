@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from os import PathLike, fspath
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_mlc.config import ManyScoreJob, ScoreJob, Section, TrainJob
@@ -239,7 +238,7 @@ def evaluate(
         labels=labels if isinstance(labels, str) else list(labels),
         dtype=dtype,
         device=device,
-        output=None if output is None else Path(output),
+        output=None if output is None else fspath(output),
         texts=texts,
         decision=None if decision is None else fspath(decision),
         display=Display(quiet=quiet),

@@ -36,7 +36,7 @@ Name = Annotated[
 
 
 def schema(
-    kind: Annotated[str, typer.Argument(help="score, train, tune or cluster.")],
+    kind: Annotated[str, typer.Argument(help="score, train, tune, evaluate or cluster.")],
 ) -> None:
     """JSON schema of a job or cluster file, for editors."""
     from ray_mlc.job_files import schema_of
@@ -63,7 +63,7 @@ def _kind(kind: str) -> type[Section]:
 
     kinds: dict[str, type[Section]] = {**KINDS, "cluster": ClusterConfig}
     if kind not in kinds:
-        raise ConfigError(f"kind is {kind!r}, expected score, train, tune or cluster")
+        raise ConfigError(f"kind is {kind!r}, expected {', '.join(kinds)}")
     return kinds[kind]
 
 

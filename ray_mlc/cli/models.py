@@ -12,7 +12,9 @@ from ray_mlc.cli.options import (
     Address,
     DecisionFile,
     Device,
+    DeviceOrNone,
     Dtype,
+    DtypeOrNone,
     Hierarchy,
     JobFile,
     Json,
@@ -164,14 +166,17 @@ def baseline(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
-    examples: Annotated[list[str], typer.Argument(help="Examples: Parquet, CSV or JSONL.")],
-    text: Text = "text",
-    labels: Labels = "labels",
-    dtype: Dtype = "float32",
-    device: Device = "auto",
+    model: Annotated[str, typer.Argument(help="Model folder or hub id; alone: a YAML job file.")],
+    examples: Annotated[
+        list[str] | None,
+        typer.Argument(help="Examples: Parquet, CSV or JSONL.", show_default=False),
+    ] = None,
+    text: TextOrNone = None,
+    labels: LabelsOrNone = None,
+    dtype: DtypeOrNone = None,
+    device: DeviceOrNone = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="JSON to write; default: MODEL/evaluation/<examples>.json."),
     ] = None,
     texts: Annotated[
@@ -182,9 +187,15 @@ def evaluate(
         typer.Option("--explain", help="With --texts: shade the words that carried mistakes."),
     ] = False,
     explain_seconds: Annotated[
-        float, typer.Option(min=1, help="Time for --explain; the most costly mistakes come first.")
-    ] = 60,
+        float | None,
+        typer.Option(
+            min=1,
+            help="Time for --explain; the most costly mistakes come first; default 60.",
+            show_default=False,
+        ),
+    ] = None,
     decision: DecisionFile = None,
+    set_: Set = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -194,21 +205,39 @@ def evaluate(
     curves, confusions, mistakes. It opens without a network.
     """
     from ray_mlc.cli.tables import print_evaluation
+    from ray_mlc.config import EvaluateJob
+    from ray_mlc.job_files import load_job
+
+    job = Path(model) if not examples and model.endswith((".yaml", ".yml")) else None
+    options = {
+        "model": model if job is None else None,
+        "examples": examples or None,
+        "text": text,
+        "labels": None if labels is None else label_columns(labels),
+        "dtype": dtype,
+        "device": device,
+        "output": output,
+        "texts": texts or None,
+        "explain": explain or None,
+        "explain_seconds": explain_seconds,
+        "decision": decision,
+    }
+    spec = load_job(EvaluateJob, job, options=options, overrides=set_ or ())
     from ray_mlc.runtime.evaluate import evaluate_model
     from ray_mlc.runtime.progress import Display
 
     result, written = evaluate_model(
-        model,
-        examples,
-        text=text,
-        labels=label_columns(labels),
-        dtype=dtype,
-        device=device,
-        output=output,
-        texts=texts,
-        explain=explain,
-        explain_seconds=explain_seconds,
-        decision=decision,
+        spec.model,
+        [spec.examples] if isinstance(spec.examples, str) else spec.examples,
+        text=spec.text,
+        labels=spec.labels,
+        dtype=spec.dtype,
+        device=spec.device,
+        output=spec.output,
+        texts=spec.texts,
+        explain=spec.explain,
+        explain_seconds=spec.explain_seconds,
+        decision=spec.decision,
         display=Display(quiet=quiet),
     )
     if json:

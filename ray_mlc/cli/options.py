@@ -22,6 +22,15 @@ Address = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, int8 or auto.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+DtypeOrNone = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, float16, int8 or auto; default float32.", show_default=False
+    ),
+]
+DeviceOrNone = Annotated[
+    str | None, typer.Option(help="cpu, cuda or auto; default auto.", show_default=False)
+]
 Progress = Annotated[
     Literal["auto", "rich", "plain", "json", "none"],
     typer.Option(

@@ -36,8 +36,8 @@ from ray_mlc.runtime.explain import (
     explain_predictions,
 )
 from ray_mlc.runtime.progress import Display
-from ray_mlc.runtime.report_files import check_replaceable
-from ray_mlc.storage import Storage, open_storage
+from ray_mlc.runtime.report_files import check_replaceable_in
+from ray_mlc.storage import Storage, join, local_path, open_storage, place_of
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 
 _SCRATCH = ".tmp"
@@ -143,13 +143,13 @@ def evaluate_model(
     labels: str | Sequence[str],
     dtype: str,
     device: str,
-    output: Path | None,
+    output: str | None,
     texts: bool,
     display: Display,
     decision: str | None = None,
     explain: bool = False,
     explain_seconds: float = EXPLAIN_SECONDS,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[dict[str, Any], str]:
     """Measure a model on examples; save the figures, and beside them a report to look at.
 
     Args:
@@ -159,8 +159,8 @@ def evaluate_model(
         labels: Column or columns of the labels.
         dtype: Precision of the scores.
         device: `cpu`, `cuda` or `auto`.
-        output: JSON to write; None: in the model folder, named after the examples. The report is
-            the file of the same name that ends in .html.
+        output: JSON to write, local or on an object store; None: in the model folder, named after
+            the examples. The report is the file of the same name that ends in .html.
         texts: Whether the report shows the texts of mistakes; the JSON never does.
         display: Told about progress.
         decision: File of a decision, as `thresholds --output` writes it; None: the folder's.
@@ -185,7 +185,7 @@ def evaluate_model(
         ResourceError: If explanations need captum, which is not installed.
         StorageError: If nothing can be written there.
     """
-    if output is not None and output.suffix.lower() == ".html":
+    if output is not None and output.lower().endswith(".html"):
         raise ConfigError(
             f"--output is {output}: it names the JSON; the report lies beside it and ends in .html"
         )
@@ -198,10 +198,10 @@ def evaluate_model(
         check_explainable(folder)
     label_set = folder.label_set
     decided = folder.info.decision if decision is None else read_decision(decision, label_set)
-    storage, name = _place(output or folder.path / "evaluation", examples[0], output)
+    storage, name = _place(folder.path / "evaluation", examples[0], output)
     page = str(PurePath(name).with_suffix(".html"))
     for file in (name, page):
-        check_replaceable(Path(storage.uri) / file, display)
+        check_replaceable_in(storage, file, display)
     data = read_examples(list(examples), text=text, labels=labels, label_set=label_set)
     data = annotated_rows(data, examples[0])
     unknown = data.label_set.names[len(label_set) :]
@@ -283,7 +283,7 @@ def evaluate_model(
         "seconds": round(time.monotonic() - started, 3),
         "tokens": int(classifier.stats.real_tokens),
         "padding": round(classifier.stats.padding, 4),
-        "report": str(Path(storage.uri) / page),
+        "report": join(storage.uri, page),
     }
     if explained is not None:
         result["explained"] = {
@@ -302,9 +302,8 @@ def evaluate_model(
     )
     storage.put(page, html.encode())
     storage.put(name, json.dumps(result, indent=1, ensure_ascii=False).encode())
-    with suppress(OSError):
-        (Path(storage.uri) / _SCRATCH).rmdir()
-    return result, Path(storage.uri) / name
+    _clear(storage)
+    return result, join(storage.uri, name)
 
 
 def _facts(
@@ -359,23 +358,30 @@ def _calibration_of(
     }
 
 
-def _place(where: Path, examples: str, output: Path | None) -> tuple[Storage, str]:
+def _place(where: Path, examples: str, output: str | None) -> tuple[Storage, str]:
     """Where the figures go, tried before the work: the folder, and the name in it.
 
     Raises:
         StorageError: If nothing can be written there.
     """
-    folder, name = (output.parent, output.name) if output is not None else (where, "")
-    if not name:
+    if output is not None:
+        folder, _, name = place_of(output).rpartition("/")
+    else:
         # two files of one name in different folders are different examples
         digest = hashlib.sha256(str(Path(examples).absolute()).encode()).hexdigest()[:8]
-        name = f"{Path(examples.rstrip('/')).stem}-{digest}.json"
-    storage = open_storage(str(folder), scratch=_SCRATCH)
+        folder, name = str(where), f"{Path(examples.rstrip('/')).stem}-{digest}.json"
+    storage = open_storage(folder or "/", scratch=_SCRATCH)
     storage.put(".writable", b"")
     storage.delete(".writable")
-    with suppress(OSError):
-        (folder / _SCRATCH).rmdir()
+    _clear(storage)
     return storage, name
+
+
+def _clear(storage: Storage) -> None:
+    """Remove the folder of temporary files of a local storage, if it is empty."""
+    if (folder := local_path(storage.uri)) is not None:
+        with suppress(OSError):
+            (folder / _SCRATCH).rmdir()
 
 
 def predict_texts(

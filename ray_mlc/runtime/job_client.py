@@ -124,6 +124,7 @@ class JobClient:
         folder: Path,
         metadata: Mapping[str, str],
         environment: Mapping[str, str],
+        resources: Mapping[str, float],
         say: Callable[[str], None],
     ) -> None:
         """Submit, and wait for a head that has only just started.
@@ -134,6 +135,7 @@ class JobClient:
             folder: What travels with it, and is its working folder.
             metadata: What everybody may see of it.
             environment: Variables of the job and of its supervisor.
+            resources: What the process itself takes: `entrypoint_num_cpus`, `entrypoint_num_gpus`.
             say: Told when there is something to wait for.
 
         Raises:
@@ -163,6 +165,7 @@ class JobClient:
                 submission_id=id,
                 runtime_env={"working_dir": str(folder), "env_vars": dict(environment)},
                 metadata=dict(metadata),
+                **resources,
             )
 
     def stop(self, id: str) -> None:

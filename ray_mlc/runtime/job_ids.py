@@ -24,16 +24,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray_mlc import __version__
-from ray_mlc.config import ManyScoreJob, ScoreJob, TrainJob, TuneJob
+from ray_mlc.config import EvaluateJob, ManyScoreJob, ScoreJob, TrainJob, TuneJob
 from ray_mlc.errors import ConfigError, LeaseError, UsageError
 from ray_mlc.job_files import kind_of, load_job, load_score_job
 from ray_mlc.storage import scheme_of
 
-Job = ScoreJob | ManyScoreJob | TrainJob | TuneJob
-KINDS: dict[str, type[ScoreJob | TrainJob | TuneJob]] = {
+Job = ScoreJob | ManyScoreJob | TrainJob | TuneJob | EvaluateJob
+KINDS: dict[str, type[ScoreJob | TrainJob | TuneJob | EvaluateJob]] = {
     "score": ScoreJob,
     "train": TrainJob,
     "tune": TuneJob,
+    "evaluate": EvaluateJob,
 }
 """Jobs that can be submitted, by kind; that of `ManyScoreJob` is `score` too."""
 JOB_FILE = "ray_mlc_job.yaml"
@@ -48,15 +49,18 @@ _HOW = {
     ),
     "train": ("ray", "workers", "tracking", "checkpoints"),
     "tune": ("concurrent", "train.ray", "train.workers", "train.tracking", "train.checkpoints"),
+    "evaluate": ("ray", "cpus", "gpus"),
 }
 """Keys that say how the work is done, not what comes out: a run may be resumed with others."""
 _INPUTS: dict[str, tuple[str, ...]] = {
     "score": ("model", "model.*", "input.path", "decision", "decision.*"),
     "train": ("data.train", "data.validation", "data.hierarchy", "encoder"),
+    "evaluate": ("model", "examples", "decision"),
 }
 _OUTPUTS: dict[str, tuple[str, ...]] = {
     "score": ("output.path", "output.*.path"),
     "train": ("output", "checkpoints.path"),
+    "evaluate": ("output",),
 }
 _INPUTS["tune"] = tuple(f"train.{key}" for key in _INPUTS["train"])
 _OUTPUTS["tune"] = tuple(f"train.{key}" for key in _OUTPUTS["train"])
@@ -107,7 +111,11 @@ def _drop(tree: dict[str, Any], path: Sequence[str]) -> None:
 
 
 def outputs_of(job: Job) -> list[str]:
-    """Where a job's results go; a slash at the end says nothing."""
+    """Where a job's results go; a slash at the end says nothing.
+
+    Raises:
+        ConfigError: If an evaluation does not say: a model folder may be one that it cannot write.
+    """
     match job:
         case ScoreJob():
             outputs = [job.output.path]
@@ -117,6 +125,10 @@ def outputs_of(job: Job) -> list[str]:
             outputs = [job.output]
         case TuneJob():
             outputs = [job.train.output]
+        case EvaluateJob(output=None):
+            raise ConfigError("output is missing: a submitted evaluation says where its JSON goes")
+        case EvaluateJob(output=str(output)):
+            outputs = [output]
     return [output.rstrip("/") or output for output in outputs]
 
 
@@ -202,7 +214,7 @@ class Attempt:
     number: int
     """1 for the first attempt."""
     kind: str
-    """`score`, `train`, `tune`; empty where it is none of ours."""
+    """`score`, `train`, `tune`, `evaluate`; empty where it is none of ours."""
     output: str
     """Where its result goes; of several models a line each."""
     status: str
@@ -353,6 +365,24 @@ def check_stop_wait(job: Job) -> int:
     return math.ceil(wait_s)
 
 
+def command_of(job: Job, *, add_new: bool = False) -> str:
+    """What a submitted job runs on the cluster, after `ray-mlc`."""
+    if job.kind == "evaluate":
+        return f"evaluate {JOB_FILE}"  # one process that asks for no Ray
+    return f"{'nightly' if add_new else job.kind} {JOB_FILE} --address auto"
+
+
+def resources_of(job: Job) -> dict[str, float]:
+    """What a submitted job's own process takes of the cluster, by `submit_job`'s names.
+
+    Where a job begins a run on Ray, its process is only the driver, and Ray starts it on the head.
+    """
+    if not isinstance(job, EvaluateJob):
+        return {}
+    gpus = {"entrypoint_num_gpus": job.gpus} if job.gpus else {}
+    return {"entrypoint_num_cpus": job.cpus, **gpus}
+
+
 def entrypoint(command: str) -> str:
     """The shell line that runs on the cluster: versions compared first, then nothing but `command`.
 
@@ -366,7 +396,7 @@ def entrypoint(command: str) -> str:
     return (
         'have="$(ray-mlc --version 2>/dev/null)"; '
         f'if [ "$have" != "{ours}" ]; then echo "error: {refusal}" >&2; exit 2; fi; '
-        f'echo "$have"; exec ray-mlc {command} --address auto'
+        f'echo "$have"; exec ray-mlc {command}'
     )
 
 

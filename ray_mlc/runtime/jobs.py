@@ -38,10 +38,12 @@ from ray_mlc.runtime.job_ids import (
     Job,
     Plan,
     check_stop_wait,
+    command_of,
     entrypoint,
     find_attempt,
     metadata_of,
     plan_submit,
+    resources_of,
     run_id,
     with_absolute_paths,
 )
@@ -101,7 +103,6 @@ def submit(
         notes.append(note)
     night = datetime.date.today() if add_new else None  # as its people count days
     run = run_id(job, night=night)
-    command = f"nightly {JOB_FILE}" if add_new else f"{job.kind} {JOB_FILE}"
     with _shipped(job, working_dir) as folder:
         for tries in range(TRIES):
             plan = plan_submit(job, run, client.attempts(), again=again or add_new)
@@ -113,10 +114,11 @@ def submit(
             try:
                 client.submit(
                     plan.id,
-                    entrypoint(command),
+                    entrypoint(command_of(job, add_new=add_new)),
                     folder=folder,
                     metadata=metadata_of(job, run, plan.number, stop_wait_s=stop_wait_s),
                     environment={STOP_WAIT_VARIABLE: str(stop_wait_s)},
+                    resources=resources_of(job),
                     say=say,
                 )
                 break

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.object_store import (
     ACCESS_KEY,
@@ -28,9 +29,10 @@ from support.object_store import (
     uploads_in_progress,
 )
 
+from ray_mlc import evaluate
 from ray_mlc.corpus import reading
 from ray_mlc.corpus.listing import list_corpus
-from ray_mlc.errors import DataError, LimitError, StorageError
+from ray_mlc.errors import ConfigError, DataError, LimitError, StorageError
 from ray_mlc.runtime.compare import compare
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.retag import Wanted, retag
@@ -376,6 +378,26 @@ def test_a_damaged_file_in_a_bucket_is_set_aside_by_name(
     assert reasons["page.parquet"].startswith("read:")
     assert reasons["footer.parquet"].startswith("footer:")
     assert any(name.startswith("good/") for name in parts_of(f"{bucket}/damaged/out"))
+
+
+def test_figures_of_an_evaluation_go_to_a_bucket_and_replace_only_their_own(
+    bucket: str, tiny_tfidf: Path, tmp_path: Path
+) -> None:
+    rows = {"text": ["a", "b"], "labels": [["x"], []]}
+    schema = pa.schema([("text", pa.string()), ("labels", pa.list_(pa.string()))])
+    pq.write_table(pa.table(rows, schema=schema), tmp_path / "test.parquet")
+    model, examples = str(tiny_tfidf), str(tmp_path / "test.parquet")
+    output = f"{bucket}/evaluations/first.json"
+    figures = evaluate(model, examples, output=output, quiet=True)
+    store = open_storage(f"{bucket}/evaluations")
+    assert json.loads(store.read("first.json") or b"")["n"] == figures["n"] == 2
+    assert figures["report"] == f"{bucket}/evaluations/first.html"
+    assert {item.path for item in store.list()} == {"first.json", "first.html"}
+    evaluate(model, examples, output=output, quiet=True)  # its own
+    store.put("mine.html", b"<html>mine</html>")
+    with pytest.raises(ConfigError, match=r"mine\.html: is there already"):
+        evaluate(model, examples, output=f"{bucket}/evaluations/mine.json", quiet=True)
+    assert store.read("mine.html") == b"<html>mine</html>"
 
 
 def test_the_command_line_scores_a_bucket_and_shows_no_key(

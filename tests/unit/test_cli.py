@@ -165,6 +165,45 @@ def test_evaluate_prints_and_saves_the_same_figures(
     assert figures["report"] == str(tmp_path / "figures.html")
 
 
+def test_an_evaluation_from_a_job_file_is_the_one_from_options_which_win_over_it(
+    tiny_tfidf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = {"body": ["a", "b"], "tags": [["x"], []]}
+    schema = pa.schema([("body", pa.string()), ("tags", pa.list_(pa.string()))])
+    examples = tmp_path / "test.parquet"
+    pq.write_table(pa.table(rows, schema=schema), examples)
+    job, by_job = tmp_path / "job.yaml", tmp_path / "by-job.json"
+    job.write_text(
+        f"{{kind: evaluate, model: {tiny_tfidf}, examples: {examples}, text: body, labels: tags,"
+        f" output: {by_job}}}"
+    )
+    assert run(monkeypatch, "evaluate", str(job), "--json") == 0
+    one = json.loads(capsys.readouterr().out)
+    by_options = tmp_path / "by-options.json"
+    columns = ["--text", "body", "--labels", "tags", "--output", str(by_options)]
+    assert run(monkeypatch, "evaluate", str(tiny_tfidf), str(examples), *columns, "--json") == 0
+    other = json.loads(capsys.readouterr().out)
+    for figures in (one, other):
+        del figures["report"], figures["seconds"]
+    assert one == other
+    third = tmp_path / "third.json"
+    assert (
+        run(monkeypatch, "evaluate", str(job), "--output", str(third), "--set", "texts=true") == 0
+    )
+    assert third.exists()
+    for words, said in (
+        ([str(tmp_path / "no.yaml")], "there is no such job file"),
+        ([str(tiny_tfidf)], "examples is missing"),
+        ([str(job), "--set", "dtyp=float32"], "did you mean dtype?"),
+        ([str(job), "--dtype", "float31"], "dtype is 'float31': expected"),
+    ):
+        assert run(monkeypatch, "evaluate", *words) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_evaluate_shows_texts_in_its_report_only_if_asked_and_never_in_the_figures(
     tiny_model: Path,
     tmp_path: Path,

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ray_mlc.config import ScoreJob
+from ray_mlc.config import EvaluateJob, ScoreJob
 from ray_mlc.errors import (
     ConfigError,
     InterruptedRunError,
@@ -261,6 +261,15 @@ def test_a_job_is_shipped_with_its_stop_wait_and_nothing_of_the_machine(
     assert TOKEN not in json.dumps(shipped)
     assert not any(TOKEN.encode() in package for package in dashboard.packages)
     assert jobs.wait_until_begun(JobClient(dashboard.address), done).status == "SUCCEEDED"
+
+
+def test_an_evaluation_is_given_its_cpus_and_gpus(dashboard: Dashboard) -> None:
+    options = {"model": "s3://b/m", "examples": "s3://b/t", "output": "s3://b/f.json", "gpus": 1}
+    job = load_job(EvaluateJob, options=options)
+    done = jobs.submit(job, JobClient(dashboard.address), say=lambda _: None)
+    shipped = dashboard.jobs[done.plan.id]
+    assert shipped["entrypoint"].endswith("exec ray-mlc evaluate ray_mlc_job.yaml")
+    assert (shipped["entrypoint_num_cpus"], shipped["entrypoint_num_gpus"]) == (1, 1)
 
 
 def test_a_night_is_submitted_as_one(dashboard: Dashboard, job: ScoreJob) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from ray_mlc.config import ScoreJob, TrainJob, TuneJob
 from ray_mlc.job_files import parse_yaml, schema_of
-from ray_mlc.runtime.job_ids import check_stop_wait, read_job
+from ray_mlc.runtime.job_ids import KINDS, check_stop_wait, read_job
 from ray_mlc.runtime.jobs import shipped_text
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -24,9 +23,6 @@ def test_a_job_file_is_read_and_can_be_submitted(file: Path, tmp_path: Path) -> 
     copy = tmp_path / "job.yaml"
     copy.write_text(shipped_text(job), encoding="utf-8")
     assert read_job(copy) == job
-
-
-KINDS = {"score": ScoreJob, "train": TrainJob, "tune": TuneJob}
 
 
 def complaints(text: str) -> list[str]:

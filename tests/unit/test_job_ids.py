@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 
 from ray_mlc import __version__
-from ray_mlc.config import ManyScoreJob, ScoreJob, TrainJob, TuneJob
+from ray_mlc.config import EvaluateJob, ManyScoreJob, ScoreJob, TrainJob, TuneJob
 from ray_mlc.errors import ConfigError, LeaseError, UsageError
 from ray_mlc.job_files import load_job, load_score_job
 from ray_mlc.runtime.job_ids import (
     PASSED,
     Attempt,
     check_stop_wait,
+    command_of,
     entrypoint,
     find_attempt,
     metadata_of,
     outputs_of,
     plan_submit,
+    resources_of,
     run_id,
     with_absolute_paths,
 )
@@ -48,6 +50,11 @@ def tune(*overrides: str) -> TuneJob:
     )
 
 
+def evaluate(*overrides: str) -> EvaluateJob:
+    options = {"model": "/m", "examples": ["/t"], "output": "/figures.json"}
+    return load_job(EvaluateJob, options=options, overrides=overrides)
+
+
 def attempt(run: str, number: int, status: str, **more: Any) -> Attempt:
     known = {"job": "-".join(run.split("-")[:2]), "kind": "score", "output": "/out", **more}
     return Attempt(f"{run}-{number}", run, number=number, status=status, **known)
@@ -67,6 +74,8 @@ def attempt(run: str, number: int, status: str, **more: Any) -> Attempt:
         (train, "ray.address=auto"),
         (tune, "concurrent=3"),
         (tune, "train.workers.cpus=1"),
+        (evaluate, "gpus=1"),
+        (evaluate, "ray.address=auto"),
     ],
 )
 def test_how_a_job_is_done_does_not_change_what_it_is_called(make: Any, overrides: str) -> None:
@@ -86,6 +95,9 @@ def test_how_a_job_is_done_does_not_change_what_it_is_called(make: Any, override
         (train, "encoder=/e"),
         (tune, "trials=21"),
         (tune, "train.training.max_tokens=9"),
+        (evaluate, "examples=[/t, /t2]"),
+        (evaluate, "decision=/d.json"),
+        (evaluate, "output=/other.json"),
     ],
 )
 def test_what_comes_out_of_a_job_is_in_its_name(make: Any, overrides: str) -> None:
@@ -184,7 +196,7 @@ def test_encoders_that_a_search_tries_are_found_from_elsewhere_too(tmp_path: Pat
     assert found.search["encoder"] == [f"{tmp_path}/small", "hub/large"]
 
 
-@pytest.mark.parametrize("make", [score, train, tune])
+@pytest.mark.parametrize("make", [score, train, tune, evaluate])
 def test_the_file_that_travels_reads_back_as_the_same_job(make: Any, tmp_path: Path) -> None:
     job = make()
     file = tmp_path / "job.yaml"
@@ -332,6 +344,36 @@ def test_metadata_holds_text_only_and_no_address() -> None:
     assert found["ray_mlc.attempt"] == "3"
 
 
+def test_an_evaluation_is_a_process_without_ray_that_takes_what_it_says() -> None:
+    assert command_of(evaluate()) == "evaluate ray_mlc_job.yaml"
+    assert resources_of(evaluate()) == {"entrypoint_num_cpus": 1}
+    asked = {"entrypoint_num_cpus": 2, "entrypoint_num_gpus": 0.5}
+    assert resources_of(evaluate("cpus=2", "gpus=0.5")) == asked
+    # those that begin a run are its driver, and ask for nothing themselves
+    assert command_of(train()) == "train ray_mlc_job.yaml --address auto"
+    assert command_of(score(), add_new=True) == "nightly ray_mlc_job.yaml --address auto"
+    assert resources_of(train()) == resources_of(score()) == {}
+
+
+def test_an_evaluation_on_a_cluster_says_where_its_figures_go(tmp_path: Path) -> None:
+    job = evaluate("output=null")
+    with pytest.raises(ConfigError, match="output is missing"):
+        outputs_of(job)
+    job = evaluate("output=figures.json", "examples=[test.parquet, s3://b/t]", "model=hub/name")
+    found, notes = with_absolute_paths(job, base=tmp_path)
+    assert isinstance(found, EvaluateJob)
+    assert found.examples == [f"{tmp_path}/test.parquet", "s3://b/t"]
+    assert (found.output, found.model) == (f"{tmp_path}/figures.json", "hub/name")
+    assert len(notes) == 2
+
+
+def test_an_evaluation_keeps_no_key_in_its_places() -> None:
+    for key in ("model", "examples", "output"):
+        with pytest.raises(ConfigError, match="carries credentials") as caught:
+            evaluate(f"{key}=s3://me:secret@b/x")
+        assert "secret" not in str(caught.value)
+
+
 def run_entrypoint(tmp_path: Path, script: str | None) -> subprocess.CompletedProcess[str]:
     """Run the shell line with a `ray-mlc` of the test's making."""
     tools = tmp_path / "bin"
@@ -353,7 +395,7 @@ def test_the_same_version_on_the_cluster_is_run_and_gives_its_exit_code(tmp_path
     script = f'[ "$1" = --version ] && echo {shlex.quote(say)} && exit 0\necho "$@"; exit 3'
     done = run_entrypoint(tmp_path, script)
     assert done.returncode == 3
-    assert done.stdout == f"{say}\nscore job.yaml --address auto\n"
+    assert done.stdout == f"{say}\nscore job.yaml\n"
     assert PASSED in f"\n{done.stdout}"
 
 
