@@ -30,6 +30,7 @@ from ray_mlc.scoring.accounts import (
     Tally,
     check_limits,
     finish_run,
+    summary_of_complete,
 )
 from ray_mlc.scoring.compare import Side
 from ray_mlc.scoring.lease import Lease, check_holder
@@ -108,7 +109,7 @@ class Opened:
     def checked(self) -> dict[str, Any]:
         """The summary of a run that is complete."""
         check_limits(self.run, self.run.summary, self.limits)
-        return self.run.summary
+        return summary_of_complete(self.run)
 
 
 def open_runs(

@@ -110,6 +110,18 @@ class Stage:
         """Time that the rest takes: as the work says, or by its mean speed."""
         return self.mean_seconds_left if self.shown is None else self.shown.seconds_left
 
+    @property
+    def eta(self) -> str:
+        """The same for people; empty where it cannot be said.
+
+        What is worked on may be far ahead of what is counted, as rows are of the parts that hold
+        them: "0 s left" beside a quarter of the rows would look wrong.
+        """
+        left = self.seconds_left
+        if left is None:
+            return ""
+        return f"{duration(left)} left" if left >= 0.5 else "almost done"
+
     def line(self) -> str:
         """For a log."""
         more = f"; {' · '.join(self.shown.lines)}" if self.shown and self.shown.lines else ""
@@ -117,8 +129,7 @@ class Stage:
             return f"{self.name}: {self.done:,} {self.unit} {self.detail}".rstrip() + more
         share = self.done / self.total if self.total else 1.0
         speed = self.per_second
-        left = self.seconds_left
-        eta = f", {duration(left)} left" if left is not None else ""
+        eta = f", {self.eta}" if self.eta else ""
         return (
             f"{self.name}: {self.done:,} of {self.total:,} {self.unit} ({share:.0%}), "
             f"{speed:,.1f} {self.unit}/s{eta} {self.detail}"
@@ -306,8 +317,7 @@ class StageHandle:
         stage = self.stage
         assert self._bar is not None
         assert self._task is not None
-        left = stage.seconds_left
-        eta = f" · {duration(left)} left" if left is not None else ""
+        eta = f" · {stage.eta}" if stage.eta else ""
         counted = f"{stage.done:,} {stage.unit} · {stage.per_second:,.1f}/s{eta} {stage.detail}"
         shown = stage.doing or counted
         self._bar.lines = stage.shown.lines if stage.shown is not None and not stage.doing else ()

@@ -23,7 +23,14 @@ from ray_mlc.runtime.interrupt import Stop, completing, listen
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.refit import Labelled, asked_for, fit_on_scores
 from ray_mlc.runtime.threads import in_threads
-from ray_mlc.scoring.accounts import EARLIER, PENDING, WRITTEN, Tally, finish_run
+from ray_mlc.scoring.accounts import (
+    EARLIER,
+    PENDING,
+    WRITTEN,
+    Tally,
+    finish_run,
+    summary_of_complete,
+)
 from ray_mlc.scoring.lease import Lease, check_holder, hold_lease
 from ray_mlc.scoring.ledger import Run
 from ray_mlc.scoring.parts import Receipt
@@ -112,7 +119,7 @@ def retag(
             display.say(f"note: {note}")
         if run.succeeded and not len(pending):
             display.say("complete already: nothing to do")
-            results.append(run.summary)
+            results.append(summary_of_complete(run))
         else:
             results.append(_tag(scored, run, pending, display, storage, lease, started))
     return results[0]

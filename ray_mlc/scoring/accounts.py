@@ -306,7 +306,6 @@ def _summarize(
     sums, here = tally.all, tally.here
     set_aside = sum(item["rows"] or 0 for item in failures)
     of_files = sum(item["rows"] or 0 for item in failures if item["first_row"] is None)
-    padded = here.padded_tokens
     return {
         "rows": {
             "planned": run.plan.rows + of_files,
@@ -325,17 +324,28 @@ def _summarize(
         "truncated": sums.truncated,
         "k_cut": sums.k_cut,
         **({} if run.origin is None else {"retag": _decided_again(run.origin, sums)}),
-        "this_process": {
-            "units": int((tally.state_U == WRITTEN).sum()),
-            "rows": here.rows,
-            "seconds": round(seconds, 3),
-            "rows_per_s": round(here.rows / seconds, 2) if seconds else None,
-            "tokens_per_s": round(here.real_tokens / seconds, 1) if seconds else None,
-            "real_tokens": here.real_tokens,
-            "padding": round(1 - here.real_tokens / padded, 4) if padded else 0.0,
-        },
+        "this_process": _work_here(int((tally.state_U == WRITTEN).sum()), here, seconds),
         "engine": run.resolved.model_dump(),
     }
+
+
+def _work_here(units: int, here: Sums, seconds: float) -> dict[str, Any]:
+    """What the summary says of the command that ends a run: its own share, and how fast it was."""
+    padded = here.padded_tokens
+    return {
+        "units": units,
+        "rows": here.rows,
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(here.rows / seconds, 2) if seconds else None,
+        "tokens_per_s": round(here.real_tokens / seconds, 1) if seconds else None,
+        "real_tokens": here.real_tokens,
+        "padding": round(1 - here.real_tokens / padded, 4) if padded else 0.0,
+    }
+
+
+def summary_of_complete(run: Run) -> dict[str, Any]:
+    """The summary of a run that was complete before this command, which did nothing for it."""
+    return {**run.summary, "this_process": _work_here(0, Sums(), 0.0)}
 
 
 def _decided_again(origin: Origin, sums: Sums) -> dict[str, Any]:

@@ -173,7 +173,14 @@ def test_the_same_command_again_writes_no_part(
     summary = score_locally(tiny_corpus, run_copy)
     assert parts_of(run_copy) == before
     assert (run_copy / "_ray_mlc/run.json").read_bytes() == recorded
-    assert summary == json.loads((run_copy / "_ray_mlc/summary.json").read_text())
+    recorded_summary = json.loads((run_copy / "_ray_mlc/summary.json").read_text())
+    assert recorded_summary["this_process"]["rows"] == ROWS
+    # what was done is the earlier command's: this one has no speed to tell of
+    assert summary["this_process"] == dict.fromkeys(recorded_summary["this_process"], 0) | {
+        "rows_per_s": None,
+        "tokens_per_s": None,
+    }
+    assert summary == recorded_summary | {"this_process": summary["this_process"]}
     (run_copy / "_SUCCESS").unlink()  # as of a process that was killed just before the end
     summary = score_locally(tiny_corpus, run_copy)
     assert parts_of(run_copy) == before

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_mlc.runtime import progress as module
-from ray_mlc.runtime.progress import Display, Stage
+from ray_mlc.runtime.progress import Display, Shown, Stage
 
 
 @pytest.fixture
@@ -83,6 +83,15 @@ def test_waiting_for_workers_that_begin_again_is_no_speed(clock: Any) -> None:
     stage.advance(100)
     assert stage.mean_per_second == 100
     assert stage.mean_seconds_left == pytest.approx((1000 - 190) / 100)
+
+
+def test_work_that_is_ahead_of_its_count_is_almost_done_rather_than_zero_seconds_away() -> None:
+    stage = Stage("score", 1000, "rows")
+    stage.advance(250)
+    stage.shown = Shown(seconds_left=0.2)  # all rows are through the model, one part is committed
+    assert ", almost done" in stage.line()
+    stage.shown = Shown(seconds_left=0.6)
+    assert ", 1 s left" in stage.line()
 
 
 def test_quiet_says_nothing() -> None:
