@@ -11,9 +11,9 @@ from html import escape
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from ray_mlc.config import ManyScoreJob, ScoreJob, Section, TrainJob
+from ray_mlc.config import EvaluateJob, ManyScoreJob, ScoreJob, Section, TrainJob
 from ray_mlc.errors import ConfigError
-from ray_mlc.job_files import load_job, load_score_job
+from ray_mlc.job_files import load_job, load_score_job, section
 
 if TYPE_CHECKING:
     from ray_mlc.scoring.verify import Verdict
@@ -231,18 +231,18 @@ def evaluate(
     from ray_mlc.runtime.evaluate import evaluate_model
     from ray_mlc.runtime.progress import Display
 
-    result, _ = evaluate_model(
-        fspath(model),
-        [fspath(item) for item in _several(examples)],
-        text=text,
-        labels=labels if isinstance(labels, str) else list(labels),
-        dtype=dtype,
-        device=device,
-        output=None if output is None else fspath(output),
-        texts=texts,
-        decision=None if decision is None else fspath(decision),
-        display=Display(quiet=quiet),
-    )
+    values = {
+        "model": fspath(model),
+        "examples": [fspath(item) for item in _several(examples)],
+        "text": text,
+        "labels": labels if isinstance(labels, str) else list(labels),
+        "dtype": dtype,
+        "device": device,
+        "output": None if output is None else fspath(output),
+        "texts": texts,
+        "decision": None if decision is None else fspath(decision),
+    }
+    result, _ = evaluate_model(section(EvaluateJob, values), Display(quiet=quiet))
     return Summary(result)
 
 

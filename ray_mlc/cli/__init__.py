@@ -7,7 +7,6 @@ inside the commands, so that `--help` answers at once. Data goes to stdout, talk
 from __future__ import annotations
 
 import atexit
-import os
 import signal
 import sys
 from types import FrameType
@@ -15,11 +14,12 @@ from types import FrameType
 
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
-    from ray_mlc.cli.app import app
     from ray_mlc.errors import RayMlcError, redact
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        from ray_mlc.cli.app import app
+
         # the parser turns Ctrl-C and exits into a number that it returns
         result = app(standalone_mode=False)
         if result == 130:
@@ -63,10 +63,16 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
 def _fail(message: str, exit_code: int) -> None:
     sys.stderr.write(f"error: {message}\n")
     # in the log of a job on a cluster, the command is not what its user typed
-    if exit_code == 130 and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+    if exit_code == 130 and not _is_submitted():
         sys.stderr.write(f"continue with: {_command()}\n")
     sys.stderr.flush()
     sys.exit(exit_code)
+
+
+def _is_submitted() -> bool:
+    from ray_mlc.runtime.job_ids import is_submitted
+
+    return is_submitted()
 
 
 def _command() -> str:

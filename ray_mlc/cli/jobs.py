@@ -63,7 +63,8 @@ def _kind(kind: str) -> type[Section]:
 
     kinds: dict[str, type[Section]] = {**KINDS, "cluster": ClusterConfig}
     if kind not in kinds:
-        raise ConfigError(f"kind is {kind!r}, expected {', '.join(kinds)}")
+        *most, last = kinds
+        raise ConfigError(f"kind is {kind!r}, expected {', '.join(most)} or {last}")
     return kinds[kind]
 
 

@@ -177,7 +177,7 @@ def evaluate(
     device: DeviceOrNone = None,
     output: Annotated[
         str | None,
-        typer.Option(help="JSON to write; default: MODEL/evaluation/<examples>.json."),
+        typer.Option(help="JSON to write, also s3://…; default: MODEL/evaluation/<examples>.json."),
     ] = None,
     texts: Annotated[
         bool, typer.Option("--texts", help="Show the texts of mistakes in the report.")
@@ -208,7 +208,7 @@ def evaluate(
     from ray_mlc.config import EvaluateJob
     from ray_mlc.job_files import load_job
 
-    job = Path(model) if not examples and model.endswith((".yaml", ".yml")) else None
+    job = Path(model) if model.endswith((".yaml", ".yml")) else None
     options = {
         "model": model if job is None else None,
         "examples": examples or None,
@@ -226,20 +226,7 @@ def evaluate(
     from ray_mlc.runtime.evaluate import evaluate_model
     from ray_mlc.runtime.progress import Display
 
-    result, written = evaluate_model(
-        spec.model,
-        [spec.examples] if isinstance(spec.examples, str) else spec.examples,
-        text=spec.text,
-        labels=spec.labels,
-        dtype=spec.dtype,
-        device=spec.device,
-        output=spec.output,
-        texts=spec.texts,
-        explain=spec.explain,
-        explain_seconds=spec.explain_seconds,
-        decision=spec.decision,
-        display=Display(quiet=quiet),
-    )
+    result, written = evaluate_model(spec, Display(quiet=quiet))
     if json:
         print_json(result)
         return

@@ -38,12 +38,14 @@ def print_score_summary(output: str, summary: Mapping[str, Any]) -> None:
     for drift in summary.get("drift", ()):
         if (moved := describe_drift(drift)) is not None:
             say(f"drift in night {drift['night']}: {moved}")
+    found = f"{summary['labels_per_row']:.2f} labels per row, {summary['truncated']:,} texts cut"
     if here["rows"]:
-        say(
+        found = (
             f"{here['rows_per_s']:,.0f} rows/s, {here['tokens_per_s']:,.0f} tokens/s, padding "
-            f"{here['padding']:.1%}, {here['seconds']:,.1f} s; {summary['labels_per_row']:.2f} "
-            f"labels per row, {summary['truncated']:,} texts cut"
+            f"{here['padding']:.1%}, {here['seconds']:,.1f} s; {found}"
         )
+    if rows["written"]:
+        say(found)
 
 
 def print_retag(output: str, summary: Mapping[str, Any]) -> None:

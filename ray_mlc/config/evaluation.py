@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from ray_mlc.config.sections import RayConfig, Section, refuse_credentials_at
+from ray_mlc.errors import ConfigError
+from ray_mlc.storage import scheme_of
 
 
 class EvaluateJob(Section):
@@ -35,12 +37,13 @@ class EvaluateJob(Section):
     """Whether the report shows the texts of mistakes."""
     explain: bool = False
     """With `texts`: shade the words that carried mistakes (extra `[explain]`)."""
-    explain_seconds: float = Field(default=60.0, ge=1)
+    explain_seconds: float = Field(default=60.0, ge=1, allow_inf_nan=False)
     """Time for it; the most costly mistakes come first."""
-    cpus: float = Field(default=1, gt=0)
-    """CPUs that a cluster sets aside for the job when it is submitted."""
-    gpus: float = Field(default=0, ge=0)
-    """GPUs likewise."""
+    cpus: float = Field(default=1, gt=0, allow_inf_nan=False)
+    """CPUs that a cluster sets aside for the job when it is submitted: its threads there. A command
+    that is not submitted uses all cores."""
+    gpus: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """GPUs likewise; without any it runs on CPUs there."""
     ray: RayConfig = Field(default_factory=RayConfig)
     """Which cluster to submit to."""
 
@@ -51,11 +54,37 @@ class EvaluateJob(Section):
             raise ValueError("expected a path or a non-empty list of paths")
         return examples
 
+    @field_validator("output")
+    @classmethod
+    def _a_file(cls, output: str | None) -> str | None:
+        if output is None:
+            return None
+        if not output:
+            raise ValueError("expected a file, or null")
+        if output.lower().endswith((".html", ".htm")):
+            raise ConfigError(
+                f"output is {output}: it names the JSON; the report lies beside it and ends in "
+                ".html"
+            )
+        if scheme_of(output) != "file" and "/" not in output.split("://", 1)[1].strip("/"):
+            raise ConfigError(
+                f"output is {output}: expected a file below it, such as {output.rstrip('/')}"
+                "/evaluation.json"
+            )
+        return output
+
     @model_validator(mode="after")
     def _no_credentials(self) -> EvaluateJob:
         examples = [self.examples] if isinstance(self.examples, str) else self.examples
         places = [("examples", path) for path in examples]
-        for key, path in (("model", self.model), *places, ("output", self.output)):
+        others = {"model": self.model, "decision": self.decision, "output": self.output}
+        for key, path in (*others.items(), *places):
             if path is not None:
                 refuse_credentials_at(key, path)
+        return self
+
+    @model_validator(mode="after")
+    def _shown(self) -> EvaluateJob:
+        if self.explain and not self.texts:
+            raise ConfigError("explain shows words of the texts in the report: set texts as well")
         return self

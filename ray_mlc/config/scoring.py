@@ -285,6 +285,8 @@ class ScoreJob(Scoring, _WithOneModel):
 
     @model_validator(mode="after")
     def _measured(self) -> ScoreJob:
+        if self.decision is not None:
+            refuse_credentials_at("decision", self.decision)
         if self.decision is not None and self.engine.dtype == "int8":
             raise ConfigError(
                 "decision has no meaning with engine.dtype: int8, which was measured at the model "

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc import __version__
-from ray_mlc.config import BatchingConfig, EngineConfig
+from ray_mlc.config import BatchingConfig, EngineConfig, EvaluateJob
 from ray_mlc.errors import ConfigError, DataError
 from ray_mlc.evaluation.calibration import calibration_error
 from ray_mlc.evaluation.evaluate import evaluate
@@ -35,14 +35,13 @@ from ray_mlc.runtime.explain import (
     explain_mistakes,
     explain_predictions,
 )
+from ray_mlc.runtime.job_ids import is_submitted
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.report_files import check_replaceable_in
-from ray_mlc.storage import Storage, join, local_path, open_storage, place_of
+from ray_mlc.storage import Storage, join, local_path, open_storage
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 
 _SCRATCH = ".tmp"
-EXPLAIN_SECONDS = 60.0
-"""Time for the explanations of an evaluation."""
 DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
 ENGINES = ("torch", "openvino", "auto")
 
@@ -135,38 +134,14 @@ def score_documents(
     return Scored(np.concatenate(scores), np.concatenate(first))
 
 
-def evaluate_model(
-    model: str,
-    examples: Sequence[str],
-    *,
-    text: str,
-    labels: str | Sequence[str],
-    dtype: str,
-    device: str,
-    output: str | None,
-    texts: bool,
-    display: Display,
-    decision: str | None = None,
-    explain: bool = False,
-    explain_seconds: float = EXPLAIN_SECONDS,
-) -> tuple[dict[str, Any], str]:
+def evaluate_model(job: EvaluateJob, display: Display) -> tuple[dict[str, Any], str]:
     """Measure a model on examples; save the figures, and beside them a report to look at.
 
     Args:
-        model: Model folder or hub id.
-        examples: Labelled examples.
-        text: Column, or template, of the text.
-        labels: Column or columns of the labels.
-        dtype: Precision of the scores.
-        device: `cpu`, `cuda` or `auto`.
-        output: JSON to write, local or on an object store; None: in the model folder, named after
-            the examples. The report is the file of the same name that ends in .html.
-        texts: Whether the report shows the texts of mistakes; the JSON never does.
+        job: What is measured on what. Without an `output` the JSON goes into the model folder,
+            named after the examples. The report is the file of the same name that ends in .html; it
+            alone shows texts, if `texts` says so.
         display: Told about progress.
-        decision: File of a decision, as `thresholds --output` writes it; None: the folder's.
-        explain: Whether the report shows which words carried the most costly mistakes; only with
-            `texts`, because it shows them.
-        explain_seconds: Time for that; what is not explained by then is left out, and counted.
 
     Returns:
         The figures (`evaluation.study.Study.summary`, and `model`, `examples`, `threshold`,
@@ -179,30 +154,25 @@ def evaluate_model(
         and `calibrated` are null without one.
 
     Raises:
-        ConfigError: If `output` names the report or a file that is none, there is no such
-            decision, or explanations are asked for without texts.
+        ConfigError: If `output` names a file that is none of ours, or there is no such decision.
         DataError: If the examples cannot be used.
         ResourceError: If explanations need captum, which is not installed.
         StorageError: If nothing can be written there.
     """
-    if output is not None and output.lower().endswith(".html"):
-        raise ConfigError(
-            f"--output is {output}: it names the JSON; the report lies beside it and ends in .html"
-        )
-    if explain and not texts:
-        raise ConfigError("--explain shows words of the texts in the report: give --texts as well")
-    if not explain_seconds > 0:
-        raise ConfigError(f"--explain-seconds is {explain_seconds:g}, expected a number above 0")
+    model, explain = job.model, job.explain
+    examples = [job.examples] if isinstance(job.examples, str) else job.examples
     folder = open_model(model)
     if explain:  # not after the scoring
         check_explainable(folder)
     label_set = folder.label_set
-    decided = folder.info.decision if decision is None else read_decision(decision, label_set)
-    storage, name = _place(folder.path / "evaluation", examples[0], output)
+    decided = folder.info.decision
+    if job.decision is not None:
+        decided = read_decision(job.decision, label_set)
+    storage, name = _place(folder.path / "evaluation", examples[0], job.output)
     page = str(PurePath(name).with_suffix(".html"))
     for file in (name, page):
         check_replaceable_in(storage, file, display)
-    data = read_examples(list(examples), text=text, labels=labels, label_set=label_set)
+    data = read_examples(examples, text=job.text, labels=job.labels, label_set=label_set)
     data = annotated_rows(data, examples[0])
     unknown = data.label_set.names[len(label_set) :]
     if unknown:
@@ -211,7 +181,9 @@ def evaluate_model(
             f"{unknown[0]!r}: every one of them counts as a miss"
         )
     started = time.monotonic()
-    classifier = load_here(folder, dtype=dtype, device=device)
+    # as a job on a cluster it has what it asked for; elsewhere the machine is its own
+    threads = max(1, int(job.cpus)) if is_submitted() else None
+    classifier = load_here(folder, dtype=job.dtype, device=job.device, threads=threads)
     documents = data.texts.to_pylist()
     with display.stage("evaluate", len(data), "examples") as stage:
         ragged = classifier.tokenizer.encode(documents)
@@ -268,7 +240,7 @@ def evaluate_model(
             classifier,
             documents,
             found.costliest,
-            seconds=explain_seconds,
+            seconds=job.explain_seconds,
             display=display,
         )
     ids = data.ids.to_pylist()
@@ -296,7 +268,7 @@ def evaluate_model(
         title=f"Evaluation of {model}",
         facts=_facts(result, decided, folder.info, classifier),
         ids=ids,
-        texts=documents if texts else None,
+        texts=documents if job.texts else None,
         explained=None if explained is None else explained.found,
         wanted=0 if explained is None else explained.wanted,
     )
@@ -364,13 +336,18 @@ def _place(where: Path, examples: str, output: str | None) -> tuple[Storage, str
     Raises:
         StorageError: If nothing can be written there.
     """
+    # two files of one name in different folders are different examples
+    digest = hashlib.sha256(str(Path(examples).absolute()).encode()).hexdigest()[:8]
+    folder, name = str(where), f"{Path(examples.rstrip('/')).stem}-{digest}.json"
     if output is not None:
-        folder, _, name = place_of(output).rpartition("/")
-    else:
-        # two files of one name in different folders are different examples
-        digest = hashlib.sha256(str(Path(examples).absolute()).encode()).hexdigest()[:8]
-        folder, name = str(where), f"{Path(examples.rstrip('/')).stem}-{digest}.json"
-    storage = open_storage(folder or "/", scratch=_SCRATCH)
+        path = local_path(output)
+        if path is None:
+            folder, _, name = output.rstrip("/").rpartition("/")
+        elif path.is_dir():
+            folder = str(path)
+        else:
+            folder, name = str(path.parent), path.name
+    storage = open_storage(folder, scratch=_SCRATCH)
     storage.put(".writable", b"")
     storage.delete(".writable")
     _clear(storage)

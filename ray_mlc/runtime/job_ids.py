@@ -68,6 +68,11 @@ _HUB = ("model", "model.*", "encoder", "train.encoder")
 """Keys that may name a model of the Hugging Face hub, which looks like a relative path."""
 
 
+def is_submitted() -> bool:
+    """Whether this process is the command of a job that was submitted to a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray sets it for those
+
+
 def read_job(path: Path, *, overrides: Sequence[str] = ()) -> Job:
     """A job of any of these kinds.
 
@@ -376,9 +381,14 @@ def resources_of(job: Job) -> dict[str, float]:
     """What a submitted job's own process takes of the cluster, by `submit_job`'s names.
 
     Where a job begins a run on Ray, its process is only the driver, and Ray starts it on the head.
+
+    Raises:
+        ConfigError: If an evaluation wants CUDA, and no GPU for it.
     """
     if not isinstance(job, EvaluateJob):
         return {}
+    if job.device == "cuda" and not job.gpus:
+        raise ConfigError("device is cuda, and gpus is 0: ask the cluster for a GPU with gpus: 1")
     gpus = {"entrypoint_num_gpus": job.gpus} if job.gpus else {}
     return {"entrypoint_num_cpus": job.cpus, **gpus}
 

@@ -42,6 +42,7 @@ from ray_mlc.runtime.job_ids import (
     entrypoint,
     find_attempt,
     metadata_of,
+    outputs_of,
     plan_submit,
     resources_of,
     run_id,
@@ -86,7 +87,7 @@ def submit(
         client: Of the cluster.
         add_new: A night: score what has arrived since, then verify. Begins an attempt of today's
             run even if one has succeeded.
-        again: Begin another attempt although the last one has succeeded.
+        again: Begin another attempt although the last one has succeeded; evaluations always do.
         working_dir: Folder that travels with the job file.
         say: Told what a user should know.
 
@@ -97,7 +98,10 @@ def submit(
     """
     if add_new and job.kind != "score":
         raise ConfigError(f"--add-new is for kind: score, this job's is {job.kind}")
-    stop_wait_s = check_stop_wait(job)
+    stop_wait_s, resources = check_stop_wait(job), resources_of(job)
+    outputs_of(job)  # refused before the cluster is asked
+    # what it measures may have been trained again under the same path
+    again = again or add_new or job.kind == "evaluate"
     job, notes = with_absolute_paths(job, base=Path.cwd(), shipped=working_dir)
     if note := check_ray_version(client):
         notes.append(note)
@@ -105,7 +109,7 @@ def submit(
     run = run_id(job, night=night)
     with _shipped(job, working_dir) as folder:
         for tries in range(TRIES):
-            plan = plan_submit(job, run, client.attempts(), again=again or add_new)
+            plan = plan_submit(job, run, client.attempts(), again=again)
             if plan.action != "submitted":
                 break
             for note in notes:
@@ -118,7 +122,7 @@ def submit(
                     folder=folder,
                     metadata=metadata_of(job, run, plan.number, stop_wait_s=stop_wait_s),
                     environment={STOP_WAIT_VARIABLE: str(stop_wait_s)},
-                    resources=resources_of(job),
+                    resources=resources,
                     say=say,
                 )
                 break
@@ -208,8 +212,9 @@ def check(attempt: Attempt) -> None:
     if not attempt.over or attempt.status == "SUCCEEDED":
         return
     if attempt.status == "STOPPED":
+        again = "begin anew" if attempt.kind == "evaluate" else "continue"
         raise JobFailedError(
-            f"{attempt.id} was stopped: submit the job again to continue", attempt.result
+            f"{attempt.id} was stopped: submit the job again to {again}", attempt.result
         )
     raise JobFailedError(
         f"{attempt.id} failed{_with_code(attempt)}: {reason(attempt)}", attempt.result
@@ -248,10 +253,8 @@ def stop(client: JobClient, attempt: Attempt, *, wait: bool, say: Say) -> Attemp
     if not wait:
         return client.attempt(attempt.id)
     grace = attempt.stop_wait_s or 3.0  # Ray's own
-    say(
-        f"stopping {attempt.id}: what is in flight is finished (limits.grace); what has not ended "
-        f"after {grace:.0f} s is killed by Ray"
-    )
+    finished = "what is in flight is finished (limits.grace); " if attempt.kind == "score" else ""
+    say(f"stopping {attempt.id}: {finished}what has not ended after {grace:.0f} s is killed by Ray")
     found = client.wait(attempt.id, lambda now: now.over, timeout_s=grace + 60)
     if not found.over:
         say(f"{attempt.id} is still {found.status}: look again with `ray-mlc jobs status`")

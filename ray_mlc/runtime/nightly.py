@@ -57,16 +57,20 @@ def run_nights(
         RayMlcError: As `score` does, without having verified.
     """
     beyond: LimitError | None = None
+    summaries: dict[str, dict[str, Any]] = {}
     try:
-        score_many(jobs, backend, display, inputs=inputs, add_new=True)
+        summaries = score_many(jobs, backend, display, inputs=inputs, add_new=True)
     except LimitError as error:
         beyond = error
-    nights = {name: _look_back(job.output.path, display) for name, job in jobs.items()}
+    nights = {
+        name: _look_back(job.output.path, summaries.get(name), display)
+        for name, job in jobs.items()
+    }
     return nights, beyond
 
 
-def _look_back(output: str, display: Display) -> Night:
-    """Prove and compare what the night has left."""
+def _look_back(output: str, summary: dict[str, Any] | None, display: Display) -> Night:
+    """Prove and compare what the night has left; without a summary that which was written."""
     run = read_run(open_storage(output))
     verdict = verify(output)
     count = len(run.nights)
@@ -76,4 +80,4 @@ def _look_back(output: str, display: Display) -> Night:
             comparison = compare(f"{output}@{count - 1}", f"{output}@{count}", (), display)
         except Exception as error:  # the night stands, whatever it is like
             display.say(f"warning: the nights are not compared: {first_line(error)}")
-    return Night(run.summary, verdict, comparison)
+    return Night(summary or run.summary, verdict, comparison)

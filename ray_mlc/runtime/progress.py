@@ -120,7 +120,7 @@ class Stage:
         left = self.seconds_left
         if left is None:
             return ""
-        return f"{duration(left)} left" if left >= 0.5 else "almost done"
+        return f"{duration(left)} left" if left > 0.5 else "almost done"
 
     def line(self) -> str:
         """For a log."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +50,18 @@ def trials(
 def test_a_broken_run_in_one_process_ends_in_the_same_rows(
     case: str, seed: int, trials: dict[tuple[str, int], Future[Result]]
 ) -> None:
-    result = trials[case, seed].result()
+    _holds(trials[case, seed].result())
+
+
+@pytest.mark.slow
+def test_a_run_in_one_process_that_is_signalled_ends_in_the_same_rows(
+    workload: Workload, tmp_path: Path
+) -> None:
+    case = "8-signal"
+    _holds(run_trial(workload, case, CASES[case].body, 0, tmp_path / case, local=True))
+
+
+def _holds(result: Result) -> None:
     assert not result.problems, describe(result)
     assert result.injected
     assert (result.lost, result.duplicated, result.rewritten) == (0, 0, 0)

@@ -150,6 +150,22 @@ def test_a_job_that_fails_gives_its_exit_code_and_its_own_words(site: TagSite) -
     assert "there is no such folder" in last
 
 
+def test_an_evaluation_runs_on_a_node_and_leaves_its_figures(
+    site: TagSite, tiny_tfidf: Path
+) -> None:
+    synthetic.write_examples(site.folder / "examples", train=1, validation=1, test=30, seed=0)
+    (site.folder / "evaluate.yaml").write_text(
+        f"kind: evaluate\nmodel: {tiny_tfidf}\nexamples: examples/test.parquet\n"
+        "output: evaluations/figures.json\n"
+    )
+    done = site.jobs("submit", "evaluate.yaml", "--follow", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kind"] == "evaluate"
+    figures = json.loads((site.folder / "evaluations/figures.json").read_text())
+    assert figures["n"] == 30
+    assert (site.folder / "evaluations/figures.html").exists()
+
+
 @pytest.mark.slow
 def test_the_doctor_looks_at_every_node_and_leaves_the_output_as_it_was(site: TagSite) -> None:
     site.cluster.add_node(cpus=1)

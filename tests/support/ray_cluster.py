@@ -51,10 +51,10 @@ class Node:
     """`ray start --block`, leader of a process group of its own."""
     log: Path
     """What it prints."""
+    launch: Callable[[], subprocess.Popen[bytes]]
+    """Starts it once more."""
     address: str = LOOPBACK
     """Its IP address."""
-    launch: Callable[[], subprocess.Popen[bytes]] | None = None
-    """Starts it once more."""
 
     @property
     def group(self) -> list[psutil.Process]:
@@ -260,7 +260,7 @@ class RayCluster:
         log = self.folder / f"node-{number}.log"
 
         def launch() -> subprocess.Popen[bytes]:
-            with log.open("wb") as talk, place.entered() if place else nullcontext():
+            with log.open("ab") as talk, place.entered() if place else nullcontext():
                 return subprocess.Popen(
                     [
                         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
@@ -277,17 +277,18 @@ class RayCluster:
                     cwd=self.folder,
                 )
 
-        node = Node(launch(), log, address, launch)
+        node = Node(launch(), log, launch, address)
         self.nodes.append(node)
         return node
 
     def _wait(self, node: Node, ready: Callable[[], bool]) -> None:
-        deadline, starts = time.monotonic() + START_S, 1
+        deadline, starts, told = time.monotonic() + START_S, 1, 0
         while not ready():
             ended = node.process.poll() is not None
-            late = ended and "timed out during startup" in node.log.read_text()
-            if late and starts < STARTS and node.launch is not None:
-                node.process, starts = node.launch(), starts + 1
+            said = node.log.read_text()
+            if ended and "timed out during startup" in said[told:] and starts < STARTS:
+                node.process, starts, told = node.launch(), starts + 1, len(said)
+                deadline = time.monotonic() + START_S
                 continue
             if ended or time.monotonic() > deadline:
                 raise RuntimeError(f"a node did not start: {node.log.read_text()[-1500:]}")

@@ -61,7 +61,7 @@ def test_the_module_runs_as_the_script_does() -> None:
         (["predict", "./no-model", "a text"], "there is no such folder"),
         (["status", "./no-run"], "there is no run here"),
         (["verify", "./no-run"], "there is no run here"),
-        (["config", "schema", "sing"], "expected score, train, tune or cluster"),
+        (["config", "schema", "sing"], "expected score, train, tune, evaluate or cluster"),
         (["nightly", "missing.yaml"], "missing.yaml: there is no such job file"),
         (["jobs", "submit", "missing.yaml"], "missing.yaml: there is no such job file"),
         (["jobs", "sumbit"], "No such command 'sumbit'"),
@@ -194,6 +194,13 @@ def test_an_evaluation_from_a_job_file_is_the_one_from_options_which_win_over_it
         run(monkeypatch, "evaluate", str(job), "--output", str(third), "--set", "texts=true") == 0
     )
     assert third.exists()
+    other_examples = tmp_path / "other.parquet"
+    pq.write_table(pa.table(rows, schema=schema).slice(0, 1), other_examples)
+    assert run(monkeypatch, "evaluate", str(job), str(other_examples), "--json", *more) == 0
+    assert json.loads(third.read_text())["n"] == 1
+    (tmp_path / "folder").mkdir()
+    assert run(monkeypatch, "evaluate", str(job), "--output", str(tmp_path / "folder")) == 0
+    assert [file.name[:5] for file in (tmp_path / "folder").glob("*.json")] == ["test-"]
     for words, said in (
         ([str(tmp_path / "no.yaml")], "there is no such job file"),
         ([str(tiny_tfidf)], "examples is missing"),
@@ -234,7 +241,7 @@ def test_an_output_that_names_the_report_is_refused(
     assert "names the JSON; the report lies beside it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["score", "train"])
+@pytest.mark.parametrize("kind", ["score", "train", "tune", "evaluate", "cluster"])
 def test_the_schema_of_a_job_describes_every_key(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,7 +144,9 @@ class Dashboard:
             text = f"Traceback:\n  x\nValueError: Job with submission_id {id} already exists. Or\n"
             return web.Response(status=400, text=text)
         log = f"Runtime env is setting up.{PASSED}scored\n"
-        more = {key: asked[key] for key in ("entrypoint", "metadata", "runtime_env")}
+        told = ("entrypoint", "metadata", "runtime_env")
+        told += ("entrypoint_num_cpus", "entrypoint_num_gpus")
+        more = {key: asked.get(key) for key in told}
         self.add(asked["submission_id"], "SUCCEEDED", log, **more, driver_exit_code=0)
         return web.json_response({"job_id": "x", "submission_id": asked["submission_id"]})
 
@@ -270,6 +272,17 @@ def test_an_evaluation_is_given_its_cpus_and_gpus(dashboard: Dashboard) -> None:
     shipped = dashboard.jobs[done.plan.id]
     assert shipped["entrypoint"].endswith("exec ray-mlc evaluate ray_mlc_job.yaml")
     assert (shipped["entrypoint_num_cpus"], shipped["entrypoint_num_gpus"]) == (1, 1)
+    # what it measures may be another model by now
+    again = jobs.submit(job, JobClient(dashboard.address), say=lambda _: None)
+    assert (again.plan.action, again.plan.number) == ("submitted", 2)
+
+
+def test_what_can_be_refused_of_an_evaluation_needs_no_cluster() -> None:
+    options = {"model": "s3://b/m", "examples": "s3://b/t"}
+    for more, said in (({}, "output is missing"), ({"device": "cuda"}, "gpus is 0")):
+        job = load_job(EvaluateJob, options=options | more)
+        with pytest.raises(ConfigError, match=said):
+            jobs.submit(job, None, say=print)  # type: ignore[arg-type]
 
 
 def test_a_night_is_submitted_as_one(dashboard: Dashboard, job: ScoreJob) -> None:

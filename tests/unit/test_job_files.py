@@ -75,6 +75,7 @@ def test_all_of_them_were_looked_at() -> None:
         "several.yaml",
         "train.yaml",
         "tune.yaml",
+        "evaluate.yaml",
         "jigsaw.yaml",
     } <= names
 

@@ -367,8 +367,32 @@ def test_an_evaluation_on_a_cluster_says_where_its_figures_go(tmp_path: Path) ->
     assert len(notes) == 2
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["output=x.html"], "names the JSON; the report lies beside it"),
+        (["output=s3://bucket/"], "expected a file below it, such as s3://bucket/evaluation.json"),
+        (["output=''"], "expected a file, or null"),
+        (["explain=true"], "set texts as well"),
+        (["cpus=.inf"], "cpus"),
+        (["examples=[]"], "non-empty list"),
+    ],
+)
+def test_what_an_evaluation_cannot_be_is_said_before_anything_is_done(
+    overrides: list[str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        evaluate(*overrides)
+
+
+def test_an_evaluation_on_cuda_asks_the_cluster_for_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="gpus: 1"):
+        resources_of(evaluate("device=cuda"))
+    assert resources_of(evaluate("device=cuda", "gpus=1"))["entrypoint_num_gpus"] == 1
+
+
 def test_an_evaluation_keeps_no_key_in_its_places() -> None:
-    for key in ("model", "examples", "output"):
+    for key in ("model", "examples", "output", "decision"):
         with pytest.raises(ConfigError, match="carries credentials") as caught:
             evaluate(f"{key}=s3://me:secret@b/x")
         assert "secret" not in str(caught.value)

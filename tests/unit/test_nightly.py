@@ -57,6 +57,7 @@ def test_each_night_scores_what_is_new_and_proves_all_of_it(
     ]
     code, quiet, _ = night(monkeypatch, capsys)  # nothing has arrived
     assert (code, quiet["verify"]["rows"]["written"]) == (0, 5)
+    assert quiet["score"]["this_process"]["rows"] == 0
     assert quiet["compare"] == second["compare"]
 
 
