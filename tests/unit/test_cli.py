@@ -190,9 +190,8 @@ def test_an_evaluation_from_a_job_file_is_the_one_from_options_which_win_over_it
         del figures["report"], figures["seconds"]
     assert one == other
     third = tmp_path / "third.json"
-    assert (
-        run(monkeypatch, "evaluate", str(job), "--output", str(third), "--set", "texts=true") == 0
-    )
+    more = ["--output", str(third), "--set", "texts=true"]
+    assert run(monkeypatch, "evaluate", str(job), *more) == 0
     assert third.exists()
     other_examples = tmp_path / "other.parquet"
     pq.write_table(pa.table(rows, schema=schema).slice(0, 1), other_examples)
