@@ -296,11 +296,12 @@ def test_ctrl_c_while_a_module_with_dataclasses_is_imported_exits_130_too(tmp_pa
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    texts = [f"text number {row}" for row in range(6_000)]
+    texts = [f"text number {row}" for row in range(4_000)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "in/a.parquet")
     options = ["--model", str(tiny_model), "--input", str(tmp_path / "in")]
     options += ["--output", str(tmp_path / "out"), "--local", "--set", "units.rows=100"]
     options += ["--set", f"engine.name={LIGHT_ENGINE}", "--set", "engine.dtype=float32"]
+    options += ["--set", "report.at_end=false"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ray_mlc", "score", *options], stderr=subprocess.PIPE, text=True
     )
