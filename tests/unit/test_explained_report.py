@@ -178,7 +178,7 @@ def test_time_that_is_up_leaves_out_the_rest_and_says_so(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--explain",), "give --texts as well"),
+        (("--explain",), "set texts as well"),
         (("--texts", "--explain", "--explain-seconds", "0"), "--explain-seconds"),
         (("--texts", "--explain", "--explain-seconds", "nan"), "--explain-seconds"),
     ],
