@@ -99,3 +99,23 @@ def test_four_thousand_labels_open_and_sort(tmp_path: Path) -> None:
         values = [float(text) for text in column(seen, 2, 12) if text != "–"]
         assert values == sorted(values, reverse=True)
         assert (seen.complaints, seen.requests) == ([], [])
+
+
+def test_plots_have_room_on_a_phone_and_are_as_before_when_it_is_wide_again(tmp_path: Path) -> None:
+    room = """[...document.querySelectorAll('div.plot')].map(plot => {
+        const size = plot._fullLayout._size, box = plot.getBoundingClientRect()
+        return [size.w / box.width, plot._fullLayout.height / box.height]
+    })"""
+    with opened(write_page(tmp_path, 12)) as seen:
+        drawn(seen)
+        wide = seen.page.evaluate(room)
+        seen.page.set_viewport_size({"width": 400, "height": 900})
+        seen.page.wait_for_timeout(1_000)  # a browser tells the page of its width a moment later
+        for share, height in seen.page.evaluate(room):
+            assert share > 0.4  # the rest are words
+            assert height == pytest.approx(1, abs=0.02)  # nothing of it lies over what follows
+        seen.page.set_viewport_size({"width": 1200, "height": 900})
+        seen.page.wait_for_timeout(1_000)
+        for before, after in zip(wide, seen.page.evaluate(room), strict=True):
+            assert after == pytest.approx(before, abs=0.05)
+    assert (seen.complaints, seen.requests) == ([], [])
