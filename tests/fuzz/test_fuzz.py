@@ -16,7 +16,7 @@ from fuzz.examples import CORPUS_EXAMPLES, JOB_EXAMPLES, CorpusExample, JobExamp
 from fuzz.world import doubles, make_model
 
 bounded = settings(
-    max_examples=60,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,
