@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from ray_mlc import synthetic
 
 HERE = Path(__file__).parent
-DOCUMENTS = 3000
+DOCUMENTS = 2000
 TINY = {"vocab_size": 2000, "hidden_size": 16, "intermediate_size": 16}
 
 
@@ -37,12 +37,12 @@ def main() -> None:
         run("models.py", *examples, "--tokenizer", str(encoder), "--rows", "600")
         told = ["--model", str(model), "--output", str(output)]
         file = next(iter(sorted(corpus.glob("*.parquet"))))
-        sizes = ["--documents", "200", "--repeats", "3"]
+        sizes = ["--documents", "120", "--repeats", "2"]
         run("bench_engines.py", *told, "--texts", f"synthetic={file}:256", *sizes)
-        run("bench_overhead.py", "--units", "500", "--output", str(output))
-        sizes = ["--documents", str(DOCUMENTS), "--peer-documents", "200", "--repeats", "2"]
+        run("bench_overhead.py", "--units", "300", "--output", str(output))
+        sizes = ["--documents", str(DOCUMENTS), "--peer-documents", "80", "--repeats", "2"]
         run("bench_end_to_end.py", *told, "--corpus", str(corpus), "--bare", "1000", *sizes)
-        few = ["--documents", f"1000,{DOCUMENTS}", "--output", str(output)]
+        few = ["--documents", f"500,{DOCUMENTS}", "--output", str(output)]
         run("bench_growth.py", "--model", str(model), "--corpus", str(corpus), *few)
         train = str(folder / "train.parquet")
         sets = ["--train", train, "--validation", train, "--rows", "400", "--max-tokens", "128"]
