@@ -1,4 +1,4 @@
-"""The short form of the benchmarks, on what every clone has: `make bench`, under ten minutes.
+"""The short form of the benchmarks, on what every clone has: `make bench`, about ten minutes.
 
     python benchmarks/short.py OUTPUT.jsonl
 
@@ -37,16 +37,16 @@ def main() -> None:
         run("models.py", *examples, "--tokenizer", str(encoder), "--rows", "600")
         told = ["--model", str(model), "--output", str(output)]
         file = next(iter(sorted(corpus.glob("*.parquet"))))
-        sizes = ["--documents", "120", "--repeats", "2"]
+        sizes = ["--documents", "80", "--repeats", "2"]
         run("bench_engines.py", *told, "--texts", f"synthetic={file}:256", *sizes)
         run("bench_overhead.py", "--units", "300", "--output", str(output))
         sizes = ["--documents", str(DOCUMENTS), "--peer-documents", "80", "--repeats", "2"]
         run("bench_end_to_end.py", *told, "--corpus", str(corpus), "--bare", "1000", *sizes)
-        few = ["--documents", f"500,{DOCUMENTS}", "--output", str(output)]
+        few = ["--documents", str(DOCUMENTS), "--output", str(output)]
         run("bench_growth.py", "--model", str(model), "--corpus", str(corpus), *few)
         train = str(folder / "train.parquet")
         sets = ["--train", train, "--validation", train, "--rows", "400", "--max-tokens", "128"]
-        run("bench_training.py", "--encoder", str(model), *sets, "--repeats", "2", *told[2:])
+        run("bench_training.py", "--encoder", str(model), *sets, "--repeats", "1", *told[2:])
         run("bench_latency.py", "--output", str(output))
     print(f"{output}: a line for each point")
 
