@@ -42,7 +42,7 @@ def main() -> None:
         run("bench_overhead.py", "--units", "300", "--output", str(output))
         sizes = ["--documents", str(DOCUMENTS), "--peer-documents", "80", "--repeats", "2"]
         run("bench_end_to_end.py", *told, "--corpus", str(corpus), "--bare", "1000", *sizes)
-        few = ["--documents", str(DOCUMENTS), "--output", str(output)]
+        few = ["--documents", f"500,{DOCUMENTS}", "--output", str(output)]
         run("bench_growth.py", "--model", str(model), "--corpus", str(corpus), *few)
         train = str(folder / "train.parquet")
         sets = ["--train", train, "--validation", train, "--rows", "400", "--max-tokens", "128"]

@@ -63,16 +63,13 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
 def _fail(message: str, exit_code: int) -> None:
     sys.stderr.write(f"error: {message}\n")
     # in the log of a job on a cluster, the command is not what its user typed
-    if exit_code == 130 and not _is_submitted():
-        sys.stderr.write(f"continue with: {_command()}\n")
+    if exit_code == 130:
+        from ray_mlc.runtime.job_ids import is_submitted
+
+        if not is_submitted():
+            sys.stderr.write(f"continue with: {_command()}\n")
     sys.stderr.flush()
     sys.exit(exit_code)
-
-
-def _is_submitted() -> bool:
-    from ray_mlc.runtime.job_ids import is_submitted
-
-    return is_submitted()
 
 
 def _command() -> str:

@@ -166,7 +166,7 @@ def baseline(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or hub id; alone: a YAML job file.")],
+    model: Annotated[str, typer.Argument(help="Model folder or hub id; or a YAML job file.")],
     examples: Annotated[
         list[str] | None,
         typer.Argument(help="Examples: Parquet, CSV or JSONL.", show_default=False),

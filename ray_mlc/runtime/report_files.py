@@ -38,7 +38,7 @@ def check_replaceable(path: Path, display: Display) -> None:
         raise ConfigError(
             f"{path}: is there already, and cannot be read: {error.strerror}"
         ) from None
-    _decide(str(path), ours, display)
+    _replace_or_refuse(str(path), ours, display)
 
 
 def check_replaceable_in(storage: Storage, name: str, display: Display) -> None:
@@ -48,10 +48,10 @@ def check_replaceable_in(storage: Storage, name: str, display: Display) -> None:
         check_replaceable(folder / name, display)
     elif content := storage.read(name):
         ours = _is_page(content[:_HEAD]) or (_may_be_figures(name) and _is_figures(content))
-        _decide(join(storage.uri, name), ours, display)
+        _replace_or_refuse(join(storage.uri, name), ours, display)
 
 
-def _decide(shown: str, ours: bool, display: Display) -> None:
+def _replace_or_refuse(shown: str, ours: bool, display: Display) -> None:
     if not ours:
         raise ConfigError(
             f"{shown}: is there already, and no report of ray-mlc: name another --output, or "
