@@ -31,7 +31,7 @@ slow: $(VENV)/.ready-test
 gpu: $(VENV)/.ready-test
 	$(BIN)/python -m pytest tests/gpu -rs
 
-# the short form, on synthetic texts: about ten minutes; benchmarks/README.md has the long one
+# the short form, on synthetic texts: under ten minutes; benchmarks/README.md has the long one
 BENCH ?= build/bench-$(shell date +%F).jsonl
 bench: $(VENV)/.ready-bench
 	$(BIN)/python benchmarks/short.py $(BENCH)

@@ -1,4 +1,4 @@
-"""The short form of the benchmarks, on what every clone has: `make bench`, about ten minutes.
+"""The short form of the benchmarks, on what every clone has: `make bench`, under ten minutes.
 
     python benchmarks/short.py OUTPUT.jsonl
 
