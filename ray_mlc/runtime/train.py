@@ -6,7 +6,6 @@ folder: threshold, metrics, canaries. Nothing here knows Ray.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from ray_mlc.model.decisions import Decision, decide
 from ray_mlc.model.distribution import ScoreCounts
 from ray_mlc.model.encoder import fetch, hub_id, new_classifier_model
 from ray_mlc.model.engines.choose import CPU_BATCH_TOKENS
+from ray_mlc.model.engines.kernels import keep_few_kernels
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
@@ -49,9 +49,6 @@ from ray_mlc.training.loop import (
 
 TRIM_STEPS = 50
 """Steps after which memory that was freed is given back."""
-PRIMITIVES = 32
-"""Compiled kernels that oneDNN keeps, instead of 1,024. Each holds memory, and shapes of training
-batches hardly come again: after two epochs 1.8 GB instead of 2.4, at the same speed."""
 VALIDATION_SCORES = "validation.npy"
 """Validation scores in a checkpoint: the threshold is fitted on those of the epoch that is kept."""
 
@@ -113,7 +110,7 @@ def new_fitter(
         rank: Of this worker.
         world_size: Workers.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))  # read at first use
+    keep_few_kernels()
     model = new_classifier_model(
         fetch(material.encoder),  # where this node has it
         LabelSet(tuple(material.labels)),

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.cache import cache_folder, cache_name
+from ray_mlc.model.engines.kernels import KEPT, OPENVINO_PROPERTY, keep_few_kernels
 from ray_mlc.model.engines.protocol import OneByOne, OutOfMemoryError, pad
 
 PRECISIONS = {
@@ -95,6 +96,7 @@ class OpenVinoEngine(OneByOne):
         Raises:
             ModelError: If OpenVINO is not installed, or cannot compile it.
         """
+        keep_few_kernels()
         core = import_openvino().Core()
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
@@ -104,7 +106,7 @@ class OpenVinoEngine(OneByOne):
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            compiled = core.compile_model(str(path), "CPU", options)
+            compiled = _compile(core, path, options)
         except RuntimeError as error:
             raise ModelError(
                 f"{path.parent}: OpenVINO cannot compile the model ({first_line(error)}): set "
@@ -123,6 +125,15 @@ class OpenVinoEngine(OneByOne):
             raise
         logits_BL: NDArray[np.float32] = outputs[0]
         return logits_BL
+
+
+def _compile(core: Any, path: Path, options: dict[str, Any]) -> Any:
+    try:
+        return core.compile_model(str(path), "CPU", options | {OPENVINO_PROPERTY: KEPT})
+    except RuntimeError as error:
+        if OPENVINO_PROPERTY not in str(error):
+            raise
+        return core.compile_model(str(path), "CPU", options)
 
 
 def import_openvino() -> Any:
