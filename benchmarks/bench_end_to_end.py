@@ -160,7 +160,7 @@ def main() -> None:
             results.setdefault("ray_mlc", []).append(found)
             variant = Variant(found["engine"], 2, 1)
             pool = Pool(variant, asked.model, asked.cut)
-            pool.run(some)  # compiles its kernels
+            pool.run(some)  # warms it up
             bare.append(some_tokens / pool.run(some)[0])
             pool.close()
             for peer in peers:

@@ -250,7 +250,7 @@ def measure(asked: argparse.Namespace, mix: str, file: str, cut: int) -> list[di
     lines: list[dict[str, Any]] = []
     for pool in pools:
         rows = shares[id(pool)]
-        scores_NL = pool.scores([texts[row] for row in rows])  # compiles its kernels, too
+        scores_NL = pool.scores([texts[row] for row in rows])  # warms it up, too
         flipped = decide(scores_NL, rules) != decide(exact_NL[rows], rules)
         lines.append(
             {

@@ -3,12 +3,12 @@
     python benchmarks/eurlex.py --data DATA/eurlex57k --encoder ENCODER --work WORK [--seed 0] \
         [--set training.epochs=2 …] [--windows 16] [--output FILE]
 
-The files have `text`, `labels` and `domains`. A document's labels are its descriptors and, as
+The files have `id`, `text`, `labels` and `domains`. A document's labels are its descriptors and, as
 `domain: …`, its domains, so that one training answers both questions. It is read in windows; the
 test split is measured with 1, 2, 4 … windows of each document, joined in the way that serves
-validation best with so many, at one threshold and at one for each label, both from validation.
-Descriptors that only the test split has are counted as missed. A model that is in WORK already is
-measured only.
+validation best with so many: at 0.5, at one threshold and at one for each label, both of them from
+validation. Descriptors that only the test split has are counted as missed, and macro averages are
+over all labels of its kind, found or not. A model that is in WORK already is measured only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ PREFIX = "domain: "
 
 def write_joint(data: Path, folder: Path) -> None:
     """The three splits with both kinds of labels in one list."""
-    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f"{folder.name}.tmp")
+    scratch.mkdir(parents=True, exist_ok=True)
     for split in ("train", "validation", "test"):
         table = pq.read_table(data / f"{split}.parquet")
         both = [
@@ -51,7 +52,8 @@ def write_joint(data: Path, folder: Path) -> None:
             )
         ]
         joint = pa.table({"id": table["id"], "text": table["text"], "labels": both})
-        pq.write_table(joint, folder / f"{split}.parquet", compression="zstd")
+        pq.write_table(joint, scratch / f"{split}.parquet", compression="zstd")
+    scratch.rename(folder)
 
 
 class Windows:
@@ -68,7 +70,8 @@ class Windows:
         self.logits_WL = classifier.window_logits(ragged)
         seconds = time.monotonic() - started
         self.firsts = ragged.firsts
-        print(f"# {file.stem}: {classifier.stats.real_tokens / seconds:,.0f} tokens/s", flush=True)
+        tokens = int(ragged.lengths.sum())
+        print(f"# {file.stem}: {tokens} tokens, {tokens / seconds:,.0f} tokens/s", flush=True)
 
     def scores(self, windows: int, how: Any, top: int) -> NDArray[np.float32]:
         """Scores where so many windows of a document are read; 0 for labels nobody trained."""
@@ -82,8 +85,7 @@ class Windows:
 
 def measure(validation: Windows, test: Windows, most: int, top: int) -> Iterator[dict[str, Any]]:
     """Figures of the test split by kind of label, windows read, and decision."""
-    count = 1
-    while count <= most:
+    for count in sorted({most, *(2**power for power in range(most.bit_length()))}):
         for kind in ("domains", "labels"):
             of_val, of_test = (
                 np.array([name.startswith(PREFIX) == (kind == "domains") for name in split.names])
@@ -112,7 +114,6 @@ def measure(validation: Windows, test: Windows, most: int, top: int) -> Iterator
             ):
                 found = evaluate_scores(true_test, scores, scores >= limits)
                 yield line | {"decision": decision} | figures(found)
-        count *= 2
 
 
 def main() -> None:
@@ -123,19 +124,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", dest="settings", action="append", default=[])
     parser.add_argument("--windows", type=int, default=16, help="of a document at most, measured")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="bfloat16", help="of scoring")
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     joint, model = asked.work / "joint", asked.work / f"model-{asked.seed}"
     if not joint.exists():
         write_joint(asked.data, joint)
-    started = time.monotonic()
+    fresh, started = not model.exists(), time.monotonic()
     words = [str(JOBS / "eurlex57k.yaml"), "--encoder", asked.encoder, "--output", str(model)]
     for split in ("train", "validation"):
         words += [f"--{split}", str(joint / f"{split}.parquet")]
     settings = ["data.labels=labels", f"training.seed={asked.seed}", *asked.settings]
     ray_mlc("train", *words, *(word for item in settings for word in ("--set", item)))
-    seconds = round(time.monotonic() - started)
+    seconds = round(time.monotonic() - started) if fresh else None
     folder = open_model(str(model))
     read = LongConfig(policy="windows", windows=WindowsConfig(max_windows=asked.windows))
     engine = EngineConfig(dtype=asked.dtype)

@@ -16,6 +16,7 @@ from ray_mlc.api.texts import as_column
 from ray_mlc.corpus.columns import did_you_mean, is_text, output_names
 from ray_mlc.corpus.text import text_columns
 from ray_mlc.errors import DataError
+from ray_mlc.model.engines.kernels import keep_few_kernels
 
 if TYPE_CHECKING:
     from ray_mlc.model.decisions import Decision
@@ -26,7 +27,8 @@ class ScoreActor:
 
     For `ds.map_batches(ScoreActor, …)`: Ray makes one in each process of the pool, where it loads
     the model once and proves it on its canaries before it takes a batch. It is a plain class, and
-    works without Ray as well.
+    works without Ray as well. Its process keeps few compiled kernels, for its memory to stay level
+    (`ONEDNN_PRIMITIVE_CACHE_CAPACITY` and `LRU_CACHE_CAPACITY`, if you have not set them).
 
     What `score` promises does not hold here: a pipeline of your own writes what it likes, and
     after a failure Ray may run a batch again. Nothing says that each row is there exactly once,
@@ -83,6 +85,7 @@ class ScoreActor:
         """
         self._text = text
         self._columns = text_columns(text)
+        keep_few_kernels()
         if threads is not None:
             # read by the tokenizers when they begin their first batch
             os.environ["RAYON_NUM_THREADS"] = str(threads)

@@ -15,8 +15,10 @@ from types import FrameType
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
     from ray_mlc.errors import RayMlcError, redact
+    from ray_mlc.model.engines.kernels import keep_few_kernels
 
     signal.signal(signal.SIGTERM, _interrupt)
+    keep_few_kernels()
     try:
         from ray_mlc.cli.app import app
 

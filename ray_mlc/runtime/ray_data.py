@@ -30,6 +30,7 @@ from ray_mlc.corpus.units import Unit
 from ray_mlc.errors import RayMlcError, ResourceError
 from ray_mlc.model.classifier import ForwardStats
 from ray_mlc.model.engines.choose import ResolvedEngine
+from ray_mlc.model.engines.kernels import keep_few_kernels
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime.actor_plan import IO_CPUS, ActorPlan, least_needed, places_on, plan_actors
 from ray_mlc.runtime.backend import resolve_engine
@@ -185,6 +186,7 @@ class ScoreActor:
     ) -> None:
         """Load and prove them on the canaries."""
         os.environ["RAYON_NUM_THREADS"] = str(threads)
+        keep_few_kernels()
         step = ScoreStep(works, threads=threads)
         self._call = step.both if tokenizes else step
         self._reporter = reporter

@@ -5,29 +5,36 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from ray_mlc import ScoreActor
 from ray_mlc.model.engines import openvino_engine
 from ray_mlc.model.engines.kernels import KEPT, keep_few_kernels
 from ray_mlc.model.folder import open_model
 
+VARIABLES = (
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+    "DNNL_PRIMITIVE_CACHE_CAPACITY",
+    "LRU_CACHE_CAPACITY",
+)
 GROWTH = """
 import sys
 import numpy as np, psutil
 from pathlib import Path
+from ray_mlc.model.engines.kernels import keep_few_kernels
 from ray_mlc.runtime import heap
 
 name, folder, digest = sys.argv[1:]
+keep_few_kernels()
 if name == "torch":
     from ray_mlc.model.engines.torch_engine import TorchEngine
     engine = TorchEngine.load(Path(folder), pad_id=0, device="cpu", dtype="float32")
 else:
     from ray_mlc.model.engines.openvino_engine import OpenVinoEngine
-    engine = OpenVinoEngine.load(
-        Path(folder), digest=digest, pad_id=0, dtype="float32", threads=1
-    )
+    engine = OpenVinoEngine.load(Path(folder), digest=digest, pad_id=0, dtype="float32", threads=1)
 
 def memory(lengths):
     for length in lengths:
@@ -40,6 +47,35 @@ before = memory(range(4, 16))
 print(memory(range(16, 48)) - before)
 """
 SHAPES = 320
+LAST_WORD = """
+import atexit, os, sys
+from ray_mlc.cli import main
+
+atexit.register(lambda: print(os.environ.get("LRU_CACHE_CAPACITY")))
+sys.argv = ["ray-mlc", "--version"]
+main()
+"""
+
+
+def run(code: str, *words: str, environment: Mapping[str, str] | None = None) -> str:
+    """What a process prints that nobody has told how many kernels to keep."""
+    bare = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=bare | dict(environment or {}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what a test leaves is taken away
+        monkeypatch.delenv(name)
+    return monkeypatch
 
 
 @pytest.mark.parametrize(
@@ -58,17 +94,36 @@ def test_memory_does_not_grow_with_the_shapes_of_batches(
     name: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     digest = open_model(str(tiny_model)).digest
-    words = [sys.executable, "-c", GROWTH, name, str(tiny_model), digest]
-    own = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run(words, env=own, capture_output=True, text=True, check=True)
+    grown = run(
+        GROWTH, name, str(tiny_model), digest, environment={"XDG_CACHE_HOME": str(tmp_path)}
+    )
     # kept for each shape it would be at least a fifth of a megabyte
-    assert float(done.stdout) < 0.1 * SHAPES
+    assert float(grown) < 0.1 * SHAPES
 
 
-def test_what_the_user_says_of_the_caches_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
-    monkeypatch.setenv("LRU_CACHE_CAPACITY", "")  # so that it is put back
-    monkeypatch.delenv("LRU_CACHE_CAPACITY")
+def test_what_the_environment_says_of_the_caches_holds(unset: pytest.MonkeyPatch) -> None:
+    unset.setenv("DNNL_PRIMITIVE_CACHE_CAPACITY", "7")
     keep_few_kernels()
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    assert os.environ["DNNL_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in os.environ
     assert os.environ["LRU_CACHE_CAPACITY"] == str(KEPT)
+
+
+def test_commands_keep_few_kernels() -> None:
+    assert run(LAST_WORD).splitlines()[-1] == str(KEPT)
+
+
+@pytest.mark.usefixtures("unset")
+def test_actors_keep_few_kernels(tiny_model: Path) -> None:
+    ScoreActor(str(tiny_model))
+    assert os.environ["LRU_CACHE_CAPACITY"] == str(KEPT)
+
+
+def test_an_openvino_without_the_property_compiles_all_the_same(tmp_path: Path) -> None:
+    class Core:
+        def compile_model(self, path: str, device: str, options: Mapping[str, object]) -> str:
+            if openvino_engine.OPENVINO_PROPERTY in options:
+                raise RuntimeError(f"Unsupported property {openvino_engine.OPENVINO_PROPERTY}")
+            return f"{path} on {device}"
+
+    assert openvino_engine._compile(Core(), tmp_path, {}) == f"{tmp_path} on CPU"

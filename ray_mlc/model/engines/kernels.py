@@ -1,9 +1,9 @@
 """Kernels that CPU libraries keep compiled, by shape: few of them, or memory grows all night.
 
-Batches differ in documents and length, and oneDNN compiles a kernel for each layer and shape. It
-keeps 1,024; PyTorch keeps as many of its own around those, and OpenVINO 5,000. Each holds 50 to 100
-kB, and a shape hardly comes again before it is dropped: what they save is 1 % of a small encoder's
-time, and what they take is half a gigabyte a process (benchmarks/results/2026-11-30-kernels.md).
+Batches differ in documents and length, and oneDNN compiles a kernel for each kind of layer and
+shape. It keeps 1,024; PyTorch keeps as many around those, and OpenVINO 5,000. Each holds 50 to 100
+kB, and few shapes come again before they are dropped. What keeping few costs and saves is measured
+by `benchmarks/bench_kernels.py`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ from __future__ import annotations
 import os
 
 KEPT = 128
-"""Of each library; more than one batch needs, which are a dozen or two."""
+"""In each cache; a batch needs a dozen or two."""
 OPENVINO_PROPERTY = "CPU_RUNTIME_CACHE_CAPACITY"
 """Not a public one: a version without it says that it is not supported."""
-_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_CACHES = (
+    # oneDNN's, in OpenVINO too, by its name and by the one that it had before
+    ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"),
+    ("LRU_CACHE_CAPACITY",),  # PyTorch's
+)
 
 
 def keep_few_kernels() -> None:
-    """Limit what this process keeps, where the user has not said how much.
+    """Limit what this process keeps, and those that it starts; what the environment says holds.
 
-    oneDNN, that in OpenVINO too, and PyTorch read it when they compile their first kernel: nothing
-    changes in a process that has computed before.
+    For processes that are ours: commands, actors, workers. Others may run models of their own,
+    which need more. It is read when the first kernel is compiled: nothing changes in a process that
+    has computed before.
     """
-    for variable in _VARIABLES:
-        os.environ.setdefault(variable, str(KEPT))
+    for names in _CACHES:
+        if not any(name in os.environ for name in names):
+            os.environ[names[0]] = str(KEPT)

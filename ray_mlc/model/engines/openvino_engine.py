@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError, first_line
 from ray_mlc.model.cache import cache_folder, cache_name
-from ray_mlc.model.engines.kernels import KEPT, OPENVINO_PROPERTY, keep_few_kernels
+from ray_mlc.model.engines.kernels import KEPT, OPENVINO_PROPERTY
 from ray_mlc.model.engines.protocol import OneByOne, OutOfMemoryError, pad
 
 PRECISIONS = {
@@ -96,7 +96,6 @@ class OpenVinoEngine(OneByOne):
         Raises:
             ModelError: If OpenVINO is not installed, or cannot compile it.
         """
-        keep_few_kernels()
         core = import_openvino().Core()
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
@@ -133,7 +132,7 @@ def _compile(core: Any, path: Path, options: dict[str, Any]) -> Any:
     except RuntimeError as error:
         if OPENVINO_PROPERTY not in str(error):
             raise
-        return core.compile_model(str(path), "CPU", options)
+        return core.compile_model(str(path), "CPU", options)  # memory grows then
 
 
 def import_openvino() -> Any:

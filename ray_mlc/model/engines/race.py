@@ -2,8 +2,9 @@
 
 What is fastest depends on the model, the processor, the threads that an actor gets and the lengths
 of the documents: it is measured, not guessed. Batches are taken in random order, each is run once
-before it is timed (the first run of a shape compiles its kernels), and all candidates run the same
-ones, in turns, so that a busy moment of the machine hits none alone.
+before it is timed (the first runs allocate memory, and compile kernels, a few of which are kept),
+and all candidates run the same ones, in turns, so that a busy moment of the machine hits none
+alone.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import ModelError
 from ray_mlc.model.batching import BATCH_COST
-from ray_mlc.model.engines.kernels import keep_few_kernels
 from ray_mlc.model.engines.onednn import pack_encoder
 from ray_mlc.model.engines.packing import MULTIPLE, PackedModel, can_pack, on_device, pack
 from ray_mlc.model.engines.protocol import OutOfMemoryError, pad
@@ -67,8 +66,6 @@ class TorchEngine:
 
         if device == "cuda" and not torch.cuda.is_available():
             raise ModelError("this run is recorded for CUDA, but the process sees no GPU")
-        if device == "cpu":
-            keep_few_kernels()
         model = load_classifier_model(folder)
         engine = cls(model, pad_id=pad_id, device=device, dtype=dtype, packed=packed)
         if device == "cpu":
