@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from ray_mlc.model.engines import kernels, openvino_engine
 
 VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+OLD_NAME = "DNNL_PRIMITIVE_CACHE_CAPACITY"
 
 
 def score(asked: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def run(asked: argparse.Namespace, engine: str, budget: str, kept: str) -> dict[
     """One point, in a process of its own."""
     words = [sys.executable, __file__, *sys.argv[1:], "--one", kept]
     words += ["--engine", engine, "--batch-tokens", budget]
-    bare = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    bare = {name: value for name, value in os.environ.items() if name not in (*VARIABLES, OLD_NAME)}
     if kept != "default":
         bare |= dict.fromkeys(VARIABLES, kept)
     done = subprocess.run(words, env=bare, stdout=subprocess.PIPE, check=True)

@@ -22,7 +22,7 @@ PROBE_S = 12.0
 PASS_S = 2.0
 """About how long a pass takes: a block of a run, or less of it where documents are slow."""
 FIRST_ROWS = 16
-"""Rows of the first pass, which is not counted: kernels are compiled in it."""
+"""Rows of the first pass, which is not counted: everything is done there for the first time."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 Batches differ in documents and length, and oneDNN compiles a kernel for each kind of layer and
 shape. It keeps 1,024; PyTorch keeps as many around those, and OpenVINO 5,000. Each holds 50 to 100
-kB, and few shapes come again before they are dropped. What keeping few costs and saves is measured
-by `benchmarks/bench_kernels.py`.
+kB. What keeping few saves and costs is measured by `benchmarks/bench_kernels.py`.
 """
 
 from __future__ import annotations
