@@ -56,7 +56,7 @@ def score(asked: argparse.Namespace) -> dict[str, Any]:
         engine = TorchEngine.load(folder.path, device="cpu", **options)
     texts = pq.read_table(asked.texts, columns=["text"])["text"]
     (budget,) = map(int, asked.batch_tokens.split(","))
-    shapes, batches, tokens, seconds, memory = set(), 0, 0, 0.0, []
+    shapes, batches, seconds, memory = set(), 0, 0.0, []
     for unit in range(asked.units):
         rows = texts.slice(unit * asked.rows, asked.rows).to_pylist()
         ids = tokenizer.encode([row or "" for row in rows])
@@ -67,14 +67,12 @@ def score(asked: argparse.Namespace) -> dict[str, Any]:
             shapes.add((len(batch), int(ids.lengths[batch].max())))
         seconds += time.process_time() - started
         batches += len(plan)
-        tokens += int(ids.lengths.sum())
         heap.trim()
         used = psutil.Process().memory_info()
         memory.append((used.rss - used.shared) / 2**20)
     return {
         "shapes": len(shapes),
         "batches": batches,
-        "tokens": tokens,
         "cpu_s": seconds,
         "first_mb": memory[0],
         "last_mb": memory[-1],

@@ -7,13 +7,16 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from ray_mlc import ScoreActor
+from ray_mlc.api import actor
+from ray_mlc.config import TrainingConfig
 from ray_mlc.model.engines import openvino_engine
 from ray_mlc.model.engines.kernels import KEPT, keep_few_kernels
 from ray_mlc.model.folder import open_model
+from ray_mlc.runtime import ray_data, train
 
 VARIABLES = (
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
@@ -113,10 +116,33 @@ def test_commands_keep_few_kernels() -> None:
     assert run(LAST_WORD).splitlines()[-1] == str(KEPT)
 
 
-@pytest.mark.usefixtures("unset")
-def test_actors_keep_few_kernels(tiny_model: Path) -> None:
-    ScoreActor(str(tiny_model))
-    assert os.environ["LRU_CACHE_CAPACITY"] == str(KEPT)
+class Loading(Exception):
+    """A process begins to load its model, in which its first kernels are compiled."""
+
+
+def load(*arguments: object, **options: object) -> None:
+    raise Loading(os.environ.get("LRU_CACHE_CAPACITY"))
+
+
+def test_what_scores_in_a_pipeline_keeps_few_kernels(
+    unset: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    unset.setattr(actor.Classifier, "from_pretrained", load)
+    with pytest.raises(Loading, match=str(KEPT)):
+        actor.ScoreActor(str(tiny_model))
+
+
+def test_actors_of_a_run_keep_few_kernels(unset: pytest.MonkeyPatch) -> None:
+    unset.setenv("RAYON_NUM_THREADS", "1")  # which they set too
+    unset.setattr(ray_data, "ScoreStep", load)
+    with pytest.raises(Loading, match=str(KEPT)):
+        ray_data.ScoreActor([], threads=1, tokenizes=False, reporter=Mock())
+
+
+def test_training_workers_keep_few_kernels(unset: pytest.MonkeyPatch) -> None:
+    unset.setattr(train, "fetch", load)  # of the encoder
+    with pytest.raises(Loading, match=str(KEPT)):
+        train.new_fitter(TrainingConfig(), Mock(), device="cpu", wrap=Mock())
 
 
 def test_an_openvino_without_the_property_compiles_all_the_same(tmp_path: Path) -> None:
