@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lines import tell
+
 COMMAND = Path(sys.executable).parent / "ray-mlc"
 JOBS = Path(__file__).parent.parent / "jobs" / "public"
 FIGURES = (
@@ -104,12 +106,9 @@ def main() -> None:
     split = {part: str(data / f"{part}.parquet") for part in ("train", "validation")}
     lines: list[dict[str, Any]] = []
 
-    def tell(line: dict[str, Any]) -> None:
-        print(json.dumps(line), flush=True)
+    def add(line: dict[str, Any]) -> None:
+        tell(line, asked.output)
         lines.append(line)
-        if asked.output:
-            with asked.output.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
 
     if asked.baseline:
         words = ["--train", split["train"], "--validation", split["validation"]]
@@ -124,7 +123,7 @@ def main() -> None:
         titles = {"at_half": "0.5", "one_threshold": "one threshold", "decision": "one per label"}
         for key, title in titles.items():
             line = {"set": asked.set, "name": "TF-IDF", "decision": title}
-            tell(line | figures(result[key]) | of_scores | {"seconds": seconds})
+            add(line | figures(result[key]) | of_scores | {"seconds": seconds})
     for seed in filter(None, asked.seeds.split(",")):
         model = asked.work / f"{name}-{seed}"
         words = [str(JOBS / f"{asked.job or asked.set}.yaml"), "--output", str(model)]
@@ -143,7 +142,7 @@ def main() -> None:
         seconds = round(time.monotonic() - started)
         for found in measure(asked.work, data, asked.test, model, columns, asked.without):
             line = {"set": asked.set, "name": name, "seed": int(seed), "settings": asked.settings}
-            tell(line | found | {"seconds": seconds})
+            add(line | found | {"seconds": seconds})
     for title in dict.fromkeys(line["decision"] for line in lines if "seed" in line):
         runs = [line for line in lines if "seed" in line and line["decision"] == title]
         summary: dict[str, Any] = {"set": asked.set, "name": name, "decision": title}
@@ -152,7 +151,7 @@ def main() -> None:
             if values:
                 summary[figure] = round(statistics.mean(values), 4)
                 summary[f"{figure}_range"] = [min(values), max(values)]
-        tell(summary | {"seeds": len(runs)})
+        add(summary | {"seeds": len(runs)})
 
 
 if __name__ == "__main__":

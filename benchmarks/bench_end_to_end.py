@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from bench_engines import Pool, Variant
+from lines import tell
 
 PEERS = Path(__file__).parent / "peers"
 COMMAND = Path(sys.executable).parent / "ray-mlc"
@@ -197,10 +198,7 @@ def main() -> None:
         else:
             times = [mine / theirs for mine, theirs in zip(ours, speeds, strict=True)]
             line["ours_is_times"] = round(statistics.median(times), 2)
-        print(json.dumps(line), flush=True)
-        if asked.output:
-            with asked.output.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+        tell(line, asked.output)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from lines import tell
 
 BATCH_TOKENS = 4096
 PEAK_SHAPES = ((2048, 1024, 1024), (4096, 384, 1536), (4096, 1536, 384), (2048, 4096, 1024))
@@ -324,10 +325,7 @@ def main() -> None:
         mix, _, place = text.partition("=")
         file, _, cut = place.partition(":")
         for line in measure(asked, mix, file, int(cut or 256)):
-            print(json.dumps(line), flush=True)
-            if asked.output:
-                with asked.output.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(line) + "\n")
+            tell(line, asked.output)
 
 
 if __name__ == "__main__":

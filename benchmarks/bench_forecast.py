@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_end_to_end import COMMAND, run, write_part_of
+from lines import tell
 
 
 def plan(words: list[str]) -> dict[str, Any]:
@@ -91,10 +92,7 @@ def main() -> None:
         "worst_off": round(max(abs(ratio - 1) for ratio in ratios), 3),
         "turns": turns,
     }
-    print(json.dumps(line), flush=True)
-    if asked.output:
-        with asked.output.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+    tell(line, asked.output)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from bench_end_to_end import COMMAND, GROUP_ROWS, run
+from lines import tell
 
 
 def write_copies(corpus: Path, documents: int, folder: Path) -> int:
@@ -87,10 +88,7 @@ def main() -> None:
             "peak_process_mb": round(found["peak_process_mb"]),
             "peak_driver_mb": round(found["peak_driver_mb"]),
         }
-        print(json.dumps(line), flush=True)
-        if asked.output:
-            with asked.output.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+        tell(line, asked.output)
 
 
 if __name__ == "__main__":

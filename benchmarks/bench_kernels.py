@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from lines import tell
 
 from ray_mlc.model.engines import kernels, openvino_engine
 
@@ -126,10 +127,7 @@ def main() -> None:
                 for name in ("first_mb", "last_mb"):
                     line[name] = round(statistics.median(turn[name] for turn in found))
                 line |= {"repeats": len(found)}
-                print(json.dumps(line), flush=True)
-                if asked.output:
-                    with asked.output.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps(line) + "\n")
+                tell(line, asked.output)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ python benchmarks/bench_latency.py [--repeats 7] [--output FILE]
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from lines import tell
 
 COMMAND = Path(sys.executable).parent / "ray-mlc"
 
@@ -43,10 +44,7 @@ def main() -> None:
             "spread": [round(min(taken), 2), round(max(taken), 2)],
             "repeats": asked.repeats,
         }
-        print(json.dumps(line), flush=True)
-        if asked.output:
-            with asked.output.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+        tell(line, asked.output)
 
 
 def write_run(folder: Path) -> Path:

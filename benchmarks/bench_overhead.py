@@ -11,7 +11,6 @@ driver's CPU share, and how much of it one process takes for the same units with
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import threading
@@ -25,6 +24,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lines import tell
 
 from ray_mlc import synthetic
 from ray_mlc.config import ScoreJob
@@ -119,10 +119,7 @@ def main() -> None:
         with cluster(asked.nodes):
             line = on_ray(folder, asked)
     line["local_ms_per_unit"] = round(local_s / asked.units * 1000, 2)
-    print(json.dumps(line))
-    if asked.output:
-        with asked.output.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+    tell(line, asked.output)
 
 
 def write(folder: Path, units: int, rows: int) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lines import tell
 
 from ray_mlc.config import ScoreJob
 from ray_mlc.job_files import load_job
@@ -163,10 +164,7 @@ def main() -> None:
                 line = {"form": form, "labels": labels, "by": what[0].removeprefix("--")}
                 line |= measure(folder, line["by"], *what)
                 line["cores"] = len(os.sched_getaffinity(0))
-                print(json.dumps(line), flush=True)
-                if asked.output:
-                    with asked.output.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps(line) + "\n")
+                tell(line, asked.output)
 
 
 if __name__ == "__main__":

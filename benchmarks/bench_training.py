@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lines import tell
 
 SYSTEMS = ("ray_mlc", "trainer", "trainer_grouped")
 
@@ -246,10 +247,7 @@ def main() -> None:
             values = [run[metric] for run in found]
             line[metric] = round(statistics.mean(values), 4)
             line[f"{metric}_spread"] = [round(min(values), 4), round(max(values), 4)]
-        print(json.dumps(line), flush=True)
-        if asked.output:
-            with asked.output.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+        tell(line, asked.output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ over all labels of its kind, found or not. A model that is in WORK already is me
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accuracy import JOBS, figures, ray_mlc
+from lines import tell
 from numpy.typing import NDArray
 
 from ray_mlc.config import BatchingConfig, EngineConfig, LongConfig, WindowsConfig
@@ -147,10 +147,7 @@ def main() -> None:
     test = Windows(classifier, joint / "test.parquet")
     for line in measure(validation, test, asked.windows, resolved.windows.top):
         told = {"seed": asked.seed, "settings": asked.settings} | line | {"seconds": seconds}
-        print(json.dumps(told), flush=True)
-        if asked.output:
-            with asked.output.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(told) + "\n")
+        tell(told, asked.output)
 
 
 if __name__ == "__main__":
