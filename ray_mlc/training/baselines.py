@@ -5,8 +5,9 @@ and scaled to unit length per document; each label then gets a linear model of i
 no word orders and no pretrained weights here, and fitting takes seconds: if a fine-tuned encoder
 does not beat these scores, it has not learned to read.
 
-Thousands of labels take as many fits, each over the same sparse matrix: time grows with the labels,
-memory with the matrix, and the F × L weights, which are dense, with the words kept.
+Thousands of labels take as many fits over the same sparse matrix, some of them at a time: time
+grows with the labels, memory with the matrix, and the F × L weights, which are dense, with the
+words kept.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import DataError
 from ray_mlc.model.tfidf import TfidfModel, TfidfTokenizer, tfidf_rows, words_and_pairs
+from ray_mlc.training.logistic import fit_logistic
 
 MAX_WEIGHTS = 2**27
 """Weights of all labels together, unless more are asked for: 512 MiB in every process that scores.
@@ -28,9 +31,12 @@ MAX_WEIGHTS = 2**27
 SURE = 100.0
 """Logit of a label that never varied: its score is 0 or 1 exactly, and finite as logits must be."""
 _BLOCK_DOCUMENTS = 1_024  # texts made rows of at a time: their ids stay below 2**31 in any case
-_COPIES_BYTES = 4 * 2**30
-"""What the copies of the matrix may take that liblinear makes, one for each label in the works."""
-_NODE_BYTES = 16  # liblinear's form of an entry
+_BLOCKS_BYTES = 4 * 2**30
+"""What the blocks of labels may take that are fitted at a time, beside the matrix."""
+_BLOCK_BYTES = 2**30
+_BLOCK_LABELS = 16  # more share the reads of the matrix no better, and fill the caches
+_LABEL_BYTES = 8 * 10  # float64: what a label keeps for each text, and for each word, of a step
+_COPY_BYTES = 4  # float32: a block's own values of the matrix
 
 
 def fit_tfidf(
@@ -59,40 +65,46 @@ def fit_tfidf(
         min_df: Documents that must hold a word or word pair for it to count.
         max_features: Keep so many words and pairs, those of the most documents; None: as many as
             `MAX_WEIGHTS` has room for.
-        workers: Labels that are fitted at a time, if memory allows.
+        workers: Blocks of labels that are fitted at a time, if memory allows.
         progress: Called with the labels that are done.
 
     Raises:
         DataError: If there is not a target per text, one is none of 0, 1, NaN, or no word is in
             `min_df` documents.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
     most = max_features_for(labels) if max_features is None else max_features
     vocabulary, idf_F = _vocabulary(texts, min_df=min_df, max_features=most)
     features_NF = _features(texts, vocabulary, idf_F)
     weights_FL = np.zeros((len(vocabulary), labels), dtype=np.float32)
-    bias_L = np.zeros(labels, dtype=np.float32)
+    rates_L = np.array([_rate(targets_of(label), len(texts)) for label in range(labels)])
+    bias_L = np.where(rates_L == 1, SURE, -SURE).astype(np.float32)
+    varying = np.flatnonzero((rates_L > 0) & (rates_L < 1))
+    stop = Event()
 
-    def fit(label: int) -> None:
-        targets_N = targets_of(label)
-        _check_targets(targets_N, len(texts))
-        weights_FL[:, label], bias_L[label] = _fit_label(features_NF, targets_N, C)
+    def fit(block: NDArray[np.intp]) -> int:
+        targets_NK = np.stack([targets_of(label) for label in block.tolist()], axis=1)
+        weights_FL[:, block], bias_L[block] = fit_logistic(
+            features_NF, targets_NK, C=C, stopped=stop.is_set
+        )
+        return len(block)
 
-    room = _COPIES_BYTES // (_NODE_BYTES * max(1, features_NF.nnz + len(texts)))
-    # threads: liblinear lets go of Python's lock, and processes would need the matrix each
-    pool = ThreadPoolExecutor(max(1, min(workers, room, labels)))
-    # one BLAS thread: liblinear's many short vector operations gain nothing from more, and threads
-    # that wait for one another on a busy machine made the fit 3 to 13 times slower
-    with threadpool_limits(limits=1, user_api="blas"):
-        try:
-            for done in as_completed([pool.submit(fit, label) for label in range(labels)]):
-                done.result()
-                if progress is not None:
-                    progress(1)
-        finally:
-            # on Ctrl-C the labels that were not begun are dropped
-            pool.shutdown(cancel_futures=True)
+    # alike labels take alike many steps, and a block as many as its slowest; the most frequent
+    # ones, which take longest, do not come last
+    ordered = varying[np.argsort(-rates_L[varying], kind="stable")]
+    blocks, room = _blocks(ordered, features_NF)
+    if progress is not None:
+        progress(labels - len(varying))
+    # threads: sparse products let go of Python's lock, and processes would need the matrix each
+    pool = ThreadPoolExecutor(max(1, min(workers, room)))
+    try:
+        for done in as_completed([pool.submit(fit, block) for block in blocks]):
+            fitted = done.result()
+            if progress is not None:
+                progress(fitted)
+    finally:
+        # on Ctrl-C the labels that were not begun are dropped, and the others end early
+        stop.set()
+        pool.shutdown(cancel_futures=True)
     return TfidfModel(vocabulary=vocabulary, idf_F=idf_F, weights_FL=weights_FL, bias_L=bias_L)
 
 
@@ -122,7 +134,7 @@ def _vocabulary(
 
 
 def _features(texts: Sequence[str], vocabulary: Sequence[str], idf_F: NDArray[np.float32]) -> Any:
-    """TF-IDF rows as scoring makes them, in float64, which is what liblinear works in."""
+    """TF-IDF rows as scoring makes them, in float64, which is what the fit works in."""
     from scipy.sparse import vstack
 
     tokenizer = TfidfTokenizer(vocabulary)
@@ -133,27 +145,24 @@ def _features(texts: Sequence[str], vocabulary: Sequence[str], idf_F: NDArray[np
     return vstack(blocks, format="csr")
 
 
-def _fit_label(
-    features_NF: Any, targets_N: NDArray[np.float32], C: float
-) -> tuple[NDArray[np.float64] | float, float]:
-    """Weights, shape [F], and bias of one label; zero and ±`SURE` if it never varies."""
-    from sklearn.linear_model import LogisticRegression
+def _blocks(labels: NDArray[np.intp], features_NF: Any) -> tuple[list[NDArray[np.intp]], int]:
+    """Labels that are fitted together, and how many such blocks memory has room for at a time.
 
-    annotated_N = ~np.isnan(targets_N)
-    positive_N = targets_N[annotated_N] == 1
-    positives = int(np.count_nonzero(positive_N))
-    if positives in (0, len(positive_N)):
-        return 0.0, SURE if positives else -SURE
-    rows_AF = features_NF if annotated_N.all() else features_NF[annotated_N]
-    # liblinear's Newton method in the primal: the fastest of scikit-learn's solvers on sparse
-    # text at equal quality, and free of randomness
-    model = LogisticRegression(C=C, solver="liblinear", max_iter=1_000).fit(rows_AF, positive_N)
-    return model.coef_[0], float(model.intercept_[0])
+    Neither depends on the cores: the blocks decide the last bits of the weights.
+    """
+    size = _LABEL_BYTES * sum(features_NF.shape)
+    fitting = max(1, _BLOCK_BYTES // size)
+    # few labels are shared out to many cores, of which each gains less by reading for several
+    most = min(_BLOCK_LABELS, fitting, max(4, len(labels) // _BLOCK_LABELS))
+    blocks = [labels[start : start + most] for start in range(0, len(labels), most)]
+    return blocks, max(1, _BLOCKS_BYTES // (size * most + _COPY_BYTES * features_NF.nnz))
 
 
-def _check_targets(targets_N: NDArray[np.float32], texts: int) -> None:
+def _rate(targets_N: NDArray[np.float32], texts: int) -> float:
+    """Share of a label's annotated documents that have it; 0 without any."""
     if targets_N.shape != (texts,):
         raise DataError(f"targets have shape {targets_N.shape}: expected one for each of {texts}")
-    known = np.count_nonzero((targets_N == 0) | (targets_N == 1))
-    if known + np.count_nonzero(np.isnan(targets_N)) != targets_N.size:
+    given, missing = int((targets_N == 1).sum()), int((targets_N == 0).sum())
+    if given + missing + int(np.isnan(targets_N).sum()) != texts:
         raise DataError("targets hold another value than 1, 0 and NaN (not annotated)")
+    return given / max(1, given + missing)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ray_mlc.model.tfidf import TfidfModel
 from ray_mlc.training import baselines
 from ray_mlc.training.baselines import MAX_WEIGHTS, fit_tfidf, max_features_for
 from ray_mlc.training.examples import read_examples
+from ray_mlc.training.logistic import fit_logistic
 
 TOPICS = ("river", "engine", "violin")
 FILLERS = ("today", "people", "around", "small", "again", "never", "because", "while")
@@ -59,7 +60,7 @@ def theirs_NF(texts: Sequence[str]) -> Any:
     return vectorizer.fit_transform(texts)
 
 
-def test_scores_are_those_of_scikit_learn() -> None:
+def test_scores_are_those_of_scikit_learn_to_a_thousandth() -> None:
     texts, targets_NL = topical(200, seed=0)
     scores_NL = scores(fit(texts, targets_NL), texts)
     features_NF = theirs_NF(texts)
@@ -68,7 +69,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
             features_NF, targets_NL[:, label]
         )
         expected_N = reference.predict_proba(features_NF)[:, 1]
-        np.testing.assert_allclose(scores_NL[:, label], expected_N, atol=1e-6)
+        np.testing.assert_allclose(scores_NL[:, label], expected_N, atol=1e-3)
 
 
 def test_labels_that_a_word_tells_are_found_in_new_texts() -> None:
@@ -104,7 +105,7 @@ def test_unannotated_documents_take_no_part_in_a_labels_model() -> None:
     reference = LogisticRegression(C=15.0, solver="liblinear").fit(
         theirs_NF(texts)[known_N], targets_NL[known_N, 1]
     )
-    np.testing.assert_allclose(model.weights_FL[:, 1], reference.coef_[0], atol=1e-5)
+    np.testing.assert_allclose(model.weights_FL[:, 1], reference.coef_[0], atol=3e-3)
     assert not np.allclose(model.weights_FL[:, 1], full.weights_FL[:, 1], rtol=1e-6)
 
 
@@ -157,34 +158,67 @@ def test_a_failure_or_ctrl_c_drops_the_labels_that_were_not_begun() -> None:
     begun: list[int] = []
 
     def targets_of(label: int) -> NDArray[np.float32]:
-        begun.append(label)
-        if len(begun) == 3:
-            raise KeyboardInterrupt
-        time.sleep(0.01)
+        if threading.current_thread() is not threading.main_thread():
+            begun.append(label)
+            if len(begun) == 3:
+                raise KeyboardInterrupt
         return targets_NL[:, 0]
 
     before = set(threading.enumerate())  # others in this process have theirs
     with pytest.raises(KeyboardInterrupt):
         fit_tfidf(texts, targets_of, 4_000, workers=2)
-    assert len(begun) < 50
+    assert 3 <= len(begun) < 400
     assert not set(threading.enumerate()) - before
 
 
-def test_copies_of_the_matrix_are_bounded_whatever_the_cores(
+def test_a_failure_or_ctrl_c_ends_the_labels_that_were_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts, targets_NL = topical(30, seed=0)
+    first, told = threading.Event(), []
+
+    def long_fit(*_: Any, stopped: Callable[[], bool], **__: Any) -> Any:
+        if first.is_set():
+            raise KeyboardInterrupt
+        first.set()
+        for _ in range(3_000):
+            if stopped():
+                told.append(True)
+                break
+            time.sleep(0.01)
+        return 0, 0
+
+    monkeypatch.setattr(baselines, "fit_logistic", long_fit)
+    with pytest.raises(KeyboardInterrupt):
+        fit_tfidf(texts, lambda _: targets_NL[:, 0], 40, workers=2)
+    assert told
+
+
+def test_memory_bounds_the_blocks_and_how_many_are_fitted_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     texts, targets_NL = topical(100, seed=0)
-    monkeypatch.setattr(baselines, "_COPIES_BYTES", 1)
-    running, most = set(), 0
+    free = fit(texts, np.tile(targets_NL, 6))
+    sizes: list[int] = []
+    running: set[int] = set()
 
-    def targets_of(label: int) -> NDArray[np.float32]:
-        nonlocal most
+    def watched(features: Any, targets_NK: NDArray[np.float32], **options: Any) -> Any:
+        sizes.append(targets_NK.shape[1])
         running.add(threading.get_ident())
-        most = max(most, len(running))
-        return targets_NL[:, label % 3]
+        time.sleep(0.01)
+        return fit_logistic(features, targets_NK, **options)
 
-    fit_tfidf(texts, targets_of, 12, workers=16)
-    assert most == 1
+    monkeypatch.setattr(baselines, "fit_logistic", watched)
+    for block_bytes, expected in ((2**30, [4, 4, 4, 4, 2]), (1, [1] * 18)):
+        monkeypatch.setattr(baselines, "_BLOCK_BYTES", block_bytes)
+        for room, threads in ((2**32, 3), (1, 1)):
+            monkeypatch.setattr(baselines, "_BLOCKS_BYTES", room)
+            sizes.clear()
+            running.clear()
+            model = fit(texts, np.tile(targets_NL, 6), workers=3)
+            assert sorted(sizes, reverse=True) == expected
+            assert len(running) == threads
+            np.testing.assert_allclose(model.weights_FL, free.weights_FL, atol=3e-3)
 
 
 def test_thousands_of_labels_bound_the_words_and_every_label_is_reported() -> None:
@@ -251,7 +285,7 @@ def test_targets_that_do_not_fit_the_texts_are_refused() -> None:
 def test_importing_the_metrics_and_the_baseline_leaves_scikit_learn_alone() -> None:
     code = (
         "import sys, ray_mlc.training.baselines, ray_mlc.evaluation.thresholds; "
-        "print([name for name in ('sklearn', 'scipy', 'threadpoolctl') if name in sys.modules])"
+        "print([name for name in ('sklearn', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
