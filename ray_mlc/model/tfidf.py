@@ -222,7 +222,7 @@ def tfidf_rows(ids: Sequence[NDArray[np.int32]], idf_F: NDArray[np.float32]) -> 
     from scipy.sparse import csr_array
 
     lengths_B = np.array([len(row) - 1 for row in ids], np.int32)
-    # 32 bits, as the ids have: half of what is read of the matrix beside its values
+    # 32 bits, as the ids have: a product reads these beside the values
     offsets = np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int32)
     columns = np.concatenate([row[1:] for row in ids]) - (START + 1)
     rows_BF = csr_array(

@@ -38,7 +38,7 @@ from ray_mlc.training.baselines import fit_tfidf, max_features_for
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 from ray_mlc.training.provenance import about_examples
 
-_LIBRARIES = ("scikit-learn", "scipy")
+_LIBRARIES = ("scipy",)
 """What the fit depends on besides."""
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ray_mlc.errors import DataError
 from ray_mlc.model.tfidf import TfidfModel, TfidfTokenizer, tfidf_rows, words_and_pairs
-from ray_mlc.training.logistic import fit_logistic
+from ray_mlc.training.logistic import coarse, fit_logistic
 
 MAX_WEIGHTS = 2**27
 """Weights of all labels together, unless more are asked for: 512 MiB in every process that scores.
@@ -36,7 +36,6 @@ _BLOCKS_BYTES = 4 * 2**30
 _BLOCK_BYTES = 2**30
 _BLOCK_LABELS = 16  # more share the reads of the matrix no better, and fill the caches
 _LABEL_BYTES = 8 * 10  # float64: what a label keeps for each text, and for each word, of a step
-_COPY_BYTES = 4  # float32: a block's own values of the matrix
 
 
 def fit_tfidf(
@@ -59,7 +58,7 @@ def fit_tfidf(
         texts: N documents.
         targets_of: Targets of a label by its column, shape [N]: 1, 0, or NaN for "not annotated".
             A document without annotation for a label takes no part in that label's model. Called
-            from several threads.
+            twice for each label, and from several threads.
         labels: How many labels there are.
         C: Inverse strength of the L2 penalty; larger fits closer.
         min_df: Documents that must hold a word or word pair for it to count.
@@ -75,6 +74,7 @@ def fit_tfidf(
     most = max_features_for(labels) if max_features is None else max_features
     vocabulary, idf_F = _vocabulary(texts, min_df=min_df, max_features=most)
     features_NF = _features(texts, vocabulary, idf_F)
+    coarse_NF = coarse(features_NF)
     weights_FL = np.zeros((len(vocabulary), labels), dtype=np.float32)
     rates_L = np.array([_rate(targets_of(label), len(texts)) for label in range(labels)])
     bias_L = np.where(rates_L == 1, SURE, -SURE).astype(np.float32)
@@ -84,15 +84,15 @@ def fit_tfidf(
     def fit(block: NDArray[np.intp]) -> int:
         targets_NK = np.stack([targets_of(label) for label in block.tolist()], axis=1)
         weights_FL[:, block], bias_L[block] = fit_logistic(
-            features_NF, targets_NK, C=C, stopped=stop.is_set
+            features_NF, targets_NK, C=C, coarse_NF=coarse_NF, stopped=stop.is_set
         )
         return len(block)
 
     # alike labels take alike many steps, and a block as many as its slowest; the most frequent
     # ones, which take longest, do not come last
     ordered = varying[np.argsort(-rates_L[varying], kind="stable")]
-    blocks, room = _blocks(ordered, features_NF)
-    if progress is not None:
+    blocks, room = _blocks(ordered, sum(features_NF.shape))
+    if progress is not None and len(varying) < labels:
         progress(labels - len(varying))
     # threads: sparse products let go of Python's lock, and processes would need the matrix each
     pool = ThreadPoolExecutor(max(1, min(workers, room)))
@@ -145,17 +145,17 @@ def _features(texts: Sequence[str], vocabulary: Sequence[str], idf_F: NDArray[np
     return vstack(blocks, format="csr")
 
 
-def _blocks(labels: NDArray[np.intp], features_NF: Any) -> tuple[list[NDArray[np.intp]], int]:
+def _blocks(labels: NDArray[np.intp], size: int) -> tuple[list[NDArray[np.intp]], int]:
     """Labels that are fitted together, and how many such blocks memory has room for at a time.
 
-    Neither depends on the cores: the blocks decide the last bits of the weights.
+    `size` is that of the texts and the words together. Neither depends on the cores: where within
+    the tolerance a label ends depends on its block.
     """
-    size = _LABEL_BYTES * sum(features_NF.shape)
-    fitting = max(1, _BLOCK_BYTES // size)
-    # few labels are shared out to many cores, of which each gains less by reading for several
+    fitting = max(1, _BLOCK_BYTES // (_LABEL_BYTES * size))
+    # few labels go in small blocks, so that many cores have one each
     most = min(_BLOCK_LABELS, fitting, max(4, len(labels) // _BLOCK_LABELS))
     blocks = [labels[start : start + most] for start in range(0, len(labels), most)]
-    return blocks, max(1, _BLOCKS_BYTES // (size * most + _COPY_BYTES * features_NF.nnz))
+    return blocks, max(1, _BLOCKS_BYTES // (_LABEL_BYTES * size * most))
 
 
 def _rate(targets_N: NDArray[np.float32], texts: int) -> float:

@@ -60,16 +60,16 @@ def theirs_NF(texts: Sequence[str]) -> Any:
     return vectorizer.fit_transform(texts)
 
 
-def test_scores_are_those_of_scikit_learn_to_a_thousandth() -> None:
+def test_scores_are_those_of_scikit_learn() -> None:
     texts, targets_NL = topical(200, seed=0)
     scores_NL = scores(fit(texts, targets_NL), texts)
     features_NF = theirs_NF(texts)
     for label in range(len(TOPICS)):
-        reference = LogisticRegression(C=15.0, solver="liblinear").fit(
+        reference = LogisticRegression(C=15.0, solver="liblinear", tol=1e-8).fit(
             features_NF, targets_NL[:, label]
         )
         expected_N = reference.predict_proba(features_NF)[:, 1]
-        np.testing.assert_allclose(scores_NL[:, label], expected_N, atol=1e-3)
+        np.testing.assert_allclose(scores_NL[:, label], expected_N, atol=2e-4)
 
 
 def test_labels_that_a_word_tells_are_found_in_new_texts() -> None:
@@ -102,10 +102,10 @@ def test_unannotated_documents_take_no_part_in_a_labels_model() -> None:
     full = fit(texts, targets_NL)
     np.testing.assert_array_equal(model.weights_FL[:, ::2], full.weights_FL[:, ::2])
     known_N = ~np.isnan(gaps_NL[:, 1])
-    reference = LogisticRegression(C=15.0, solver="liblinear").fit(
+    reference = LogisticRegression(C=15.0, solver="liblinear", tol=1e-8).fit(
         theirs_NF(texts)[known_N], targets_NL[known_N, 1]
     )
-    np.testing.assert_allclose(model.weights_FL[:, 1], reference.coef_[0], atol=3e-3)
+    np.testing.assert_allclose(model.weights_FL[:, 1], reference.coef_[0], atol=1e-3)
     assert not np.allclose(model.weights_FL[:, 1], full.weights_FL[:, 1], rtol=1e-6)
 
 
@@ -136,6 +136,7 @@ def test_the_model_does_not_depend_on_blocks_or_on_how_many_labels_are_fitted_at
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     texts, targets_NL = topical(60, seed=0)
+    targets_NL = np.tile(targets_NL, 6)  # five blocks
     one = fit(texts, targets_NL)
     monkeypatch.setattr(baselines, "_BLOCK_DOCUMENTS", 7)
     other = fit(texts, targets_NL, workers=3)
@@ -200,12 +201,21 @@ def test_memory_bounds_the_blocks_and_how_many_are_fitted_at_a_time(
     texts, targets_NL = topical(100, seed=0)
     free = fit(texts, np.tile(targets_NL, 6))
     sizes: list[int] = []
-    running: set[int] = set()
+    lock, together, most = threading.Lock(), 0, 0
 
     def watched(features: Any, targets_NK: NDArray[np.float32], **options: Any) -> Any:
+        nonlocal together, most
         sizes.append(targets_NK.shape[1])
-        running.add(threading.get_ident())
+        with lock:
+            together += 1
+            most = max(most, together)
+        for _ in range(3_000):  # the others come, or are never let in
+            if most == threads:
+                break
+            time.sleep(0.01)
         time.sleep(0.01)
+        with lock:
+            together -= 1
         return fit_logistic(features, targets_NK, **options)
 
     monkeypatch.setattr(baselines, "fit_logistic", watched)
@@ -214,11 +224,11 @@ def test_memory_bounds_the_blocks_and_how_many_are_fitted_at_a_time(
         for room, threads in ((2**32, 3), (1, 1)):
             monkeypatch.setattr(baselines, "_BLOCKS_BYTES", room)
             sizes.clear()
-            running.clear()
+            most = 0
             model = fit(texts, np.tile(targets_NL, 6), workers=3)
             assert sorted(sizes, reverse=True) == expected
-            assert len(running) == threads
-            np.testing.assert_allclose(model.weights_FL, free.weights_FL, atol=3e-3)
+            assert most == threads
+            np.testing.assert_allclose(model.weights_FL, free.weights_FL, atol=1e-3)
 
 
 def test_thousands_of_labels_bound_the_words_and_every_label_is_reported() -> None:

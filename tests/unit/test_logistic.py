@@ -48,7 +48,7 @@ def test_weights_are_those_that_scikit_learn_finds(
     logits = np.stack([features @ model.coef_[0] + model.intercept_[0] for model in expected], 1)
     weights_FK, bias_K = fit_logistic(features, targets_NK, C=C)
     near = features @ weights_FK + bias_K
-    assert np.abs(1 / (1 + np.exp(-near)) - 1 / (1 + np.exp(-logits))).max() < 0.01
+    assert np.abs(1 / (1 + np.exp(-near)) - 1 / (1 + np.exp(-logits))).max() < 1e-3
     monkeypatch.setattr(logistic, "TOLERANCE", 1e-8)
     weights_FK, bias_K = fit_logistic(features, targets_NK, C=C)
     for column, model in enumerate(expected):
@@ -64,6 +64,65 @@ def test_a_labels_weights_do_not_depend_on_its_neighbours(monkeypatch: pytest.Mo
         alone_FK, alone_K = fit_logistic(features, targets_NK[:, [column]], C=15)
         np.testing.assert_allclose(together_FK[:, [column]], alone_FK, atol=1e-6)
         np.testing.assert_allclose(together_K[[column]], alone_K, atol=1e-6)
+
+
+@pytest.mark.parametrize("C", [1.0, 15.0])
+@pytest.mark.parametrize("of", ["nothing", "one word"])
+def test_a_label_that_is_solved_at_once_waits_unharmed_for_the_others(C: float, of: str) -> None:
+    # its equations have one unknown, or two: nothing at all is left of them after as many steps
+    features = rows(300, 80, seed=0).toarray()
+    features[:60] = 0
+    features[:60, 3] = of == "one word"
+    targets_NK = np.repeat(targets(300, seed=1)[:, :1], 60, axis=1)
+    for column in range(1, 60):
+        targets_NK[:, column] = np.nan
+        targets_NK[: 2 + column, column] = np.arange(2 + column) <= column // 2
+    weights_FK, bias_K = fit_logistic(csr_array(features), targets_NK, C=C)
+    assert np.isfinite(weights_FK).all()
+    assert np.isfinite(bias_K).all()
+    for column in (0, 1, 2, 30, 59):
+        model = theirs(features, targets_NK[:, column], C)
+        np.testing.assert_allclose(bias_K[column], model.intercept_[0], atol=5e-3)
+
+
+@pytest.mark.filterwarnings("error:.*too many steps", "ignore:invalid value")
+@pytest.mark.parametrize("factor", [-1, np.nan])
+def test_a_label_that_no_step_helps_ends_where_it_is_and_leaves_the_others_alone(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, targets_NK = rows(200, 50, seed=0), targets(200, seed=1)
+    direction = logistic._Block._direction
+
+    def spoilt(block: Any, stopped: Any) -> Any:
+        step_FK, step_K = direction(block, stopped)
+        wrong_K = np.where(block.columns == 1, np.float32(factor), np.float32(1))
+        return step_FK * wrong_K, step_K * wrong_K
+
+    expected_FK, _ = fit_logistic(features, targets_NK, C=15)
+    monkeypatch.setattr(logistic._Block, "_direction", spoilt)
+    weights_FK, bias_K = fit_logistic(features, targets_NK, C=15)
+    rate = targets_NK[:, 1].mean()
+    np.testing.assert_allclose(bias_K[1], np.log(rate / (1 - rate)), rtol=1e-6)
+    assert not weights_FK[:, 1].any()
+    others = [0, 2, 3, 4]
+    np.testing.assert_allclose(weights_FK[:, others], expected_FK[:, others], atol=1e-2)
+
+
+def test_labels_that_take_too_many_steps_are_told_and_keep_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, targets_NK = rows(200, 50, seed=0), targets(200, seed=1)
+    losses = []
+    for most in (1, 2, 3):
+        monkeypatch.setattr(logistic, "_MOST_STEPS", most)
+        with pytest.warns(RuntimeWarning, match="5 label.* too many steps"):
+            weights_FK, bias_K = fit_logistic(features, targets_NK, C=15)
+        logits_NK = features @ weights_FK + bias_K
+        costs_NK = np.logaddexp(0, logits_NK) - targets_NK * logits_NK
+        squares_K = (weights_FK**2).sum(axis=0) + bias_K**2
+        losses.append(squares_K / 2 + 15 * costs_NK.sum(axis=0))
+    assert (losses[0] > losses[1]).all()
+    assert (losses[1] > losses[2]).all()
 
 
 def test_rows_that_are_not_annotated_weigh_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,10 +158,12 @@ def test_no_step_makes_a_loss_higher_and_each_label_ends_flat(
         assert len(seen) >= 4
         assert all(b <= a * (1 + 1e-12) for a, b in pairwise(seen))
     scores_NK = 1 / (1 + np.exp(-(features @ weights_FK + bias_K)))
-    slope_FK = weights_FK + C * (features.T @ (scores_NK - targets_NK))
-    at_zero_FK = C * (features.T @ (0.5 - targets_NK))
+    with_bias = np.hstack([features.toarray(), np.ones((120, 1))])
+    slope_FK = np.vstack([weights_FK, bias_K]) + C * (with_bias.T @ (scores_NK - targets_NK))
+    at_zero_FK = C * (with_bias.T @ (0.5 - targets_NK))
     ratio_K = np.linalg.norm(slope_FK, axis=0) / np.linalg.norm(at_zero_FK, axis=0)
-    assert (ratio_K < 2e-3).all()
+    rates_K = targets_NK.mean(axis=0)
+    assert (ratio_K <= 1.01 * logistic.TOLERANCE * np.minimum(rates_K, 1 - rates_K)).all()
 
 
 def test_a_step_that_would_go_too_far_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
