@@ -46,7 +46,7 @@ def main() -> None:
     closed = (counts_L > 0) & (counts_L < len(texts)) & (data.annotated_counts() == len(texts))
     varying = np.flatnonzero(closed)
     ordered = varying[np.argsort(-counts_L[varying], kind="stable")]
-    blocks, _ = baselines._blocks(ordered, features_NF)
+    blocks, _ = baselines._blocks(ordered, sum(features_NF.shape))
     count = min(len(blocks), max(1, round(asked.of / len(blocks[0]))))
     drawn = [blocks[place] for place in np.linspace(0, len(blocks) - 1, count).astype(int)]
     coarse_NF = coarse(features_NF)
