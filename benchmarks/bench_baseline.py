@@ -3,10 +3,9 @@
     python benchmarks/bench_baseline.py --examples FILE [--labels labels] [--of 48] \
         [--repeats 3] [--output FILE]
 
-The matrix is the baseline's. Labels are drawn evenly over their order by frequency, so that seconds
-a label stand for all of them, and fitted on one thread in blocks as `fit_tfidf` makes them, in
-turns and to the same tolerance; processor seconds, the median of the repeats. Scores are of the
-examples fitted on.
+The matrix is the baseline's. Labels are drawn evenly over their order by frequency, and
+fitted on one thread in blocks as `fit_tfidf` makes them, in turns and to the same tolerance;
+processor seconds, the median of the repeats. Scores are of the examples fitted on.
 """
 
 from __future__ import annotations
