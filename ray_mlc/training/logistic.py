@@ -3,8 +3,8 @@
 A label's regression reads the whole matrix fifty to four hundred times. Labels that are fitted
 together share those reads, and begin at their log-odds instead of at zero. scikit-learn's liblinear
 fits one after another, and travels most of its steps from a score of one half to one of nearly 0:
-rare labels take it two to four times as long, frequent ones a fifth longer. What is minimized is
-the same (benchmarks/results/2026-11-30-baseline.md).
+rare labels take it four to five times as long, the most frequent half as long again. What is
+minimized is the same (benchmarks/results/2026-11-30-baseline.md).
 
 The method is Newton's with conjugate gradients (Nocedal & Wright, "Numerical Optimization", 2nd
 ed., 2006, algorithm 7.1): all labels of a block take their steps in the same products of a sparse
