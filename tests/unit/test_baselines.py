@@ -22,7 +22,7 @@ from ray_mlc.errors import DataError
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.engines.tfidf_engine import tfidf_classifier
 from ray_mlc.model.tfidf import TfidfModel
-from ray_mlc.training import baselines
+from ray_mlc.training import baselines, logistic
 from ray_mlc.training.baselines import MAX_WEIGHTS, fit_tfidf, max_features_for
 from ray_mlc.training.examples import read_examples
 from ray_mlc.training.logistic import fit_logistic
@@ -60,16 +60,17 @@ def theirs_NF(texts: Sequence[str]) -> Any:
     return vectorizer.fit_transform(texts)
 
 
-def test_scores_are_those_of_scikit_learn() -> None:
+def test_scores_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic, "TOLERANCE", 1e-9)
     texts, targets_NL = topical(200, seed=0)
     scores_NL = scores(fit(texts, targets_NL), texts)
     features_NF = theirs_NF(texts)
     for label in range(len(TOPICS)):
-        reference = LogisticRegression(C=15.0, solver="liblinear", tol=1e-8).fit(
+        reference = LogisticRegression(C=15.0, solver="liblinear", tol=1e-10).fit(
             features_NF, targets_NL[:, label]
         )
         expected_N = reference.predict_proba(features_NF)[:, 1]
-        np.testing.assert_allclose(scores_NL[:, label], expected_N, atol=2e-4)
+        np.testing.assert_allclose(scores_NL[:, label], expected_N, atol=1e-6)
 
 
 def test_labels_that_a_word_tells_are_found_in_new_texts() -> None:
@@ -94,7 +95,10 @@ def test_the_same_input_gives_the_same_scores() -> None:
     np.testing.assert_array_equal(one, other)
 
 
-def test_unannotated_documents_take_no_part_in_a_labels_model() -> None:
+def test_unannotated_documents_take_no_part_in_a_labels_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logistic, "TOLERANCE", 1e-9)
     texts, targets_NL = topical(200, seed=0)
     gaps_NL = targets_NL.copy()
     gaps_NL[::4, 1] = np.nan
@@ -102,10 +106,10 @@ def test_unannotated_documents_take_no_part_in_a_labels_model() -> None:
     full = fit(texts, targets_NL)
     np.testing.assert_array_equal(model.weights_FL[:, ::2], full.weights_FL[:, ::2])
     known_N = ~np.isnan(gaps_NL[:, 1])
-    reference = LogisticRegression(C=15.0, solver="liblinear", tol=1e-8).fit(
+    reference = LogisticRegression(C=15.0, solver="liblinear", tol=1e-10).fit(
         theirs_NF(texts)[known_N], targets_NL[known_N, 1]
     )
-    np.testing.assert_allclose(model.weights_FL[:, 1], reference.coef_[0], atol=1e-3)
+    np.testing.assert_allclose(model.weights_FL[:, 1], reference.coef_[0], atol=1e-5)
     assert not np.allclose(model.weights_FL[:, 1], full.weights_FL[:, 1], rtol=1e-6)
 
 
@@ -163,12 +167,13 @@ def test_a_failure_or_ctrl_c_drops_the_labels_that_were_not_begun() -> None:
             begun.append(label)
             if len(begun) == 3:
                 raise KeyboardInterrupt
+            time.sleep(0.01)
         return targets_NL[:, 0]
 
     before = set(threading.enumerate())  # others in this process have theirs
     with pytest.raises(KeyboardInterrupt):
         fit_tfidf(texts, targets_of, 4_000, workers=2)
-    assert 3 <= len(begun) < 400
+    assert 3 <= len(begun) < 50
     assert not set(threading.enumerate()) - before
 
 
