@@ -62,8 +62,8 @@ def fit_logistic(
     """
     labels = targets_NK.shape[1]
     weights_FK, bias_K = np.zeros((features_NF.shape[1], labels)), np.zeros(labels)
-    left = _Block(features_NF, coarse(features_NF) if coarse_NF is None else coarse_NF, C)
-    left.begin(targets_NK)
+    coarse_NF = coarse(features_NF) if coarse_NF is None else coarse_NF
+    left = _Block(features_NF, coarse_NF, targets_NK, C)
     for step in range(_MOST_STEPS + 1):
         done_K = left.look()
         weights_FK[:, left.columns], bias_K[left.columns] = left.weights_FK, left.bias_K
@@ -93,11 +93,11 @@ class _Block:
     Labels are the last axis of every array in here.
     """
 
-    def __init__(self, features_NF: Any, coarse_NF: Any, C: float) -> None:
-        self.features_NF, self.coarse_NF, self.C = features_NF, coarse_NF, C
-
-    def begin(self, targets_NK: NDArray[np.float32]) -> None:
+    def __init__(
+        self, features_NF: Any, coarse_NF: Any, targets_NK: NDArray[np.float32], C: float
+    ) -> None:
         """Start at the log-odds of each label."""
+        self.features_NF, self.coarse_NF, self.C = features_NF, coarse_NF, C
         self.columns = np.arange(targets_NK.shape[1])
         self.known_NK = ~np.isnan(targets_NK)
         self.targets_NK = np.where(self.known_NK, targets_NK, 0).astype(np.float64)
@@ -114,8 +114,9 @@ class _Block:
 
     def look(self) -> NDArray[np.bool_]:
         """Find scores and slopes of where we are; which labels are done, shape [K]."""
-        with np.errstate(over="ignore"):  # of a logit below −709: its score is 0
-            self.scores_NK = 1 / (1 + np.exp(-self.logits_NK))
+        from scipy.special import expit
+
+        self.scores_NK = expit(self.logits_NK)
         slopes_NK = self.C * self.known_NK * (self.scores_NK - self.targets_NK)
         self.slope_FK = self.features_NF.T @ slopes_NK + self.weights_FK
         self.slope_K = slopes_NK.sum(axis=0) + self.bias_K
