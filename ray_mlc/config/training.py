@@ -103,6 +103,9 @@ class TrainingConfig(Section):
     """How the rate falls after the warm-up."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
+    head_init: Literal["random", "linear_probe"] = "random"
+    """First weights of the head: random, or those of logistic regressions on what the encoder gives
+    before it is fine-tuned, which gives labels with few rows a direction to begin with."""
     head_bias: Literal["prior"] | float | None = "prior"
     """First bias of the head: log-odds of each label's rate, a number, or null (as loaded)."""
     pooling: Literal["auto", "cls", "mean"] = "auto"

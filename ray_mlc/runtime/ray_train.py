@@ -64,6 +64,7 @@ from ray_mlc.runtime.train import (
     State,
     finished_summary,
     first_state,
+    fits_head,
     keep_score,
     new_fitter,
     run_epochs,
@@ -479,6 +480,8 @@ def _worker(config: dict[str, Any]) -> None:
             state = fitter.load(Path(folder))
     if rank == 0:
         config["monitor"].begun.remote(context.get_world_size(), state)
+        if fits_head(state, job.training):
+            config["monitor"].steps.remote(0, "", [], "fitting the head …")
 
     def on_epoch(state: State, scores_NL: NDArray[np.float32]) -> None:
         if rank == 0:

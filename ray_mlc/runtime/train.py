@@ -37,6 +37,7 @@ from ray_mlc.runtime import heap
 from ray_mlc.runtime.prepare import Material, Prepared
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.identity import versions
+from ray_mlc.training.linear_probe import fit_head
 from ray_mlc.training.loop import (
     MODEL_STATE,
     Fitter,
@@ -142,6 +143,11 @@ def first_state() -> State:
     return {"epoch": 0, "step": 0, "history": [], "best_epoch": None}
 
 
+def fits_head(state: State, settings: TrainingConfig) -> bool:
+    """Whether the head is fitted before the first step: not where a checkpoint has one."""
+    return settings.head_init == "linear_probe" and not state["epoch"] and not state["step"]
+
+
 def run_epochs(
     fitter: Fitter,
     state: State,
@@ -162,6 +168,8 @@ def run_epochs(
     """
     settings = fitter.config
     name = settings.best_metric
+    if fits_head(state, settings):
+        fit_head(fitter)
     while not is_over(state, settings):
         started = time.monotonic()
         epoch = state["epoch"]

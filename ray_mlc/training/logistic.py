@@ -1,4 +1,4 @@
-"""Logistic regressions of several labels at a time, over the same sparse rows.
+"""Logistic regressions of several labels at a time, over the same rows.
 
 A label's regression reads the whole matrix fifty to four hundred times. Labels that are fitted
 together share those reads, and begin at their log-odds instead of at zero. scikit-learn's liblinear
@@ -47,7 +47,7 @@ def fit_logistic(
     This is scikit-learn's `LogisticRegression(solver="liblinear")`, whose bias has a penalty too.
 
     Args:
-        features_NF: Sparse rows in CSR, float64.
+        features_NF: Rows in float64, sparse in CSR or dense.
         targets_NK: Targets of K labels: 1, 0, or NaN where a row takes no part in a label's model.
             Each label has both.
         C: Inverse strength of the penalty.
@@ -83,6 +83,8 @@ def coarse(features_NF: Any) -> Any:
     """The same rows in float32, with the places of their entries in common."""
     from scipy.sparse import csr_array
 
+    if isinstance(features_NF, np.ndarray):
+        return features_NF.astype(np.float32)
     parts = (features_NF.data.astype(np.float32), features_NF.indices, features_NF.indptr)
     return csr_array(parts, shape=features_NF.shape)
 
@@ -90,7 +92,7 @@ def coarse(features_NF: Any) -> Any:
 class _Block:
     """Where the labels of a block have got to; those that are done leave it.
 
-    Labels are the last axis of every array in here.
+    Labels are the last axis of every array in here but the features.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class _Block:
     def keep(self, kept_K: NDArray[np.bool_]) -> None:
         """Go on with some labels."""
         for name, value in vars(self).items():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and not name.endswith("_NF"):
                 setattr(self, name, np.ascontiguousarray(value[..., kept_K]))
 
     def step(self, stopped: Callable[[], bool]) -> None:

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ from ray_mlc.model.tokenization import Ragged
 from ray_mlc.model.windows import Aggregate, aggregate_logits, aggregate_tensors
 from ray_mlc.training.cpu_kernels import use_cpu_kernels
 from ray_mlc.training.losses import make_loss
+
+Part = TypeVar("Part")
 
 BUCKET_STEPS = 50
 """Steps whose documents are sorted by length together: little padding, and still a random order."""
@@ -474,33 +476,87 @@ class Fitter:
         Returns:
             Shape [N, L] for each way.
         """
+        parts = [np.zeros((len(hows), 0, examples.label_count), np.float32)]
+        mine = [np.zeros(0, np.intp)]
+        for rows, logits_WL, firsts in self._scored(examples, np.arange(len(examples))):
+            joined = [aggregate_logits(logits_WL, firsts, how=how, top=self._top) for how in hows]
+            parts.append(sigmoid(np.stack(joined)))
+            mine.append(rows)
+        result = np.zeros((len(hows), len(examples), examples.label_count), np.float32)
+        for rows, scores in self.gather((np.concatenate(mine), np.concatenate(parts, axis=1))):
+            result[:, rows] = scores
+        return dict(zip(hows, result, strict=True))
+
+    @torch.no_grad()
+    def head_inputs(self, layer: Any, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """What a linear layer of the kept model is given, for some training documents.
+
+        Args:
+            layer: Of `kept`; it sees one vector of H numbers a document or window.
+            rows: N documents; each is read on one rank, all ranks get them all.
+
+        Returns:
+            Shape [N, H]; of a document in windows the mean.
+
+        Raises:
+            ModelError: If the layer sees something else.
+        """
+        seen: list[NDArray[np.float32]] = []
+
+        def see(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+            del module
+            if given[0].dim() != 2:
+                raise ModelError("the head of this model does not see one vector a document")
+            seen.append(given[0].float().cpu().numpy())
+
+        parts = [np.zeros((0, layer.in_features), np.float32)]
+        mine = [np.zeros(0, np.intp)]
+        handle = layer.register_forward_pre_hook(see)
+        try:
+            for some, _, firsts in self._scored(self.train, rows):
+                sums_BH = np.add.reduceat(seen.pop(), firsts[:-1], axis=0)
+                parts.append(sums_BH / np.diff(firsts)[:, None].astype(np.float32))
+                mine.append(some)
+        finally:
+            handle.remove()
+        place = np.zeros(len(self.train), np.intp)
+        place[rows] = np.arange(len(rows))
+        result = np.zeros((len(rows), layer.in_features), np.float32)
+        for some, values in self.gather((np.concatenate(mine), np.concatenate(parts))):
+            result[place[some]] = values
+        return result
+
+    def gather(self, part: Part) -> list[Part]:
+        """What each rank has, on all of them."""
+        if self.world_size == 1:
+            return [part]
+        parts = [part] * self.world_size
+        torch.distributed.all_gather_object(parts, part)
+        return parts
+
+    def _scored(
+        self, examples: TokenizedExamples, rows: NDArray[np.intp]
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.int64]]]:
+        """This rank's share of some documents, by the kept model, a pass at a time.
+
+        Yields:
+            Rows of B documents, logits of their windows, and where in those each one begins,
+            shape [B + 1].
+        """
         self.kept.eval()
         ids, costs_N = examples.ids, examples.ids.costs
-        mine = np.argsort(-costs_N, kind="stable")[self.rank :: self.world_size]
+        mine = rows[np.argsort(-costs_N[rows], kind="stable")][self.rank :: self.world_size]
         budget = self.config.max_batch_tokens
-        scores = np.zeros((len(hows), len(mine), examples.label_count), np.float32)
         for batch in plan_passes(
             costs_N[mine], max_batch_tokens=budget, batch_cost=BATCH_COST["cpu"]
         ):
-            rows = mine[batch]
+            some = mine[batch]
             wrapped, self.wrapped = self.wrapped, self.kept
             try:
-                logits_WL = self._forward(ids.windows(ids.windows_of(rows))).cpu().numpy()
+                logits_WL = self._forward(ids.windows(ids.windows_of(some))).cpu().numpy()
             finally:
                 self.wrapped = wrapped
-            firsts = np.append(0, np.cumsum(ids.n_windows[rows]))
-            for place, how in enumerate(hows):
-                joined_BL = aggregate_logits(logits_WL, firsts, how=how, top=self._top)
-                scores[place, batch] = sigmoid(joined_BL)
-        if self.world_size == 1:
-            shares = [(mine, scores)]
-        else:
-            shares = [(mine, scores)] * self.world_size
-            torch.distributed.all_gather_object(shares, (mine, scores))
-        result = np.zeros((len(hows), len(examples), examples.label_count), np.float32)
-        for rows, values in shares:
-            result[:, rows] = values
-        return dict(zip(hows, result, strict=True))
+            yield some, logits_WL, np.append(0, np.cumsum(ids.n_windows[some]))
 
     def save(self, folder: Path, progress: dict[str, Any]) -> None:
         """Write a checkpoint: weights, optimizer, and where training stands."""

@@ -56,6 +56,14 @@ def test_weights_are_those_that_scikit_learn_finds(
         np.testing.assert_allclose(bias_K[column], model.intercept_[0], atol=1e-5 * max(1, C))
 
 
+def test_dense_rows_have_the_weights_of_sparse_ones() -> None:
+    features, targets_NK = rows(200, 50, seed=0), targets(200, seed=1)
+    sparse_FK, sparse_K = fit_logistic(features, targets_NK, C=15)
+    dense_FK, dense_K = fit_logistic(features.toarray(), targets_NK, C=15)
+    np.testing.assert_allclose(dense_FK, sparse_FK, atol=2e-3)
+    np.testing.assert_allclose(dense_K, sparse_K, atol=2e-3)
+
+
 def test_a_labels_weights_do_not_depend_on_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logistic, "TOLERANCE", 1e-8)
     features, targets_NK = rows(200, 50, seed=0), targets(200, seed=1)

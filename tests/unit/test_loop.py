@@ -3,8 +3,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.fitters import (
+    VOCABULARY,
+    examples,
+    fitter_of,
+    pack,
+    settings_of,
+    tiny_bert,
+    tiny_mean,
+)
 from support.models import classifier_of
-from transformers import BertConfig, BertForSequenceClassification
 
-from ray_mlc.config import TrainingConfig
 from ray_mlc.errors import ModelError
 from ray_mlc.model.encoder import encoder_layers
 from ray_mlc.model.engines.protocol import pad
-from ray_mlc.model.pooling import PooledClassifier
-from ray_mlc.model.tokenization import Ragged
 from ray_mlc.model.windows import AGGREGATES, Aggregate, aggregate_tensors
 from ray_mlc.training import cpu_kernels
+from ray_mlc.training.linear_probe import fit_head
 from ray_mlc.training.loop import (
     MODEL_STATE,
     TRAINED_STATE,
     Fitter,
     TokenizedExamples,
-    freeze_unused,
     head_bias,
     layer_scales,
     learning_rate_factor,
@@ -42,7 +46,6 @@ from ray_mlc.training.loop import (
     share_of_rank,
 )
 
-VOCABULARY, LABEL_COUNT = 30, 3
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=120).map(
     lambda lengths: np.array(lengths, np.int64)
 )
@@ -55,115 +58,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def examples(
-    count: int,
-    *,
-    seed: int = 0,
-    longest: int = 12,
-    unannotated: bool = False,
-    windowed: bool = False,
-) -> TokenizedExamples:
-    """Random documents; label 0 is whether token 5 is there, the others are random."""
-    rng = np.random.default_rng(seed)
-    documents = [
-        rng.integers(3, VOCABULARY, size=rng.integers(2, longest + 1)).astype(np.int32)
-        for _ in range(count)
-    ]
-    positive = [
-        sorted({*([0] if 5 in row else []), *np.flatnonzero(rng.random(3) < [0, 0.3, 0.1])})
-        for row in documents
-    ]
-    missing = [[1] if unannotated and rng.random() < 0.3 else [] for _ in documents]
-    packed = pack(documents, positive, missing)
-    return replace(packed, ids=in_windows(packed.ids)) if windowed else packed
-
-
-def in_windows(ids: Ragged, size: int = 4) -> Ragged:
-    """The same documents in windows of `size` tokens."""
-    n_windows = -(-ids.lengths // size)
-    bounds = [
-        int(low) + step * size
-        for low, count in zip(ids.offsets, n_windows, strict=False)
-        for step in range(int(count))
-    ]
-    return Ragged.of(ids.values, np.array([*bounds, len(ids.values)]), ids.n_tokens, n_windows)
-
-
-def pack(
-    documents: list[NDArray[np.int32]], positive: list[Any], missing: list[Any]
-) -> TokenizedExamples:
-    def offsets(rows: list[Any]) -> NDArray[np.int64]:
-        return np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-
-    def flat(rows: list[Any]) -> NDArray[np.int32]:
-        return np.array([column for row in rows for column in row], np.int32)
-
-    lengths = np.array([len(row) for row in documents], np.int32)
-    return TokenizedExamples(
-        ids=Ragged.of(flat(documents), offsets(documents), lengths),
-        positive_offsets=offsets(positive),
-        positive_columns=flat(positive),
-        unannotated_offsets=offsets(missing),
-        unannotated_columns=flat(missing),
-        label_count=LABEL_COUNT,
-    )
-
-
-def settings_of(**changes: Any) -> TrainingConfig:
-    values = {
-        "epochs": 2,
-        "batch_size": 8,
-        "max_batch_tokens": 4096,
-        "learning_rate": 5e-3,
-        "head_learning_rate": 1e-2,
-        "dtype": "float32",
-        **changes,
-    }
-    return TrainingConfig(**values)
-
-
-def tiny_bert(*, dropout: float = 0.0, layers: int = 1) -> Any:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-        num_labels=LABEL_COUNT,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        initializer_range=0.25,
-    )
-    model = BertForSequenceClassification(config)
-    freeze_unused(model)
-    return model
-
-
-def fitter_of(
-    train: TokenizedExamples,
-    *,
-    model: Any = None,
-    wrap: Callable[[Any], Any] = lambda model: model,
-    rank: int = 0,
-    world_size: int = 1,
-    **changes: Any,
-) -> Fitter:
-    model = tiny_bert() if model is None else model
-    return Fitter(
-        model=model,
-        wrapped=wrap(model),
-        train=train,
-        config=settings_of(**changes),
-        pad_id=0,
-        device=torch.device("cpu"),
-        amp_dtype=None,
-        rank=rank,
-        world_size=world_size,
-    )
 
 
 def curve(fitter: Fitter) -> list[float]:
@@ -518,13 +412,6 @@ def test_a_checkpoint_without_an_average_holds_the_weights_once(tmp_path: Path) 
 OPTIONS = {"layer_decay": 0.7, "head_warmup": 0.3, "average": "ema", "average_decay": 0.9}
 
 
-def tiny_mean() -> Any:
-    """A model of our own class, of two layers."""
-    bert = tiny_bert(layers=2).bert
-    bert.pooler = None
-    return PooledClassifier(bert, pooling="mean", dropout=0.0, names=["a", "b", "c"])
-
-
 def _train_in_a_group(rank: int, port: int, folder: str, changes: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -548,8 +435,18 @@ def _train_in_a_group(rank: int, port: int, folder: str, changes: dict[str, Any]
         **changes,
         **OPTIONS,
     )
+    probed = fitter_of(
+        examples(30, unannotated=True, windowed=True),
+        model=tiny_mean(),
+        wrap=torch.nn.parallel.DistributedDataParallel,
+        rank=rank,
+        world_size=2,
+        **changes,
+    )
+    fit_head(probed)
     np.savez(
         Path(folder) / f"{rank}.npz",
+        head=probed.model.classifier.weight.detach().numpy(),
         losses=losses,
         scores=scores_NL,
         optioned_losses=curve(optioned),
@@ -587,6 +484,21 @@ def test_two_workers_follow_the_curve_of_one(two_workers: list[Any]) -> None:
         np.testing.assert_allclose(
             two_workers[rank]["scores"], alone.predict(validation)["max"], atol=1e-4
         )
+
+
+def test_two_workers_fit_the_head_that_one_fits(two_workers: list[Any]) -> None:
+    alone = fitter_of(
+        examples(30, unannotated=True, windowed=True),
+        model=tiny_mean(),
+        batch_size=3,
+        max_batch_tokens=14,
+    )
+    random = alone.model.classifier.weight.detach().numpy().copy()
+    fit_head(alone)
+    head = alone.model.classifier.weight.detach().numpy()
+    assert (np.abs(head - random) > 1e-3).all()
+    assert np.array_equal(two_workers[0]["head"], two_workers[1]["head"])
+    np.testing.assert_allclose(two_workers[0]["head"], head, atol=1e-4)
 
 
 def test_two_workers_follow_the_curve_of_one_with_every_option_on(two_workers: list[Any]) -> None:

@@ -98,6 +98,7 @@ ALL = (
     "training.pooling=mean",
     f"training.special_tokens=['{MARKED}', '[unused9]']",
     "training.layer_decay=0.8",
+    "training.head_init=linear_probe",
     "training.head_warmup=0.2",
     "training.average=ema",
 )
