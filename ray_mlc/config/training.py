@@ -104,10 +104,13 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     head_init: Literal["random", "linear_probe"] = "random"
-    """First weights of the head: random, or those of logistic regressions on what the encoder gives
-    before it is fine-tuned, which gives labels with few rows a direction to begin with."""
+    """First weights of the head's last layer: random, or those of logistic regressions on what it
+    sees before anything is fine-tuned, so that labels with few rows have a direction to begin with.
+    With `pooling: mean` or `cls` it sees what the encoder gives; stock heads may have a random
+    layer before it."""
     head_bias: Literal["prior"] | float | None = "prior"
-    """First bias of the head: log-odds of each label's rate, a number, or null (as loaded)."""
+    """First bias of the head: log-odds of each label's rate, a number, or null (as loaded); a label
+    that `linear_probe` fits has its own."""
     pooling: Literal["auto", "cls", "mean"] = "auto"
     """What the head sees: `auto`, as the encoder's own class has it; the first token's last hidden
     state; or the mean over all tokens. Where that class lacks it, only ray_mlc loads the model."""

@@ -24,6 +24,7 @@ from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import local_path
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
+from ray_mlc.training.linear_probe import check_head
 from ray_mlc.training.loop import TokenizedExamples, parameter_groups
 from ray_mlc.training.provenance import about_examples, about_lengths
 
@@ -224,15 +225,19 @@ def _check_encoder(
     """Refuse what an encoder cannot do before Ray is started: each worker would, again and again.
 
     Raises:
-        ModelError: If it cannot be pooled, or its learning rates not be decayed, as asked.
+        ModelError: If it cannot be pooled, its learning rates not be decayed or its head not be
+            fitted, as asked.
     """
     settings = job.training
-    if settings.pooling == "auto" and settings.layer_decay == 1:
+    probed = settings.head_init == "linear_probe"
+    if settings.pooling == "auto" and settings.layer_decay == 1 and not probed:
         return
     model = new_classifier_model(
         encoder, label_set, head_bias=None, seed=settings.seed, pooling=settings.pooling
     )
     parameter_groups(model, settings)
+    if probed:
+        check_head(model, len(label_set))
     first_tokens = train.ids.values[train.ids.offsets[:-1]]
     if settings.pooling == "cls" and len(np.unique(first_tokens)) > 1:
         raise ModelError(

@@ -481,7 +481,7 @@ def _worker(config: dict[str, Any]) -> None:
     if rank == 0:
         config["monitor"].begun.remote(context.get_world_size(), state)
         if fits_head(state, job.training):
-            config["monitor"].steps.remote(0, "", [], "fitting the head …")
+            config["monitor"].steps.remote(0, "", [], "fitting the head")
 
     def on_epoch(state: State, scores_NL: NDArray[np.float32]) -> None:
         if rank == 0:

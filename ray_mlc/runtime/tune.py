@@ -89,7 +89,7 @@ class Search:
                 lists[axis.key] = axis.choices
         _check_ways(math.prod(len(choices) for choices in lists.values()))
         for axis in self.axes:
-            if axis.key == "training.pooling":
+            if axis.key in ("training.pooling", "training.head_init"):
                 lists[axis.key] = axis.choices or ()
             elif axis.key == "training.layer_decay":  # an encoder can follow all below 1, or none
                 lists[axis.key] = [axis.low if axis.choices is None else min(axis.choices)]
@@ -158,7 +158,7 @@ def prepare_all(search: Search, display: Display) -> dict[str, Prepared]:
     checked = set()
     for training in trainings:
         key, settings = preparation_key(training), training.training
-        what = (key, settings.pooling, settings.layer_decay)
+        what = (key, settings.pooling, settings.layer_decay, settings.head_init)
         if what not in checked:
             checked.add(what)
             prepared[key].check(training)

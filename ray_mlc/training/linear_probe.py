@@ -8,6 +8,8 @@ gives each label one before the first step.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,22 +19,70 @@ from ray_mlc.model.encoder import output_layer
 from ray_mlc.training.logistic import coarse, fit_logistic
 from ray_mlc.training.loop import Fitter
 
-MOST_DOCUMENTS = 100_000
-"""Documents that it is fitted on, drawn at random where there are more: up to a GB in a worker."""
-C = 0.1
-"""Inverse strength of the penalty, in scikit-learn's sense, for features of the scale below."""
-SCALE = 0.2
-"""Standard deviation that features are brought to, in the mean: MiniLM's own, for which C was
-tried. What is small beside it leaves the bias, which has a penalty too, nearly free."""
+MOST_CELLS = 100_000 * 384
+"""Documents times features that it is fitted on; where there are more, documents are drawn at
+random. Half a GB in a worker, and as much again for the labels that are fitted together."""
+SCALE = 0.02
+"""Standard deviation that features are brought to, in the mean."""
+C = 10.0
+"""Inverse strength of the penalty, in scikit-learn's sense, for features of that scale.
+
+What counts for the weights is C times the square of the scale. The bias has a penalty as well, and
+the larger C is, the less: the scores of a label add up to |bias| / C documents more than have it.
+"""
 _CELLS_AT_ONCE = 1 << 22
 """Documents times labels that are fitted together: 32 MB an array, of a dozen."""
+
+
+def probed_layer(model: Any, label_count: int) -> Any:
+    """The linear layer that a head ends in.
+
+    Raises:
+        ModelError: If there is none with an output and a bias for each label.
+    """
+    layer = output_layer(model, label_count)
+    if layer is None or layer.bias is None:
+        raise ModelError(
+            "training.head_init is linear_probe, but the model has no linear layer with an output "
+            "and a bias for each label: set it to random"
+        )
+    return layer
+
+
+def check_head(model: Any, label_count: int, vocabulary_id: int = 1) -> None:
+    """Refuse a model whose head cannot be fitted, by a forward pass of a few tokens.
+
+    Raises:
+        ModelError: If it ends in no such layer, or that sees something else than a vector a
+            document.
+    """
+    handle = probed_layer(model, label_count).register_forward_pre_hook(refuse_other_inputs)
+    ids = torch.full((1, 4), vocabulary_id)
+    try:
+        with torch.no_grad():
+            model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    finally:
+        handle.remove()
+
+
+def refuse_other_inputs(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+    """Hook of a layer that is to see one vector a document."""
+    del module
+    if given[0].dim() != 2:
+        raise ModelError(
+            "training.head_init is linear_probe, but the head of this model does not see one "
+            "vector a document: set it to random"
+        )
 
 
 def fit_head(fitter: Fitter) -> int:
     """Give the head the weights of one logistic regression for each label.
 
-    Labels that no row has, or all have, keep what they began with. All ranks end with the same
-    head: each reads its share of the documents, and fits its share of the labels.
+    Labels that none of the rows has, or all have, keep what they began with, and so do all where
+    the encoder gives the same for each document. What is minimized is cross-entropy, whatever
+    `training.loss` says; of a document in windows the mean of what the head sees is taken, however
+    they are joined. All ranks end with the same head: each reads its share of the documents, and
+    fits its share of the labels.
 
     Args:
         fitter: At the beginning of a training; its model, and average, are changed.
@@ -41,23 +91,28 @@ def fit_head(fitter: Fitter) -> int:
         Labels that were fitted.
 
     Raises:
-        ModelError: If the model's head does not end in a linear layer with an output per label.
+        ModelError: If the model's head does not end in a linear layer with an output per label, or
+            what that sees is no vector a document, or not finite.
     """
     labels = fitter.train.label_count
-    layers = [output_layer(model, labels) for model in (fitter.kept, fitter.model)]
-    if layers[0] is None:
-        raise ModelError(
-            "training.head_init is linear_probe, but the model has no linear layer with an output "
-            "for each label: set it to random"
-        )
-    rows = np.arange(len(fitter.train))
-    if len(rows) > MOST_DOCUMENTS:
+    layers = [probed_layer(model, labels) for model in (fitter.kept, fitter.model)]
+    rows, most = np.arange(len(fitter.train)), max(1, MOST_CELLS // layers[0].in_features)
+    if len(rows) > most:
         rng = np.random.default_rng(fitter.config.seed)
-        rows = np.sort(rng.choice(rows, MOST_DOCUMENTS, replace=False))
+        rows = np.sort(rng.choice(rows, most, replace=False))
     features_NH = fitter.head_inputs(layers[0], rows).astype(np.float64)
+    size = _root_mean_square(features_NH)
     mean_H = features_NH.mean(axis=0)
     features_NH -= mean_H
-    factor = SCALE / max(float(np.sqrt(np.square(features_NH).mean())), 1e-12)
+    spread = _root_mean_square(features_NH)
+    if not np.isfinite(size):
+        raise ModelError(
+            "training.head_init is linear_probe, but the encoder gives numbers that are not "
+            "finite: check its weights, or set it to random"
+        )
+    if spread <= 1e-5 * size:  # all documents look the same, but for rounding
+        return 0
+    factor = SCALE / spread
     features_NH *= factor
     coarse_NH = coarse(features_NH)
     train = fitter.train
@@ -82,9 +137,13 @@ def fit_head(fitter: Fitter) -> int:
             for columns, weights_HK, bias_K in blocks:
                 for layer in layers:
                     layer.weight[columns] = torch.from_numpy(weights_HK.T).to(layer.weight)
-                    if layer.bias is not None:
-                        layer.bias[columns] = torch.from_numpy(bias_K).to(layer.bias)
+                    layer.bias[columns] = torch.from_numpy(bias_K).to(layer.bias)
     return len(both)
+
+
+def _root_mean_square(values: NDArray[np.float64]) -> float:
+    flat = values.ravel()
+    return float(np.sqrt(flat @ flat / max(1, flat.size)))
 
 
 def _by_label(

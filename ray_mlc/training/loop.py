@@ -476,15 +476,20 @@ class Fitter:
         Returns:
             Shape [N, L] for each way.
         """
-        parts = [np.zeros((len(hows), 0, examples.label_count), np.float32)]
-        mine = [np.zeros(0, np.intp)]
+        share = range(self.rank, len(examples), self.world_size)
+        mine = np.zeros(len(share), np.intp)
+        scores = np.zeros((len(hows), len(share), examples.label_count), np.float32)
+        low = 0
         for rows, logits_WL, firsts in self._scored(examples, np.arange(len(examples))):
-            joined = [aggregate_logits(logits_WL, firsts, how=how, top=self._top) for how in hows]
-            parts.append(sigmoid(np.stack(joined)))
-            mine.append(rows)
+            high = low + len(rows)
+            mine[low:high] = rows
+            for place, how in enumerate(hows):
+                joined_BL = aggregate_logits(logits_WL, firsts, how=how, top=self._top)
+                scores[place, low:high] = sigmoid(joined_BL)
+            low = high
         result = np.zeros((len(hows), len(examples), examples.label_count), np.float32)
-        for rows, scores in self.gather((np.concatenate(mine), np.concatenate(parts, axis=1))):
-            result[:, rows] = scores
+        for rows, values in self.gather((mine, scores)):
+            result[:, rows] = values
         return dict(zip(hows, result, strict=True))
 
     @torch.no_grad()
@@ -497,32 +502,30 @@ class Fitter:
 
         Returns:
             Shape [N, H]; of a document in windows the mean.
-
-        Raises:
-            ModelError: If the layer sees something else.
         """
         seen: list[NDArray[np.float32]] = []
 
         def see(module: Any, given: tuple[torch.Tensor, ...]) -> None:
             del module
-            if given[0].dim() != 2:
-                raise ModelError("the head of this model does not see one vector a document")
             seen.append(given[0].float().cpu().numpy())
 
-        parts = [np.zeros((0, layer.in_features), np.float32)]
-        mine = [np.zeros(0, np.intp)]
-        handle = layer.register_forward_pre_hook(see)
+        share = range(self.rank, len(rows), self.world_size)
+        mine = np.zeros(len(share), np.intp)
+        means = np.zeros((len(share), layer.in_features), np.float32)
+        handle, low = layer.register_forward_pre_hook(see), 0
         try:
             for some, _, firsts in self._scored(self.train, rows):
-                sums_BH = np.add.reduceat(seen.pop(), firsts[:-1], axis=0)
-                parts.append(sums_BH / np.diff(firsts)[:, None].astype(np.float32))
-                mine.append(some)
+                high = low + len(some)
+                mine[low:high] = some
+                np.add.reduceat(seen.pop(), firsts[:-1], axis=0, out=means[low:high])
+                means[low:high] /= np.diff(firsts)[:, None]
+                low = high
         finally:
             handle.remove()
         place = np.zeros(len(self.train), np.intp)
         place[rows] = np.arange(len(rows))
         result = np.zeros((len(rows), layer.in_features), np.float32)
-        for some, values in self.gather((np.concatenate(mine), np.concatenate(parts))):
+        for some, values in self.gather((mine, means)):
             result[place[some]] = values
         return result
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from support.fitters import LABEL_COUNT, examples, fitter_of, tiny_mean
+from support.fitters import LABEL_COUNT, examples, fitter_of, tiny_bert, tiny_mean
 
 from ray_mlc.errors import ModelError
 from ray_mlc.runtime.train import fits_head
 from ray_mlc.training import linear_probe
-from ray_mlc.training.linear_probe import SCALE, C, fit_head
+from ray_mlc.training.linear_probe import SCALE, C, check_head, fit_head
 from ray_mlc.training.loop import Fitter, TokenizedExamples
 
 ROWS = 60
@@ -30,6 +31,13 @@ def pooled(fitter: Fitter, train: TokenizedExamples) -> NDArray[np.float64]:
             ]
             features.append(torch.stack([state[0].mean(0) for state in hidden]).mean(0).numpy())
     return np.array(features, np.float64)
+
+
+def only(train: TokenizedExamples, kept: NDArray[np.bool_]) -> TokenizedExamples:
+    """The same documents with some of their labels."""
+    rows = np.repeat(np.arange(len(train)), np.diff(train.positive_offsets))[kept]
+    offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=len(train))))
+    return replace(train, positive_offsets=offsets, positive_columns=train.positive_columns[kept])
 
 
 def logits(layer: Any, features_NH: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -80,16 +88,7 @@ def test_training_goes_on_from_there_and_the_encoder_is_as_it_was() -> None:
 
 def test_a_label_that_no_row_has_or_all_have_keeps_its_first_weights() -> None:
     train = examples(ROWS)
-    without = train.positive_columns != 1
-    rows = np.repeat(np.arange(ROWS), np.diff(train.positive_offsets))[without]
-    train = TokenizedExamples(
-        ids=train.ids,
-        positive_offsets=np.append(0, np.cumsum(np.bincount(rows, minlength=ROWS))),
-        positive_columns=train.positive_columns[without],
-        unannotated_offsets=train.unannotated_offsets,
-        unannotated_columns=train.unannotated_columns,
-        label_count=LABEL_COUNT,
-    )
+    train = only(train, train.positive_columns != 1)
     fitter = fitter_of(train, model=tiny_mean())
     before = fitter.model.classifier.weight.detach().clone()
     assert fit_head(fitter) == LABEL_COUNT - 1
@@ -98,7 +97,7 @@ def test_a_label_that_no_row_has_or_all_have_keeps_its_first_weights() -> None:
 
 
 def test_of_many_documents_some_are_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_probe, "MOST_DOCUMENTS", 40)
+    monkeypatch.setattr(linear_probe, "MOST_CELLS", 40 * 16)  # of 16 features
     train = examples(ROWS)
     heads = []
     for seed in (0, 0, 1):
@@ -112,14 +111,71 @@ def test_of_many_documents_some_are_drawn_by_the_seed(monkeypatch: pytest.Monkey
 def test_a_head_without_an_output_per_label_is_refused_with_what_to_set() -> None:
     fitter = fitter_of(examples(8), model=tiny_mean())
     fitter.model.classifier = torch.nn.Identity()
-    with pytest.raises(ModelError, match=r"training\.head_init is linear_probe.*set it to random"):
+    for refused in (lambda: fit_head(fitter), lambda: check_head(fitter.model, LABEL_COUNT)):
+        with pytest.raises(ModelError, match=r"head_init is linear_probe.*set it to random"):
+            refused()
+
+
+class EveryToken(torch.nn.Module):
+    """A head on each token, of which one is taken, as of decoders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = torch.nn.Linear(4, LABEL_COUNT)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        del input_ids
+        logits_BTL: torch.Tensor = self.score(attention_mask[..., None].expand(-1, -1, 4).float())
+        return logits_BTL[:, -1]
+
+
+def test_a_head_that_sees_every_token_is_refused_and_others_are_not() -> None:
+    with pytest.raises(ModelError, match=r"one vector a document: set it to random"):
+        check_head(EveryToken(), LABEL_COUNT)
+    for model in (tiny_mean(), tiny_bert()):
+        check_head(model, LABEL_COUNT)
+
+
+def test_a_stock_head_is_fitted_on_what_its_last_layer_sees() -> None:
+    train = examples(ROWS)
+    fitter = fitter_of(train)
+    assert fit_head(fitter) == LABEL_COUNT
+    model = fitter.model
+    logits_NL = torch.logit(torch.from_numpy(fitter.predict(train)["max"]).double()).numpy()
+    features_NH = fitter.head_inputs(model.classifier, np.arange(ROWS))
+    np.testing.assert_allclose(
+        logits(model.classifier, features_NH.astype(np.float64)), logits_NL, atol=1e-4
+    )
+    # the bias is nearly free: scores of a label add up to the documents that have it
+    scores_L = (1 / (1 + np.exp(-logits_NL))).sum(axis=0)
+    np.testing.assert_allclose(scores_L, train.targets_BL(np.arange(ROWS)).sum(axis=0), atol=0.5)
+
+
+def test_a_label_of_three_rows_in_thousands_is_not_expected_more_often() -> None:
+    train = examples(3_000)
+    # of the last label the first three alone
+    kept = (train.positive_columns != 2) | (np.cumsum(train.positive_columns == 2) <= 3)
+    fitter = fitter_of(only(train, kept), model=tiny_mean())
+    assert fit_head(fitter) == LABEL_COUNT
+    assert 2.9 < fitter.predict(train)["max"][:, 2].sum() < 4
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    fitter = fitter_of(examples(8), model=tiny_mean())
+    with torch.no_grad():
+        fitter.model.encoder.embeddings.word_embeddings.weight[5] = torch.nan
+    with pytest.raises(ModelError, match="not finite: check its weights"):
         fit_head(fitter)
 
 
-def test_a_head_that_sees_every_token_is_refused() -> None:
+def test_a_head_stays_random_where_all_documents_look_the_same() -> None:
     fitter = fitter_of(examples(8), model=tiny_mean())
-    with pytest.raises(ModelError, match="one vector a document"):
-        fitter.head_inputs(fitter.model.encoder.encoder.layer[0].output.dense, np.arange(8))
+    with torch.no_grad():
+        fitter.model.encoder.encoder.layer[-1].output.LayerNorm.weight.zero_()
+        fitter.model.encoder.encoder.layer[-1].output.LayerNorm.bias.fill_(0.3)
+    before = fitter.model.classifier.weight.detach().clone()
+    assert fit_head(fitter) == 0
+    assert torch.equal(fitter.model.classifier.weight, before)
 
 
 def test_only_a_training_without_a_checkpoint_fits_its_head() -> None:

@@ -20,14 +20,20 @@ from ray_mlc.errors import DataError, ModelError
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.job_files import load_job
-from ray_mlc.model.encoder import new_classifier_model, pooling_of
+from ray_mlc.model.encoder import pooling_of
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime import train
 from ray_mlc.runtime.prepare import Prepared, prepare
 from ray_mlc.runtime.progress import Display
-from ray_mlc.runtime.train import VALIDATION_SCORES, write_trained
-from ray_mlc.training.loop import Fitter, freeze_unused, head_bias
+from ray_mlc.runtime.train import (
+    VALIDATION_SCORES,
+    first_state,
+    new_fitter,
+    run_epochs,
+    write_trained,
+)
+from ray_mlc.training.loop import Fitter
 
 MARKED = "<url>"
 
@@ -65,26 +71,15 @@ def train_here(job: TrainJob, checkpoint: Path) -> tuple[Prepared, Fitter, Model
     """What the workers of a training do, by one, without Ray."""
     display, settings = Display(quiet=True), job.training
     prepared = prepare(job, display)
-    model = new_classifier_model(
-        prepared.encoder,
-        prepared.label_set,
-        head_bias=head_bias(settings.head_bias, prepared.rates_L, len(prepared.train)),
-        seed=settings.seed,
-        pooling=settings.pooling,
-        vocabulary_size=prepared.vocabulary_size,
+    identity: Callable[[Any], Any] = lambda model: model  # noqa: E731
+    fitter = new_fitter(settings, prepared.material, device=torch.device("cpu"), wrap=identity)
+    run_epochs(
+        fitter,
+        first_state(),
+        prepared.material,
+        on_step=lambda *_: None,
+        on_epoch=lambda *_: None,
     )
-    freeze_unused(model)
-    fitter = Fitter(
-        model=model,
-        wrapped=model,
-        train=prepared.train,
-        config=settings,
-        pad_id=prepared.tokenizer.pad_id,
-        device=torch.device("cpu"),
-        amp_dtype=None,
-    )
-    for epoch in range(settings.epochs):
-        fitter.run_epoch(epoch, on_step=lambda *_: None)
     checkpoint.mkdir()
     scores_NL = fitter.predict(prepared.validation)["max"]
     fitter.save(checkpoint, {"epoch": settings.epochs, "step": 0})
@@ -135,6 +130,22 @@ def test_the_folder_scores_as_training_measured(
     if overrides:
         assert prepared.train.ids.values.tolist().count(marker[1]) == 40
     assert folder.info.training["settings"]["pooling"] == ("mean" if overrides else "auto")
+
+
+@pytest.mark.parametrize("head_init", ["random", "linear_probe"])
+def test_a_head_is_fitted_before_the_first_step_if_it_is_to_be(
+    head_init: str,
+    make_job: Callable[..., TrainJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    untrained: list[bool] = []
+    monkeypatch.setattr(
+        train, "fit_head", lambda fitter: untrained.append(not fitter.optimizer.state)
+    )
+    job = make_job(tmp_path / "model", f"training.head_init={head_init}")
+    train_here(job, tmp_path / "checkpoint")
+    assert untrained == [True] * (head_init == "linear_probe")
 
 
 def test_every_option_has_a_fingerprint_of_its_own_and_curves_have_none(
