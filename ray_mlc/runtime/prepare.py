@@ -72,7 +72,8 @@ class Prepared:
         """Refuse settings that the encoder cannot do.
 
         Raises:
-            ModelError: If it cannot be pooled, or its learning rates not be decayed, as asked.
+            ModelError: If it cannot be pooled, its learning rates not be decayed or its head not be
+                fitted, as asked.
         """
         _check_encoder(job, self.encoder, self.label_set, self.train)
 

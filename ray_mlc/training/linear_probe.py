@@ -34,7 +34,7 @@ _CELLS_AT_ONCE = 1 << 22
 """Documents times labels that are fitted together: 32 MB an array, of a dozen."""
 
 
-def probed_layer(model: Any, label_count: int) -> Any:
+def _probed_layer(model: Any, label_count: int) -> Any:
     """The linear layer that a head ends in.
 
     Raises:
@@ -49,15 +49,15 @@ def probed_layer(model: Any, label_count: int) -> Any:
     return layer
 
 
-def check_head(model: Any, label_count: int, vocabulary_id: int = 1) -> None:
+def check_head(model: Any, label_count: int) -> None:
     """Refuse a model whose head cannot be fitted, by a forward pass of a few tokens.
 
     Raises:
         ModelError: If it ends in no such layer, or that sees something else than a vector a
             document.
     """
-    handle = probed_layer(model, label_count).register_forward_pre_hook(refuse_other_inputs)
-    ids = torch.full((1, 4), vocabulary_id)
+    handle = _probed_layer(model, label_count).register_forward_pre_hook(_refuse_other_inputs)
+    ids = torch.ones((1, 4), dtype=torch.long)
     try:
         with torch.no_grad():
             model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -65,7 +65,7 @@ def check_head(model: Any, label_count: int, vocabulary_id: int = 1) -> None:
         handle.remove()
 
 
-def refuse_other_inputs(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+def _refuse_other_inputs(module: Any, given: tuple[torch.Tensor, ...]) -> None:
     """Hook of a layer that is to see one vector a document."""
     del module
     if given[0].dim() != 2:
@@ -95,7 +95,7 @@ def fit_head(fitter: Fitter) -> int:
             what that sees is no vector a document, or not finite.
     """
     labels = fitter.train.label_count
-    layers = [probed_layer(model, labels) for model in (fitter.kept, fitter.model)]
+    layers = [_probed_layer(model, labels) for model in (fitter.kept, fitter.model)]
     rows, most = np.arange(len(fitter.train)), max(1, MOST_CELLS // layers[0].in_features)
     if len(rows) > most:
         rng = np.random.default_rng(fitter.config.seed)
@@ -151,12 +151,11 @@ def _by_label(
     columns: NDArray[np.int32],
     rows: NDArray[np.intp],
     label_count: int,
-) -> list[NDArray[np.intp]]:
+) -> list[NDArray[np.int32]]:
     """Places in `rows` of the documents that have a label in a ragged list, for each label."""
-    counts = offsets[rows + 1] - offsets[rows]
-    places = np.repeat(np.arange(len(rows)), counts)
-    before = np.cumsum(counts) - counts
-    found = columns[np.repeat(offsets[rows] - before, counts) + np.arange(len(places))]
-    order = np.argsort(found, kind="stable")
-    ends = np.cumsum(np.bincount(found, minlength=label_count))
-    return np.split(places[order], ends[:-1])
+    from scipy.sparse import csr_array
+
+    has = np.ones(len(columns), np.bool_)
+    table_NL = csr_array((has, columns, offsets), shape=(len(offsets) - 1, label_count))
+    by_label = table_NL[rows].tocsc()
+    return np.split(by_label.indices, by_label.indptr[1:-1])

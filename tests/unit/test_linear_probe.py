@@ -86,9 +86,18 @@ def test_training_goes_on_from_there_and_the_encoder_is_as_it_was() -> None:
     assert losses[0][0] < losses[1][0] - 0.05
 
 
-def test_a_label_that_no_row_has_or_all_have_keeps_its_first_weights() -> None:
+@pytest.mark.parametrize("all_have", [False, True])
+def test_a_label_that_no_row_has_or_all_have_keeps_its_first_weights(all_have: bool) -> None:
     train = examples(ROWS)
-    train = only(train, train.positive_columns != 1)
+    if all_have:  # of those that were asked
+        lacks_N = train.targets_BL(np.arange(ROWS))[:, 1] == 0
+        train = replace(
+            train,
+            unannotated_offsets=np.append(0, np.cumsum(lacks_N)),
+            unannotated_columns=np.ones(lacks_N.sum(), np.int32),
+        )
+    else:
+        train = only(train, train.positive_columns != 1)
     fitter = fitter_of(train, model=tiny_mean())
     before = fitter.model.classifier.weight.detach().clone()
     assert fit_head(fitter) == LABEL_COUNT - 1

@@ -181,6 +181,16 @@ def test_what_an_encoder_cannot_do_is_refused_before_ray_is_started(
     assert "\n" not in str(caught.value)
 
 
+def test_a_head_that_cannot_be_fitted_is_refused_before_ray_is_started(
+    make_job: Callable[..., TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_mlc.training.linear_probe.output_layer", lambda model, count: None)
+    prepare(make_job(tmp_path / "model"), Display(quiet=True))
+    job = make_job(tmp_path / "model", "training.head_init=linear_probe")
+    with pytest.raises(ModelError, match=r"head_init is linear_probe.*set it to random"):
+        prepare(job, Display(quiet=True))
+
+
 def test_validation_without_a_label_of_the_training_rows_is_refused(
     tiny_encoder: Path, tmp_path: Path
 ) -> None:

@@ -270,11 +270,13 @@ def test_optuna_is_prepared_for_whatever_it_may_put_together() -> None:
         "search.training.max_tokens={low: 64, high: 256, step: 64}",
         "search.training.pooling=[cls, mean]",
         "search.training.layer_decay={low: 0.5, high: 1}",
+        "search.training.head_init=[random, linear_probe]",
     )
     trainings = Search.of(job).trainings()
     assert len({preparation_key(training) for training in trainings}) == 2 * 4
     assert {training.training.pooling for training in trainings} == {"cls", "mean"}
     assert {training.training.layer_decay for training in trainings} == {0.5}
+    assert {training.training.head_init for training in trainings} == {"random", "linear_probe"}
 
 
 @pytest.mark.parametrize(
