@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# tests start hundreds of processes: where this is set, each compiles all that it imports anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint types tests slow gpu bench chaos cluster-test fuzz docs clean
 
 demo: $(VENV)/.ready
