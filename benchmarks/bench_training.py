@@ -65,7 +65,8 @@ class Setup:
         from ray_mlc.model.encoder import new_classifier_model
         from ray_mlc.runtime.prepare import prepare
         from ray_mlc.runtime.progress import Display
-        from ray_mlc.training.loop import freeze_unused, head_bias, training_dtype
+        from ray_mlc.training.loop import training_dtype
+        from ray_mlc.training.parameters import freeze_unused, head_bias
 
         self.job = job_of(asked, seed)
         self.prepared = prepare(self.job, Display(quiet=True))

@@ -23,9 +23,10 @@ from ray_mlc.model.hierarchy import read_hierarchy
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import local_path
+from ray_mlc.training.epoch import TokenizedExamples
 from ray_mlc.training.examples import Examples, annotated_rows, read_examples
 from ray_mlc.training.linear_probe import check_head
-from ray_mlc.training.loop import TokenizedExamples, parameter_groups
+from ray_mlc.training.parameters import parameter_groups
 from ray_mlc.training.provenance import about_examples, about_lengths
 
 

@@ -1,7 +1,7 @@
 """The training way on Ray Train: examples → tokens → workers → best epoch → model folder.
 
 The driver tokenizes once and shares the numbers through Ray's object store; every worker sees all
-of them and takes its share of each step by the global plan of `training.loop`. Checkpoints hold
+of them and takes its share of each step by the global plan of `training.epoch`. Checkpoints hold
 weights, optimizer and validation scores; the threshold is fitted on those scores, by the driver,
 with the epoch that is kept.
 

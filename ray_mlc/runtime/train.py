@@ -37,16 +37,10 @@ from ray_mlc.runtime import heap
 from ray_mlc.runtime.prepare import Material, Prepared
 from ray_mlc.runtime.progress import Display
 from ray_mlc.scoring.identity import versions
+from ray_mlc.training.epoch import TokenizedExamples
 from ray_mlc.training.linear_probe import fit_head
-from ray_mlc.training.loop import (
-    MODEL_STATE,
-    Fitter,
-    TokenizedExamples,
-    freeze_unused,
-    head_bias,
-    load_weights,
-    training_dtype,
-)
+from ray_mlc.training.loop import MODEL_STATE, Fitter, load_weights, training_dtype
+from ray_mlc.training.parameters import freeze_unused, head_bias
 
 TRIM_STEPS = 50
 """Steps after which memory that was freed is given back."""

@@ -1,9 +1,8 @@
 """The fine-tuning loop: plain PyTorch, the same for one process and for many.
 
-Every rank derives the same global plan from lengths and seed: which documents form an optimizer
-step, which rank takes which of them, in how many forward passes. The loss of a step is the mean
-over the annotated cells of its GLOBAL batch, so 1 and n workers follow the same curve; ranks that
-have fewer passes run empty ones, masked out, so that collectives match.
+Every rank goes by the same plan (`training.epoch`). The loss of a step is the mean over the
+annotated cells of its GLOBAL batch, so 1 and n workers follow the same curve; ranks that have fewer
+passes run empty ones, masked out, so that collectives match.
 
 The same examples, settings, seed, number of workers and threads, machine and library versions give
 the same weights bit by bit on CPU. On CUDA some kernels add up in no fixed order, so that two runs
@@ -31,22 +30,17 @@ from numpy.typing import NDArray
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ray_mlc.config import TrainingConfig, WindowsConfig
-from ray_mlc.errors import ModelError
-from ray_mlc.model.batching import BATCH_COST, plan_batches
+from ray_mlc.model.batching import BATCH_COST
 from ray_mlc.model.classifier import sigmoid
-from ray_mlc.model.encoder import encoder_layers
 from ray_mlc.model.engines.protocol import pad
-from ray_mlc.model.tokenization import Ragged
 from ray_mlc.model.windows import Aggregate, aggregate_logits, aggregate_tensors
 from ray_mlc.training.cpu_kernels import use_cpu_kernels
+from ray_mlc.training.epoch import TokenizedExamples, plan_epoch, plan_passes, share_of_rank
 from ray_mlc.training.losses import make_loss
+from ray_mlc.training.parameters import learning_rate_factor, parameter_groups
 
 Part = TypeVar("Part")
 
-BUCKET_STEPS = 50
-"""Steps whose documents are sorted by length together: little padding, and still a random order."""
-PASS_COST = 1024
-"""What a forward and backward pass costs besides its tokens, in tokens: most is Python's."""
 TRAINED_WITH: Aggregate = "max"
 """How windows are joined while training where validation is to choose."""
 MODEL_STATE = "model.safetensors"
@@ -55,232 +49,6 @@ TRAINED_STATE = "trained.safetensors"
 """Weights that the next step starts from, where they are others than those."""
 OPTIMIZER_STATE = "optimizer.pt"
 PROGRESS_STATE = "state.json"
-
-
-@dataclass(frozen=True)
-class TokenizedExamples:
-    """Examples as the loop needs them: numbers only, cheap to share between processes."""
-
-    ids: Ragged
-    """Token ids of N documents."""
-    positive_offsets: NDArray[np.int64]
-    """Where each document's labels begin in `positive_columns`, shape [N + 1]."""
-    positive_columns: NDArray[np.int32]
-    """Columns of the labels that are given."""
-    unannotated_offsets: NDArray[np.int64]
-    """The same for cells that nobody annotated."""
-    unannotated_columns: NDArray[np.int32]
-    label_count: int
-    """L."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def label_rates(self) -> NDArray[np.float64]:
-        """Share of the annotated documents that have each label, shape [L]."""
-        positives_L = np.bincount(self.positive_columns, minlength=self.label_count)
-        missing_L = np.bincount(self.unannotated_columns, minlength=self.label_count)
-        return positives_L / np.maximum(len(self) - missing_L, 1)
-
-    def targets_BL(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Targets of some documents: 0, 1, or NaN where nobody annotated."""
-        targets = np.zeros((len(rows), self.label_count), np.float32)
-        for position, row in enumerate(rows.tolist()):
-            low, high = self.positive_offsets[row], self.positive_offsets[row + 1]
-            targets[position, self.positive_columns[low:high]] = 1
-            low, high = self.unannotated_offsets[row], self.unannotated_offsets[row + 1]
-            targets[position, self.unannotated_columns[low:high]] = np.nan
-        return targets
-
-
-def plan_epoch(
-    lengths_N: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int
-) -> list[NDArray[np.intp]]:
-    """The global batches of an epoch: each document once, neighbors of like length.
-
-    Args:
-        lengths_N: Tokens per document.
-        batch_size: Documents per optimizer step over all workers; the last step may have fewer.
-        seed: Seed of the order.
-        epoch: Counts from 0; another order each time.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths_N))
-    batches: list[NDArray[np.intp]] = []
-    bucket = batch_size * BUCKET_STEPS
-    for start in range(0, len(order), bucket):
-        rows = order[start : start + bucket]
-        rows = rows[np.argsort(lengths_N[rows], kind="stable")]
-        batches += [rows[low : low + batch_size] for low in range(0, len(rows), batch_size)]
-    return [batches[index] for index in rng.permutation(len(batches))]
-
-
-def plan_passes(
-    costs_N: NDArray[np.int64], *, max_batch_tokens: int, batch_cost: int
-) -> list[NDArray[np.intp]]:
-    """As `plan_batches`, with a pass of its own for each document that is beyond the budget.
-
-    A document cannot be divided: the gradient of its joined logits needs all its windows at once.
-    That it is larger than the budget is no reason for the batches of others to be.
-    """
-    within_N = costs_N <= max_batch_tokens
-    alone, others = np.flatnonzero(~within_N), np.flatnonzero(within_N)
-    planned = plan_batches(
-        costs_N[others], max_batch_tokens=max_batch_tokens, batch_cost=batch_cost
-    )
-    largest_first = alone[np.argsort(-costs_N[alone], kind="stable")]
-    return [*largest_first[:, None], *(others[rows] for rows in planned)]
-
-
-def share_of_rank(
-    batch: NDArray[np.intp],
-    lengths_N: NDArray[np.int64],
-    *,
-    rank: int,
-    world_size: int,
-    max_batch_tokens: int,
-) -> list[NDArray[np.intp]]:
-    """The forward passes of one rank for one step.
-
-    Documents are dealt by length, so that ranks have like work. All ranks get the same number of
-    passes; those without documents are empty arrays.
-    """
-    dealt = batch[np.argsort(-lengths_N[batch], kind="stable")]
-    passes = []
-    for other in range(world_size):
-        rows = dealt[other::world_size]
-        planned = plan_passes(
-            lengths_N[rows], max_batch_tokens=max_batch_tokens, batch_cost=PASS_COST
-        )
-        passes.append([rows[index] for index in planned])
-    longest = max(map(len, passes))
-    empty = np.zeros(0, np.intp)
-    return passes[rank] + [empty] * (longest - len(passes[rank]))
-
-
-def learning_rate_factor(step: int, *, total: int, warmup: float, schedule: str) -> float:
-    """Factor on the peak rate at a step: a rise over `warmup`, then the schedule's fall."""
-    rise = max(1, round(total * warmup)) if warmup else 0
-    if step < rise:
-        return (step + 1) / rise
-    progress = (step - rise) / max(1, total - rise)
-    match schedule:
-        case "linear":
-            return max(0.0, 1.0 - progress)
-        case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-        case _:
-            return 1.0
-
-
-def head_bias(
-    setting: str | float | None, rates_L: NDArray[np.float64], rows: int
-) -> NDArray[np.float64] | None:
-    """First bias of the classification head.
-
-    `prior` is the log-odds of each label's rate, so that training does not begin with unlearning
-    a score of one half for everything (Lin et al. 2017, section 3.3, do it with one constant).
-    """
-    if setting is None:
-        return None
-    if not isinstance(setting, str):
-        return np.full(len(rates_L), float(setting))
-    # a label never or always seen would have infinite odds: count half a document more each way
-    smoothed = (rates_L * rows + 0.5) / (rows + 1)
-    odds: NDArray[np.float64] = np.log(smoothed / (1 - smoothed))
-    return odds
-
-
-def parameter_groups(model: Any, config: TrainingConfig) -> list[dict[str, Any]]:
-    """AdamW groups: head and encoder rates, those of lower layers smaller, decay on matrices only.
-
-    Raises:
-        ModelError: If `layer_decay` is set and the encoder's layers cannot be told apart.
-    """
-    base = getattr(model, model.base_model_prefix, None)
-    encoder = {
-        id(parameter)
-        for name, parameter in (base.named_parameters() if base is not None else ())
-        if "pooler" not in name
-    }
-    scales = layer_scales(base, config.layer_decay)
-    head_rate = config.head_learning_rate or config.learning_rate
-    groups: dict[tuple[bool, bool, float], list[Any]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            in_encoder = id(parameter) in encoder
-            scale = scales.get(id(parameter), 1.0) if in_encoder else 1.0
-            groups.setdefault((in_encoder, parameter.ndim > 1, scale), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": (config.learning_rate if in_encoder else head_rate) * scale,
-            "peak": (config.learning_rate if in_encoder else head_rate) * scale,
-            "weight_decay": config.weight_decay if decays else 0.0,
-            "in_encoder": in_encoder,
-        }
-        for (in_encoder, decays, scale), parameters in groups.items()
-    ]
-
-
-def layer_scales(base: Any, decay: float) -> dict[int, float]:
-    """Factor on the learning rate of an encoder's parameters, by their `id`.
-
-    The top layer has 1, each one below it `decay` times that of the one above, and what all layers
-    build on (all that is declared before them, and embeddings such as of relative positions) is one
-    below the lowest. Discriminative fine-tuning: Howard and Ruder 2018 (ULMFiT), section 3.2; a
-    factor per layer of a transformer: Sun et al. 2019, "How to fine-tune BERT", section 5.3.3, who
-    found 0.95 best; Clark et al. 2020 (ELECTRA) take 0.8 to 0.9.
-
-    Args:
-        base: The encoder; None if the model does not say which part of it that is.
-        decay: 1: no scales, for encoders of any kind.
-
-    Raises:
-        ModelError: If its layers cannot be told apart.
-    """
-    if decay == 1:
-        return {}
-    if base is None:
-        raise ModelError("training.layer_decay is set, but the model has no encoder: set it to 1")
-    layers = encoder_layers(base)
-    scales: dict[int, float] = {}
-    for below, layer in enumerate(reversed(layers)):
-        scales.update((id(parameter), decay**below) for parameter in layer.parameters())
-    embeddings = {
-        id(parameter)
-        for module in base.modules()
-        if isinstance(module, torch.nn.Embedding)
-        for parameter in module.parameters()
-    }
-    lowest, seen_layers = decay ** len(layers), False
-    for parameter in base.parameters():
-        if id(parameter) in scales:
-            seen_layers = True
-        else:
-            deep = not seen_layers or id(parameter) in embeddings
-            scales[id(parameter)] = lowest if deep else 1.0
-    return scales
-
-
-def freeze_unused(model: Any, vocabulary_id: int = 1) -> list[str]:
-    """Freeze parameters that no logit depends on, and name them.
-
-    Several processes wait for the gradient of every trainable parameter; a pooler that the head
-    does not use would make them wait for ever.
-    """
-    ids = torch.full((1, 4), vocabulary_id)
-    was_training = model.training
-    model.eval()
-    model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum().backward()
-    frozen = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            parameter.requires_grad_(False)
-            frozen.append(name)
-        parameter.grad = None
-    model.train(was_training)
-    return frozen
 
 
 @dataclass
@@ -476,21 +244,14 @@ class Fitter:
         Returns:
             Shape [N, L] for each way.
         """
-        share = range(self.rank, len(examples), self.world_size)
-        mine = np.zeros(len(share), np.intp)
-        scores = np.zeros((len(hows), len(share), examples.label_count), np.float32)
-        low = 0
-        for rows, logits_WL, firsts in self._scored(examples, np.arange(len(examples))):
-            high = low + len(rows)
-            mine[low:high] = rows
-            for place, how in enumerate(hows):
-                joined_BL = aggregate_logits(logits_WL, firsts, how=how, top=self._top)
-                scores[place, low:high] = sigmoid(joined_BL)
-            low = high
-        result = np.zeros((len(hows), len(examples), examples.label_count), np.float32)
-        for rows, values in self.gather((mine, scores)):
-            result[:, rows] = values
-        return dict(zip(hows, result, strict=True))
+        shape = (len(hows), examples.label_count)
+
+        def read(logits_WL: NDArray[np.float32], firsts: NDArray[np.int64]) -> NDArray[np.float32]:
+            ways = (aggregate_logits(logits_WL, firsts, how=how, top=self._top) for how in hows)
+            return np.stack([sigmoid(joined_BL) for joined_BL in ways], axis=1)
+
+        scores = self._collected(examples, np.arange(len(examples)), shape, read)
+        return {how: scores[:, place] for place, how in enumerate(hows)}
 
     @torch.no_grad()
     def head_inputs(self, layer: Any, rows: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -509,25 +270,16 @@ class Fitter:
             del module
             seen.append(given[0].float().cpu().numpy())
 
-        share = range(self.rank, len(rows), self.world_size)
-        mine = np.zeros(len(share), np.intp)
-        means = np.zeros((len(share), layer.in_features), np.float32)
-        handle, low = layer.register_forward_pre_hook(see), 0
+        def read(logits_WL: NDArray[np.float32], firsts: NDArray[np.int64]) -> NDArray[np.float32]:
+            del logits_WL
+            sums_BH: NDArray[np.float32] = np.add.reduceat(seen.pop(), firsts[:-1], axis=0)
+            return sums_BH / np.diff(firsts).astype(np.float32)[:, None]
+
+        handle = layer.register_forward_pre_hook(see)
         try:
-            for some, _, firsts in self._scored(self.train, rows):
-                high = low + len(some)
-                mine[low:high] = some
-                np.add.reduceat(seen.pop(), firsts[:-1], axis=0, out=means[low:high])
-                means[low:high] /= np.diff(firsts)[:, None]
-                low = high
+            return self._collected(self.train, rows, (layer.in_features,), read)
         finally:
             handle.remove()
-        place = np.zeros(len(self.train), np.intp)
-        place[rows] = np.arange(len(rows))
-        result = np.zeros((len(rows), layer.in_features), np.float32)
-        for some, values in self.gather((mine, means)):
-            result[place[some]] = values
-        return result
 
     def gather(self, part: Part) -> list[Part]:
         """What each rank has, on all of them."""
@@ -537,29 +289,44 @@ class Fitter:
         torch.distributed.all_gather_object(parts, part)
         return parts
 
-    def _scored(
-        self, examples: TokenizedExamples, rows: NDArray[np.intp]
-    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.int64]]]:
-        """This rank's share of some documents, by the kept model, a pass at a time.
+    def _collected(
+        self,
+        examples: TokenizedExamples,
+        rows: NDArray[np.intp],
+        shape: tuple[int, ...],
+        read: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]],
+    ) -> NDArray[np.float32]:
+        """Numbers for some documents, each scored by the kept model on one rank; all get them.
 
-        Yields:
-            Rows of B documents, logits of their windows, and where in those each one begins,
-            shape [B + 1].
+        Args:
+            examples: Where they are.
+            rows: N of them.
+            shape: Of one document's numbers.
+            read: What a pass gives: from the logits of its windows and where in those each document
+                begins, shape [B + 1], to shape [B, *shape].
+
+        Returns:
+            Shape [N, *shape], in the order of `rows`.
         """
         self.kept.eval()
-        ids, costs_N = examples.ids, examples.ids.costs
-        mine = rows[np.argsort(-costs_N[rows], kind="stable")][self.rank :: self.world_size]
+        ids, costs_N = examples.ids, examples.ids.costs[rows]
+        mine = np.argsort(-costs_N, kind="stable")[self.rank :: self.world_size]
+        values = np.zeros((len(mine), *shape), np.float32)
         budget = self.config.max_batch_tokens
         for batch in plan_passes(
             costs_N[mine], max_batch_tokens=budget, batch_cost=BATCH_COST["cpu"]
         ):
-            some = mine[batch]
+            some = rows[mine[batch]]
             wrapped, self.wrapped = self.wrapped, self.kept
             try:
                 logits_WL = self._forward(ids.windows(ids.windows_of(some))).cpu().numpy()
             finally:
                 self.wrapped = wrapped
-            yield some, logits_WL, np.append(0, np.cumsum(ids.n_windows[some]))
+            values[batch] = read(logits_WL, np.append(0, np.cumsum(ids.n_windows[some])))
+        result = np.zeros((len(rows), *shape), np.float32)
+        for places, found in self.gather((mine, values)):
+            result[places] = found
+        return result
 
     def save(self, folder: Path, progress: dict[str, Any]) -> None:
         """Write a checkpoint: weights, optimizer, and where training stands."""

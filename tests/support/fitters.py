@@ -14,7 +14,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from ray_mlc.config import TrainingConfig
 from ray_mlc.model.pooling import PooledClassifier
 from ray_mlc.model.tokenization import Ragged
-from ray_mlc.training.loop import Fitter, TokenizedExamples, freeze_unused
+from ray_mlc.training.epoch import TokenizedExamples
+from ray_mlc.training.loop import Fitter
+from ray_mlc.training.parameters import freeze_unused
 
 VOCABULARY, LABEL_COUNT = 30, 3
 

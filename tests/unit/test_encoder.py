@@ -26,7 +26,7 @@ from ray_mlc.model.encoder import (
     new_classifier_model,
     output_layer,
 )
-from ray_mlc.training.loop import freeze_unused
+from ray_mlc.training.parameters import freeze_unused
 
 SMALL = {"vocab_size": 40, "num_labels": 2}
 SIZES = {"hidden_size": 16, "intermediate_size": 16}

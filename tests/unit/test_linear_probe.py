@@ -13,8 +13,9 @@ from support.fitters import LABEL_COUNT, examples, fitter_of, tiny_bert, tiny_me
 from ray_mlc.errors import ModelError
 from ray_mlc.runtime.train import fits_head
 from ray_mlc.training import linear_probe
+from ray_mlc.training.epoch import TokenizedExamples
 from ray_mlc.training.linear_probe import SCALE, C, check_head, fit_head
-from ray_mlc.training.loop import Fitter, TokenizedExamples
+from ray_mlc.training.loop import Fitter
 
 ROWS = 60
 

@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 from support.fitters import (
     VOCABULARY,
     examples,
@@ -23,31 +20,15 @@ from support.fitters import (
     tiny_bert,
     tiny_mean,
 )
-from support.models import classifier_of
 
-from ray_mlc.errors import ModelError
-from ray_mlc.model.encoder import encoder_layers
 from ray_mlc.model.engines.protocol import pad
 from ray_mlc.model.windows import AGGREGATES, Aggregate, aggregate_tensors
 from ray_mlc.training import cpu_kernels
+from ray_mlc.training.epoch import TokenizedExamples, plan_epoch
 from ray_mlc.training.linear_probe import fit_head
-from ray_mlc.training.loop import (
-    MODEL_STATE,
-    TRAINED_STATE,
-    Fitter,
-    TokenizedExamples,
-    head_bias,
-    layer_scales,
+from ray_mlc.training.loop import MODEL_STATE, TRAINED_STATE, Fitter, load_weights, read_progress
+from ray_mlc.training.parameters import (
     learning_rate_factor,
-    load_weights,
-    parameter_groups,
-    plan_epoch,
-    read_progress,
-    share_of_rank,
-)
-
-LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=120).map(
-    lambda lengths: np.array(lengths, np.int64)
 )
 
 
@@ -66,112 +47,6 @@ def curve(fitter: Fitter) -> list[float]:
     for epoch in range(fitter.config.epochs):
         fitter.run_epoch(epoch, on_step=lambda _, loss: losses.append(loss))
     return losses
-
-
-# The plan
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(lengths_N=LENGTHS, batch_size=st.integers(1, 20), seed=st.integers(0, 9))
-def test_an_epoch_holds_each_document_once_in_full_steps(
-    lengths_N: NDArray[np.int64], batch_size: int, seed: int
-) -> None:
-    plan = plan_epoch(lengths_N, batch_size=batch_size, seed=seed, epoch=1)
-    again = plan_epoch(lengths_N, batch_size=batch_size, seed=seed, epoch=1)
-    assert [batch.tolist() for batch in plan] == [batch.tolist() for batch in again]
-    assert sorted(np.concatenate(plan)) == list(range(len(lengths_N)))
-    assert len(plan) == math.ceil(len(lengths_N) / batch_size)
-    assert sorted(map(len, plan))[1:] == [batch_size] * (len(plan) - 1)
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    lengths_N = np.random.default_rng(0).integers(1, 30, size=400)
-    orders = {
-        tuple(np.concatenate(plan_epoch(lengths_N, batch_size=8, seed=seed, epoch=epoch)))
-        for seed in range(3)
-        for epoch in range(3)
-    }
-    assert len(orders) == 9
-
-
-def test_neighbors_are_of_like_length() -> None:
-    lengths_N = np.random.default_rng(0).integers(1, 500, size=4_000)
-    plan = plan_epoch(lengths_N, batch_size=16, seed=0, epoch=0)
-    padded = sum(len(batch) * lengths_N[batch].max() for batch in plan)
-    assert padded < 1.1 * lengths_N.sum()
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(
-    lengths_N=LENGTHS,
-    batch=st.sets(st.integers(0, 119), min_size=1),
-    world_size=st.integers(1, 5),
-    budget=st.integers(8, 200),
-)
-def test_ranks_share_a_step_without_loss_in_equal_numbers_of_passes(
-    lengths_N: NDArray[np.int64], batch: set[int], world_size: int, budget: int
-) -> None:
-    rows = np.array(sorted({index % len(lengths_N) for index in batch}), np.intp)
-    shares = [
-        share_of_rank(rows, lengths_N, rank=rank, world_size=world_size, max_batch_tokens=budget)
-        for rank in range(world_size)
-    ]
-    assert len({len(share) for share in shares}) == 1
-    passes = [rows for share in shares for rows in share]
-    assert sorted(np.concatenate(passes)) == rows.tolist()
-    # what no pass can hold goes alone, and makes no other pass larger
-    assert all(len(p) == 1 or len(p) * lengths_N[p].max(initial=0) <= budget for p in passes)
-    counts = [sum(map(len, share)) for share in shares]
-    assert max(counts) - min(counts) <= 1
-
-
-# The rate
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(
-    total=st.integers(1, 200),
-    warmup=st.floats(0, 0.9),
-    schedule=st.sampled_from(["linear", "cosine", "constant"]),
-)
-def test_the_rate_rises_to_its_peak_and_never_rises_again(
-    total: int, warmup: float, schedule: str
-) -> None:
-    factors = [
-        learning_rate_factor(step, total=total, warmup=warmup, schedule=schedule)
-        for step in range(total)
-    ]
-    assert all(0 <= factor <= 1 for factor in factors)
-    assert factors[0] > 0
-    peak = int(np.argmax(factors))
-    assert factors[peak] == 1
-    assert all(np.diff(factors[: peak + 1]) > 0)
-    assert all(np.diff(factors[peak:]) <= 0)
-    assert peak <= max(1, round(total * warmup))
-
-
-def test_the_schedules_have_their_shapes() -> None:
-    def at(step: int, schedule: str) -> float:
-        return learning_rate_factor(step, total=110, warmup=0.0909, schedule=schedule)
-
-    assert at(4, "linear") == pytest.approx(0.5)  # 10 steps of warm-up
-    assert at(60, "linear") == pytest.approx(0.5)
-    assert at(35, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
-    assert at(109, "constant") == 1
-    assert at(110, "linear") == 0
-
-
-# The head's first bias
-
-
-def test_the_prior_gives_each_label_its_rate() -> None:
-    rates_L = np.array([0.5, 0.01, 0.0, 1.0])
-    bias_L = head_bias("prior", rates_L, rows=10_000)
-    scores_L = 1 / (1 + np.exp(-bias_L))
-    np.testing.assert_allclose(scores_L, rates_L, atol=1e-4)
-    assert np.isfinite(bias_L).all()
-    assert head_bias(-2.0, rates_L, rows=10).tolist() == [-2.0] * 4
-    assert head_bias(None, rates_L, rows=10) is None
 
 
 # A step
@@ -280,50 +155,6 @@ def test_the_same_settings_give_the_same_weights_bit_by_bit() -> None:
             assert torch.equal(value, twin.state_dict()[name])
     reseeded = fitter_of(train, model=tiny_bert(dropout=0.3, layers=2), **OPTIONS, seed=1)
     assert curve(reseeded) != losses
-
-
-def test_options_that_are_off_leave_the_parameter_groups_as_they_were() -> None:
-    model = tiny_bert(layers=3)
-    groups = parameter_groups(model, settings_of())
-    assert len(groups) == 4
-    assert {(group["lr"], group["weight_decay"]) for group in groups} == {
-        (5e-3, 0.01), (5e-3, 0.0), (1e-2, 0.01), (1e-2, 0.0)
-    }  # fmt: skip
-    assert layer_scales(None, 1.0) == {}
-
-
-KINDS = ("bert", "distilbert", "roberta", "electra", "mpnet", "deberta-v2", "modernbert", "gpt2")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_layer_learns_slower_than_the_one_above_it(kind: str) -> None:
-    model = classifier_of(kind)
-    layers = list(encoder_layers(model.base_model))
-    assert len(layers) == 2
-    peaks = {
-        id(parameter): group["peak"] / 5e-3
-        for group in parameter_groups(model, settings_of(layer_decay=0.5, head_learning_rate=None))
-        for parameter in group["params"]
-    }
-    assert len(peaks) == len(list(model.parameters()))
-    for scale, layer in ((0.5, layers[0]), (1.0, layers[1])):
-        assert {peaks[id(parameter)] for parameter in layer.parameters()} == {scale}
-    embedding = model.get_input_embeddings().weight
-    assert peaks[id(embedding)] == 0.25
-    for name, parameter in model.named_parameters():
-        if "relative_attention_bias" in name or "rel_embeddings" in name or "embeddings" in name:
-            assert peaks[id(parameter)] == 0.25, name
-        if name.startswith(("classifier", "pooler", "score", "head", "final_norm")):
-            assert peaks[id(parameter)] == 1.0, name
-
-
-@pytest.mark.parametrize("kind", ["albert", "t5"])
-def test_layers_that_cannot_be_told_apart_are_refused_only_if_asked_for(kind: str) -> None:
-    model = classifier_of(kind)
-    assert parameter_groups(model, settings_of())
-    with pytest.raises(ModelError, match=r"type (albert|t5) .*set training.layer_decay=1") as error:
-        parameter_groups(model, settings_of(layer_decay=0.9))
-    assert "\n" not in str(error.value)
 
 
 def test_the_head_learns_alone_at_first_and_then_the_encoder_rises() -> None:

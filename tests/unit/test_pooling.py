@@ -45,7 +45,7 @@ from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import open_model, write_decision
 from ray_mlc.model.pooling import STOCK_POOLING, PooledClassifier, masked_mean
 from ray_mlc.model.tokenization import TokenizerState
-from ray_mlc.training.loop import freeze_unused
+from ray_mlc.training.parameters import freeze_unused
 
 LABELS = LabelSet(("a", "b", "c"))
 BIAS = np.array([-1.0, 0.0, 1.0])
