@@ -79,3 +79,4 @@ $(VENV)/.there: pyproject.toml constraints.txt
 
 clean:
 	rm -rf build $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -r {} +

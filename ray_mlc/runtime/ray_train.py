@@ -64,7 +64,6 @@ from ray_mlc.runtime.train import (
     State,
     finished_summary,
     first_state,
-    fits_head,
     keep_score,
     new_fitter,
     run_epochs,
@@ -480,8 +479,11 @@ def _worker(config: dict[str, Any]) -> None:
             state = fitter.load(Path(folder))
     if rank == 0:
         config["monitor"].begun.remote(context.get_world_size(), state)
-        if fits_head(state, job.training):
-            config["monitor"].steps.remote(0, "", [], "fitting the head")
+
+    def on_head(share: float) -> None:
+        if rank == 0:
+            done = f", {share:.0%} of its labels" if share else ""
+            config["monitor"].steps.remote(0, "", [], f"fitting the head{done}")
 
     def on_epoch(state: State, scores_NL: NDArray[np.float32]) -> None:
         if rank == 0:
@@ -490,7 +492,7 @@ def _worker(config: dict[str, Any]) -> None:
         _report(fitter, state, {"score": keep_score(state)}, rank, scores_NL=scores_NL)
 
     on_step = _step_reporter(fitter, config["monitor"], job.checkpoints.every_steps, rank)
-    run_epochs(fitter, state, material, on_step=on_step, on_epoch=on_epoch)
+    run_epochs(fitter, state, material, on_step=on_step, on_epoch=on_epoch, on_head=on_head)
 
 
 def _step_reporter(

@@ -149,6 +149,7 @@ def run_epochs(
     *,
     on_step: Callable[[State, int, float], None],
     on_epoch: Callable[[State, NDArray[np.float32]], None],
+    on_head: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Train from `state` to the last epoch, or until patience ends.
 
@@ -159,11 +160,13 @@ def run_epochs(
         on_step: Called after each step with the state at the beginning of the epoch, the number
             of the step in it and its loss.
         on_epoch: Called after each epoch with the new state and the validation scores.
+        on_head: Called while `head_init` fits the head, with the share that is done: first with 0.
     """
     settings = fitter.config
     name = settings.best_metric
     if fits_head(state, settings):
-        fit_head(fitter)
+        on_head(0.0)
+        fit_head(fitter, on_head)
     while not is_over(state, settings):
         started = time.monotonic()
         epoch = state["epoch"]

@@ -8,6 +8,7 @@ gives each label one before the first step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ C = 10.0
 What counts for the weights is C times the square of the scale. The bias has a penalty as well, and
 the larger C is, the less: the scores of a label add up to |bias| / C documents more than have it.
 """
+ROUNDING = {None: 1e-5, torch.bfloat16: 1e-2}
+"""What differs by less, relative to its size, is rounding: by the precision of autocast."""
 _CELLS_AT_ONCE = 1 << 22
 """Documents times labels that are fitted together: 32 MB an array, of a dozen."""
 
@@ -56,26 +59,27 @@ def check_head(model: Any, label_count: int) -> None:
         ModelError: If it ends in no such layer, or that sees something else than a vector a
             document.
     """
-    handle = _probed_layer(model, label_count).register_forward_pre_hook(_refuse_other_inputs)
+    seen: list[int] = []
+
+    def see(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        del module
+        seen.append(given[0].dim())
+
+    handle = _probed_layer(model, label_count).register_forward_pre_hook(see)
     ids = torch.ones((1, 4), dtype=torch.long)
     try:
         with torch.no_grad():
             model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
         handle.remove()
-
-
-def _refuse_other_inputs(module: Any, given: tuple[torch.Tensor, ...]) -> None:
-    """Hook of a layer that is to see one vector a document."""
-    del module
-    if given[0].dim() != 2:
+    if seen != [2]:
         raise ModelError(
             "training.head_init is linear_probe, but the head of this model does not see one "
             "vector a document: set it to random"
         )
 
 
-def fit_head(fitter: Fitter) -> int:
+def fit_head(fitter: Fitter, told: Callable[[float], None] = lambda share: None) -> int:
     """Give the head the weights of one logistic regression for each label.
 
     Labels that none of the rows has, or all have, keep what they began with, and so do all where
@@ -86,6 +90,7 @@ def fit_head(fitter: Fitter) -> int:
 
     Args:
         fitter: At the beginning of a training; its model, and average, are changed.
+        told: Called with the share of this rank's labels that is fitted, about once for each tenth.
 
     Returns:
         Labels that were fitted.
@@ -102,22 +107,24 @@ def fit_head(fitter: Fitter) -> int:
         rows = np.sort(rng.choice(rows, most, replace=False))
     features_NH = fitter.head_inputs(layers[0], rows).astype(np.float64)
     size = _root_mean_square(features_NH)
-    mean_H = features_NH.mean(axis=0)
-    features_NH -= mean_H
-    spread = _root_mean_square(features_NH)
     if not np.isfinite(size):
         raise ModelError(
             "training.head_init is linear_probe, but the encoder gives numbers that are not "
             "finite: check its weights, or set it to random"
         )
-    if spread <= 1e-5 * size:  # all documents look the same, but for rounding
+    mean_H = features_NH.mean(axis=0)
+    features_NH -= mean_H
+    spread = _root_mean_square(features_NH)
+    if spread <= ROUNDING[fitter.amp_dtype] * size:  # all documents look the same, but for that
         return 0
     factor = SCALE / spread
     features_NH *= factor
     coarse_NH = coarse(features_NH)
     train = fitter.train
-    with_L = _by_label(train.positive_offsets, train.positive_columns, rows, labels)
-    open_L = _by_label(train.unannotated_offsets, train.unannotated_columns, rows, labels)
+    open_NL = _table(train.unannotated_offsets, train.unannotated_columns, rows, labels)
+    given_NL = _table(train.positive_offsets, train.positive_columns, rows, labels)
+    given_NL = given_NL - given_NL.multiply(open_NL)  # what nobody annotated is not read
+    with_L, open_L = _by_label(given_NL), _by_label(open_NL)
     positives_L, opens_L = np.array([*map(len, with_L)]), np.array([*map(len, open_L)])
     both = np.flatnonzero((positives_L > 0) & (positives_L < len(rows) - opens_L))
     mine = both[fitter.rank :: fitter.world_size]
@@ -131,6 +138,9 @@ def fit_head(fitter: Fitter) -> int:
             targets_NK[open_L[column], place] = np.nan
         weights_HK, bias_K = fit_logistic(features_NH, targets_NK, C=C, coarse_NF=coarse_NH)
         weights_HK *= factor
+        done = low + len(columns)
+        if 10 * done // len(mine) > 10 * low // len(mine):
+            told(done / len(mine))
         fitted.append((columns, weights_HK, bias_K - mean_H @ weights_HK))
     with torch.no_grad():
         for blocks in fitter.gather(fitted):
@@ -146,16 +156,21 @@ def _root_mean_square(values: NDArray[np.float64]) -> float:
     return float(np.sqrt(flat @ flat / max(1, flat.size)))
 
 
-def _by_label(
+def _table(
     offsets: NDArray[np.int64],
     columns: NDArray[np.int32],
     rows: NDArray[np.intp],
     label_count: int,
-) -> list[NDArray[np.int32]]:
-    """Places in `rows` of the documents that have a label in a ragged list, for each label."""
+) -> Any:
+    """Some rows of a ragged list as a sparse table: 1 where a document has a label."""
     from scipy.sparse import csr_array
 
-    has = np.ones(len(columns), np.bool_)
-    table_NL = csr_array((has, columns, offsets), shape=(len(offsets) - 1, label_count))
-    by_label = table_NL[rows].tocsc()
+    ones = np.ones(len(columns), np.int8)
+    return csr_array((ones, columns, offsets), shape=(len(offsets) - 1, label_count))[rows]
+
+
+def _by_label(table_NL: Any) -> list[NDArray[np.int32]]:
+    """Rows that are not 0 in each column."""
+    by_label = table_NL.tocsc()
+    by_label.eliminate_zeros()
     return np.split(by_label.indices, by_label.indptr[1:-1])

@@ -231,7 +231,6 @@ class Fitter:
         else:
             yield
 
-    @torch.no_grad()
     def predict(
         self, examples: TokenizedExamples, hows: Sequence[Aggregate] = ("max",)
     ) -> dict[Aggregate, NDArray[np.float32]]:
@@ -253,7 +252,6 @@ class Fitter:
         scores = self._collected(examples, np.arange(len(examples)), shape, read)
         return {how: scores[:, place] for place, how in enumerate(hows)}
 
-    @torch.no_grad()
     def head_inputs(self, layer: Any, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """What a linear layer of the kept model is given, for some training documents.
 
@@ -289,6 +287,7 @@ class Fitter:
         torch.distributed.all_gather_object(parts, part)
         return parts
 
+    @torch.no_grad()
     def _collected(
         self,
         examples: TokenizedExamples,

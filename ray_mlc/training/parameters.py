@@ -1,4 +1,4 @@
-"""What each parameter of a model starts from and how fast it learns."""
+"""The head's first bias, how fast each parameter of a model learns, and which do not."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.browser import Seen, opened
+from support.browser import Seen, browsing, opened
 from support.cli import run
 
 pytestmark = pytest.mark.browser
@@ -73,18 +73,16 @@ def look(found: Seen, labels: int) -> None:
     assert not found.requests
 
 
-# a process has one playwright at a time: what opens a page of its own comes first
-
-
-def test_plots_of_four_thousand_labels_are_drawn_and_nothing_is_fetched(tmp_path: Path) -> None:
-    with opened(explored(tmp_path, 4_000)) as found:
-        look(found, 4_000)
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+def seen(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     """The page of twelve labels, open for all tests that leave each other's parts of it alone."""
-    with opened(explored(tmp_path_factory.mktemp("page"), 12)) as found:
+    with opened(explored(tmp_path_factory.mktemp("page"), 12), browser) as found:
         yield found
 
 
@@ -119,3 +117,24 @@ def test_a_narrow_window_scrolls_tables_and_not_the_page(seen: Seen) -> None:
     )
     assert wide <= 0
     assert not seen.complaints
+
+
+def test_plots_of_four_thousand_labels_are_drawn_and_nothing_is_fetched(
+    browser: Any, tmp_path: Path
+) -> None:
+    with opened(explored(tmp_path, 4_000), browser) as found:
+        look(found, 4_000)
+
+
+def test_a_page_of_one_split_and_without_texts_is_drawn_and_sorts(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, page = write_split(tmp_path / "train.parquet", 500, 60), tmp_path / "page.html"
+    assert run(monkeypatch, "data", "explore", train, "--quiet", "--output", str(page)) == 0
+    with opened(page, browser) as found:
+        table = found.page.locator("table", has=found.page.locator("th", has_text="train, rows"))
+        table.locator("th button", has_text="train, rows").click()
+        counts = [int(cell.replace(",", "")) for cell in column(table, 1)]
+        assert counts == sorted(counts, reverse=True)
+        assert len(counts) == 60
+        assert not found.complaints

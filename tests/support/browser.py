@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ class Seen:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Seen]:
-    """Open a file; skips the test where playwright or a Chromium is absent."""
+def browsing() -> Iterator[Any]:
+    """A browser; skips the test where playwright or a Chromium is absent.
+
+    A process has one at a time: tests of a file that open several pages share one.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as api:
         own = Path(api.chromium.executable_path)
@@ -47,10 +50,19 @@ def opened(file: Path) -> Iterator[Seen]:
         browser = api.chromium.launch(
             executable_path=found, chromium_sandbox=False, args=list(_OPTIONS)
         )
-        seen = Seen(browser.new_page(viewport={"width": 1200, "height": 900}))
-        seen.page.set_default_timeout(
-            100_000
-        )  # machines are shared; tests have a limit of their own
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def opened(file: Path, browser: Any = None) -> Iterator[Seen]:
+    """Open a file, in a browser that is there or in one for this block."""
+    with nullcontext(browser) if browser else browsing() as used:
+        seen = Seen(used.new_page(viewport={"width": 1200, "height": 900}))
+        # machines are shared; tests have a limit of their own
+        seen.page.set_default_timeout(100_000)
         seen.page.on("console", lambda message: _complain(seen, message))
         seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         seen.page.on("request", lambda request: _note(seen, request.url, file))
@@ -59,7 +71,7 @@ def opened(file: Path) -> Iterator[Seen]:
         try:
             yield seen
         finally:
-            browser.close()
+            seen.page.close()
 
 
 def wait_for_plots(seen: Seen) -> None:

@@ -81,7 +81,6 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import Seen, opened
+from support.browser import Seen, browsing, opened
 from support.studies import made_up_study
 
 from ray_mlc.report.evaluation import evaluation_page
@@ -31,45 +31,19 @@ def column(seen: Seen, table: int, index: int) -> list[str]:
     return found
 
 
-# a process has one playwright at a time: those that open a page of their own come first
-
-
-def test_plots_have_room_on_a_phone_and_are_as_before_when_it_is_wide_again(tmp_path: Path) -> None:
-    room = """[...document.querySelectorAll('div.plot')].map(plot => {
-        const size = plot._fullLayout._size, box = plot.getBoundingClientRect()
-        return [size.w / box.width, plot._fullLayout.height / box.height]
-    })"""
-    with opened(write_page(tmp_path, 12)) as seen:
-        wide = seen.page.evaluate(room)
-        seen.page.set_viewport_size({"width": 400, "height": 900})
-        seen.page.wait_for_timeout(1_000)  # a browser tells the page of its width a moment later
-        for share, height in seen.page.evaluate(room):
-            assert share > 1 / 3  # the rest are words, and the scale of colours
-            assert height == pytest.approx(1, abs=0.02)  # nothing of it lies over what follows
-        seen.page.set_viewport_size({"width": 1200, "height": 900})
-        seen.page.wait_for_timeout(1_000)
-        for before, after in zip(wide, seen.page.evaluate(room), strict=True):
-            assert after == pytest.approx(before, abs=0.05)
-    assert (seen.complaints, seen.requests) == ([], [])
-
-
-@pytest.mark.timeout(300)
-def test_four_thousand_labels_open_and_sort(tmp_path: Path) -> None:
-    with opened(write_page(tmp_path, 4_000, rates=(0.02, 0.001))) as seen:
-        table = seen.page.locator("table").nth(2)
-        assert table.locator("tbody tr").count() == 4_000
-        table.locator("th button").filter(has_text="ROC-AUC").click()
-        values = [float(text) for text in column(seen, 2, 12) if text != "–"]
-        assert values == sorted(values, reverse=True)
-        assert (seen.complaints, seen.requests) == ([], [])
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+def seen(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     """A page of forty labels, open for all tests that leave each other's parts of it alone."""
     labels = [HOSTILE, *(f"label {label}" for label in range(39))]
     folder = tmp_path_factory.mktemp("page")
-    with opened(write_page(folder, labels, documents=1_500, rates=(0.4, 0.002))) as found:
+    file = write_page(folder, labels, documents=1_500, rates=(0.4, 0.002))
+    with opened(file, browser) as found:
         yield found
 
 
@@ -117,3 +91,35 @@ def test_a_curve_is_added_by_its_name_once_and_taken_away_again(seen: Seen) -> N
         seen.page.get_by_role("button", name="Remove the last").click()
         assert seen.page.evaluate(f"{script}.data.length") == before + left
     assert seen.complaints == []
+
+
+def test_plots_have_room_on_a_phone_and_are_as_before_when_it_is_wide_again(
+    browser: Any, tmp_path: Path
+) -> None:
+    room = """[...document.querySelectorAll('div.plot')].map(plot => {
+        const size = plot._fullLayout._size, box = plot.getBoundingClientRect()
+        return [size.w / box.width, plot._fullLayout.height / box.height]
+    })"""
+    with opened(write_page(tmp_path, 12), browser) as seen:
+        wide = seen.page.evaluate(room)
+        seen.page.set_viewport_size({"width": 400, "height": 900})
+        seen.page.wait_for_timeout(1_000)  # a browser tells the page of its width a moment later
+        for share, height in seen.page.evaluate(room):
+            assert share > 1 / 3  # the rest are words, and the scale of colours
+            assert height == pytest.approx(1, abs=0.02)  # nothing of it lies over what follows
+        seen.page.set_viewport_size({"width": 1200, "height": 900})
+        seen.page.wait_for_timeout(1_000)
+        for before, after in zip(wide, seen.page.evaluate(room), strict=True):
+            assert after == pytest.approx(before, abs=0.05)
+    assert (seen.complaints, seen.requests) == ([], [])
+
+
+@pytest.mark.timeout(300)
+def test_four_thousand_labels_open_and_sort(browser: Any, tmp_path: Path) -> None:
+    with opened(write_page(tmp_path, 4_000, rates=(0.02, 0.001)), browser) as seen:
+        table = seen.page.locator("table").nth(2)
+        assert table.locator("tbody tr").count() == 4_000
+        table.locator("th button").filter(has_text="ROC-AUC").click()
+        values = [float(text) for text in column(seen, 2, 12) if text != "–"]
+        assert values == sorted(values, reverse=True)
+        assert (seen.complaints, seen.requests) == ([], [])

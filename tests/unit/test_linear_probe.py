@@ -106,6 +106,26 @@ def test_a_label_that_no_row_has_or_all_have_keeps_its_first_weights(all_have: b
     assert moved.tolist() == [True, False, True]
 
 
+def test_a_label_in_a_cell_that_nobody_annotated_is_not_read() -> None:
+    train = examples(ROWS)
+    lacks_N = train.targets_BL(np.arange(ROWS))[:, 1] == 1
+    open_only = replace(  # all that have it are asked for nothing
+        train,
+        unannotated_offsets=np.append(0, np.cumsum(lacks_N)),
+        unannotated_columns=np.ones(lacks_N.sum(), np.int32),
+    )
+    fitter = fitter_of(open_only, model=tiny_mean())
+    assert fit_head(fitter) == LABEL_COUNT - 1
+    assert torch.isfinite(fitter.model.classifier.bias).all()
+
+
+def test_how_much_is_done_is_told_at_each_tenth_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_probe, "_CELLS_AT_ONCE", ROWS)
+    told: list[float] = []
+    fit_head(fitter_of(examples(ROWS), model=tiny_mean()), told.append)
+    assert told == pytest.approx([1 / 3, 2 / 3, 1])
+
+
 def test_of_many_documents_some_are_drawn_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_probe, "MOST_CELLS", 40 * 16)  # of 16 features
     train = examples(ROWS)
@@ -137,6 +157,19 @@ class EveryToken(torch.nn.Module):
         del input_ids
         logits_BTL: torch.Tensor = self.score(attention_mask[..., None].expand(-1, -1, 4).float())
         return logits_BTL[:, -1]
+
+
+def test_a_head_that_is_not_asked_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"one vector a document: set it to random"):
+        check_head(Unused(), LABEL_COUNT)
+
+
+class Unused(EveryToken):
+    """A head that nothing goes through."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        del input_ids
+        return attention_mask.float()
 
 
 def test_a_head_that_sees_every_token_is_refused_and_others_are_not() -> None:
@@ -178,8 +211,12 @@ def test_features_that_are_not_finite_are_refused() -> None:
         fit_head(fitter)
 
 
-def test_a_head_stays_random_where_all_documents_look_the_same() -> None:
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_a_head_stays_random_where_all_documents_look_the_same(
+    amp_dtype: torch.dtype | None,
+) -> None:
     fitter = fitter_of(examples(8), model=tiny_mean())
+    fitter.amp_dtype = amp_dtype
     with torch.no_grad():
         fitter.model.encoder.encoder.layer[-1].output.LayerNorm.weight.zero_()
         fitter.model.encoder.encoder.layer[-1].output.LayerNorm.bias.fill_(0.3)

@@ -27,9 +27,7 @@ from ray_mlc.training import cpu_kernels
 from ray_mlc.training.epoch import TokenizedExamples, plan_epoch
 from ray_mlc.training.linear_probe import fit_head
 from ray_mlc.training.loop import MODEL_STATE, TRAINED_STATE, Fitter, load_weights, read_progress
-from ray_mlc.training.parameters import (
-    learning_rate_factor,
-)
+from ray_mlc.training.parameters import learning_rate_factor
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -386,7 +384,10 @@ def test_a_step_learns_from_the_joined_logits_of_whole_documents(how: Aggregate)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(joined, targets[row])
         expected += float(loss.detach()) / 9
     assert fitter.run_epoch(0, on_step=lambda *_: None) == pytest.approx(expected, abs=1e-5)
-    assert set(fitter.predict(train, AGGREGATES)) == set(AGGREGATES)
+    found = fitter.predict(train, AGGREGATES)
+    assert set(found) == set(AGGREGATES)
+    np.testing.assert_array_equal(found[how], fitter.predict(train, (how,))[how])
+    assert sum(np.array_equal(found[how], other) for other in found.values()) == 1
 
 
 def test_windows_change_nothing_for_documents_that_fit_into_one() -> None:

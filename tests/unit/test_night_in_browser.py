@@ -122,3 +122,6 @@ def test_a_page_of_a_thousand_labels_fits_a_narrow_window(seen: Seen) -> None:
         "[...document.querySelectorAll('div.plot')].map(p => p.getBoundingClientRect().right)"
     )
     assert max(plots) <= 400
+    # 18 for each label, a row of a table and no plot: what a page costs to open grows with them
+    assert seen.page.evaluate("document.querySelectorAll('*').length") < 25 * len(NAMES)
+    assert (seen.complaints, seen.requests) == ([], [])

@@ -72,6 +72,7 @@ def train_here(job: TrainJob, checkpoint: Path) -> tuple[Prepared, Fitter, Model
     display, settings = Display(quiet=True), job.training
     prepared = prepare(job, display)
     identity: Callable[[Any], Any] = lambda model: model  # noqa: E731
+    shares: list[float] = []
     fitter = new_fitter(settings, prepared.material, device=torch.device("cpu"), wrap=identity)
     run_epochs(
         fitter,
@@ -79,7 +80,9 @@ def train_here(job: TrainJob, checkpoint: Path) -> tuple[Prepared, Fitter, Model
         prepared.material,
         on_step=lambda *_: None,
         on_epoch=lambda *_: None,
+        on_head=shares.append,
     )
+    assert shares == ([0, 1] if settings.head_init == "linear_probe" else [])
     checkpoint.mkdir()
     scores_NL = fitter.predict(prepared.validation)["max"]
     fitter.save(checkpoint, {"epoch": settings.epochs, "step": 0})
@@ -140,9 +143,12 @@ def test_a_head_is_fitted_before_the_first_step_if_it_is_to_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     untrained: list[bool] = []
-    monkeypatch.setattr(
-        train, "fit_head", lambda fitter: untrained.append(not fitter.optimizer.state)
-    )
+
+    def fit_head(fitter: Fitter, told: Callable[[float], None]) -> None:
+        untrained.append(not fitter.optimizer.state)
+        told(1)
+
+    monkeypatch.setattr(train, "fit_head", fit_head)
     job = make_job(tmp_path / "model", f"training.head_init={head_init}")
     train_here(job, tmp_path / "checkpoint")
     assert untrained == [True] * (head_init == "linear_probe")
