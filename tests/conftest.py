@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
+from support.browser import browsing
 from support.models import write_tiny_encoder, write_tiny_model, write_tiny_tfidf
 
 from ray_mlc import synthetic
@@ -46,6 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium for all pages of a file; skips its tests where there is none."""
+    with browsing() as found:
+        yield found
 
 
 TINY_MAX_TOKENS = 32

@@ -481,7 +481,7 @@ def _worker(config: dict[str, Any]) -> None:
         config["monitor"].begun.remote(context.get_world_size(), state)
 
     def on_head(share: float) -> None:
-        if rank == 0:
+        if rank == 0 and share < 1:  # the first step speaks for itself
             done = f", {share:.0%} of its labels" if share else ""
             config["monitor"].steps.remote(0, "", [], f"fitting the head{done}")
 

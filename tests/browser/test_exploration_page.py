@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.browser import Seen, browsing, opened
+from support.browser import Seen, opened
 from support.cli import run
 
 pytestmark = pytest.mark.browser
@@ -71,12 +71,6 @@ def look(found: Seen, labels: int) -> None:
     assert "<b>bold</b>" in ticks or labels > 40
     assert not found.complaints
     assert not found.requests
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browsing() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

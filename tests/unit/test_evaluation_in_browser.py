@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import Seen, browsing, opened
+from support.browser import Seen, opened
 from support.studies import made_up_study
 
 from ray_mlc.report.evaluation import evaluation_page
@@ -29,12 +29,6 @@ def column(seen: Seen, table: int, index: int) -> list[str]:
     script = f"t => [...t.tBodies[0].rows].map(r => r.cells[{index}].textContent)"
     found: list[str] = seen.page.locator("table").nth(table).evaluate(script)
     return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browsing() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def test_a_label_in_a_cell_that_nobody_annotated_is_not_read() -> None:
     assert torch.isfinite(fitter.model.classifier.bias).all()
 
 
-def test_how_much_is_done_is_told_at_each_tenth_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_much_is_done_is_told_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_probe, "_CELLS_AT_ONCE", ROWS)
     told: list[float] = []
     fit_head(fitter_of(examples(ROWS), model=tiny_mean()), told.append)
@@ -211,18 +211,27 @@ def test_features_that_are_not_finite_are_refused() -> None:
         fit_head(fitter)
 
 
-@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
-def test_a_head_stays_random_where_all_documents_look_the_same(
-    amp_dtype: torch.dtype | None,
+@pytest.mark.parametrize(
+    ("amp_dtype", "scale", "fitted"),
+    [
+        (None, 0.0, 0),
+        (None, 1e-3, LABEL_COUNT),
+        (torch.bfloat16, 1e-3, 0),  # documents differ by 0.0008 of their size: less than it rounds
+        (torch.bfloat16, 0.1, LABEL_COUNT),
+    ],
+)
+def test_a_head_stays_random_where_documents_differ_by_rounding_alone(
+    amp_dtype: torch.dtype | None, scale: float, fitted: int
 ) -> None:
-    fitter = fitter_of(examples(8), model=tiny_mean())
+    fitter = fitter_of(examples(ROWS), model=tiny_mean())
     fitter.amp_dtype = amp_dtype
     with torch.no_grad():
-        fitter.model.encoder.encoder.layer[-1].output.LayerNorm.weight.zero_()
-        fitter.model.encoder.encoder.layer[-1].output.LayerNorm.bias.fill_(0.3)
+        norm = fitter.model.encoder.encoder.layer[-1].output.LayerNorm
+        norm.weight.fill_(scale)
+        norm.bias.fill_(0.3)
     before = fitter.model.classifier.weight.detach().clone()
-    assert fit_head(fitter) == 0
-    assert torch.equal(fitter.model.classifier.weight, before)
+    assert fit_head(fitter) == fitted
+    assert torch.equal(fitter.model.classifier.weight, before) == (fitted == 0)
 
 
 def test_only_a_training_without_a_checkpoint_fits_its_head() -> None:

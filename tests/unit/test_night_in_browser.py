@@ -37,9 +37,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seen(page: Path) -> Iterator[Seen]:
+def seen(browser: Any, page: Path) -> Iterator[Seen]:
     """The page, open for all tests that leave each other's parts of it alone."""
-    with opened(page) as found:
+    with opened(page, browser) as found:
         yield found
 
 
