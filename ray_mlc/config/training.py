@@ -104,13 +104,14 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     head_init: Literal["random", "linear_probe"] = "random"
-    """First weights of the head's last layer: random, or those of logistic regressions on what it
-    sees before anything is fine-tuned, so that labels with few rows have a direction to begin with.
+    """First weights of the head's last layer, for labels that the encoder's own head has not:
+    random, or those of logistic regressions on what it sees before anything is fine-tuned, so that
+    labels with few rows have a direction to begin with.
     With `pooling: mean` or `cls` it sees what the encoder gives; stock heads may have a random
     layer before it."""
     head_bias: Literal["prior"] | float | None = "prior"
-    """First bias of the head: log-odds of each label's rate, a number, or null (as loaded); a label
-    that `linear_probe` fits has its own."""
+    """First bias of the head: log-odds of each label's rate, a number, or null (0); a label that
+    `linear_probe` fits, or that the encoder's own head has, comes with one."""
     pooling: Literal["auto", "cls", "mean"] = "auto"
     """What the head sees: `auto`, as the encoder's own class has it; the first token's last hidden
     state; or the mean over all tokens. Where that class lacks it, only ray_mlc loads the model."""
@@ -212,7 +213,9 @@ class TrainJob(Section):
     data: DataConfig
     """The examples to learn from."""
     encoder: str = "distilbert/distilbert-base-uncased"
-    """Hub id or folder of a checkpoint that `AutoModelForSequenceClassification` loads."""
+    """Hub id or folder of a checkpoint that `AutoModelForSequenceClassification` loads. Of a
+    multi-label model that has some of the labels, and pools alike, their part of the head is kept.
+    """
     output: str
     """Model folder to write."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)

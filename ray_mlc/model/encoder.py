@@ -176,7 +176,7 @@ def new_classifier_model(
     Args:
         encoder: Checkpoint folder.
         label_set: Labels; their order is that of the head's outputs.
-        head_bias: First bias of the head, shape [L]; None: as the model class makes it.
+        head_bias: First bias of the head, shape [L]; None: 0.
         seed: Seed of the new weights.
         pooling: What the head sees: `auto` (as transformers' class has it), `cls` or `mean`. A
             `PooledClassifier` where that class cannot do it.
@@ -221,13 +221,12 @@ def new_classifier_model(
     layer = output_layer(model, len(label_set))
     if layer is not None:
         with torch.no_grad():
-            if labels_of(encoder) != list(label_set.names):
-                # a checkpoint with as many outputs for other labels would keep its head
-                layer.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
-                if layer.bias is not None:
-                    layer.bias.zero_()
-            if head_bias is not None and layer.bias is not None:
-                layer.bias.copy_(torch.from_numpy(head_bias))
+            # the head of a checkpoint with as many outputs has been loaded: `trained_head` tells
+            # which of it is kept
+            layer.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
+            if layer.bias is not None:
+                bias_L = np.zeros(len(label_set)) if head_bias is None else head_bias
+                layer.bias.copy_(torch.from_numpy(bias_L))
     return model
 
 
@@ -250,6 +249,12 @@ def labels_of(folder: Path) -> list[str] | None:
     """Labels that a checkpoint's configuration names, in column order; None if it has none."""
     named = _config_json(folder).get("id2label")
     return [named[key] for key in sorted(named, key=int)] if named else None
+
+
+def problem_type_of(folder: Path) -> str | None:
+    """What a checkpoint's configuration says that its head was trained for; None: nothing."""
+    found = _config_json(folder).get("problem_type")
+    return found if isinstance(found, str) else None
 
 
 def output_layer(model: Any, label_count: int) -> Any:

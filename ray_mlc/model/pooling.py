@@ -111,8 +111,7 @@ class PooledClassifier(nn.Module):
     def start(cls, folder: Path, names: Sequence[str], *, pooling: str) -> PooledClassifier:
         """A model to train, from a checkpoint of any kind; the head is new.
 
-        From a folder of this class all is taken, the head too where it fits, and `auto` means the
-        pooling that it has.
+        From a folder of this class the encoder is taken, and `auto` means the pooling that it has.
 
         Raises:
             ModelError: If the encoder cannot be pooled so, or its weights are not all there.
@@ -121,9 +120,6 @@ class PooledClassifier(nn.Module):
         own = _own_content(folder)
         if own is not None:
             model = cls.load(folder)
-            if pooling in ("auto", model.pooling) and len(model.names) == len(names):
-                model.names = list(names)
-                return model
             encoder = model.encoder
             pooling = model.pooling if pooling == "auto" else pooling
             _refuse_unfit(folder, config, pooling)

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_mlc.config import DataConfig, TrainingConfig, TrainJob
-from ray_mlc.errors import DataError, ModelError
+from ray_mlc.errors import DataError, ModelError, redact
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classifier_model
 from ray_mlc.model.hierarchy import read_hierarchy
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
+from ray_mlc.model.trained_head import trained_head, why_new
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import local_path
 from ray_mlc.training.epoch import TokenizedExamples
@@ -205,6 +206,23 @@ def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
         vocabulary_size=tokenizer.vocabulary_size if special_tokens else None,
         about={**splits.about, "lengths": lengths},
     )
+
+
+def about_head(job: TrainJob, prepared: Prepared) -> str | None:
+    """What to say of the head where the encoder is a multi-label model; None for others."""
+    encoder, label_set, name = prepared.encoder, prepared.label_set, redact(job.encoder)
+    pooling = job.training.pooling
+    if (why := why_new(encoder, label_set, pooling=pooling)) is not None:
+        return f"note: nothing of the head of {name} is kept: {why}"
+    head = trained_head(encoder, label_set, pooling=pooling)
+    if head is None:
+        return None
+    asked = set(label_set.names)
+    lost = [name for name in head.names if name not in asked]
+    note = f"the head of {len(head.names) - len(lost):,} of {len(label_set):,} label(s) is {name}'s"
+    if lost:
+        note += f"; {len(lost):,} that are not among the examples' are lost, such as {lost[0]!r}"
+    return note
 
 
 def _beyond_budget(settings: TrainingConfig, costs_N: NDArray[np.int64]) -> str | None:

@@ -49,7 +49,7 @@ from ray_mlc.runtime.growth import Need, plan_or_grow
 from ray_mlc.runtime.interfaces import NodeAddressConfig
 from ray_mlc.runtime.interrupt import completing
 from ray_mlc.runtime.nodes import beside_driver, refuse_unshared, telling_changes
-from ray_mlc.runtime.prepare import Material, Prepared, prepare
+from ray_mlc.runtime.prepare import Material, Prepared, about_head, prepare
 from ray_mlc.runtime.progress import Display, Shown, Stage, StageHandle
 from ray_mlc.runtime.ray_private import check_version
 from ray_mlc.runtime.session import (
@@ -104,6 +104,8 @@ def train(job: TrainJob, display: Display) -> dict[str, Any]:
     if finished is not None:
         display.say(f"{job.output} is trained already: same data, encoder and settings")
         return finished
+    if (note := about_head(job, prepared)) is not None:
+        display.say(note)
     # not earlier: a typo should not cost a start of Ray
     with completing(display.say) as results, ray_session(job.ray.address):
         checkpoints = job.checkpoints.path or str(output)

@@ -32,6 +32,7 @@ from ray_mlc.model.engines.kernels import keep_few_kernels
 from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import ModelInfo, read_info, write_model_folder
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
+from ray_mlc.model.trained_head import trained_head
 from ray_mlc.model.windows import AGGREGATES, Aggregate
 from ray_mlc.runtime import heap
 from ray_mlc.runtime.prepare import Material, Prepared
@@ -106,14 +107,19 @@ def new_fitter(
         world_size: Workers.
     """
     keep_few_kernels()
+    encoder = fetch(material.encoder)  # where this node has it
+    label_set = LabelSet(tuple(material.labels))
+    # before the new model: there is room for one
+    head = trained_head(encoder, label_set, pooling=settings.pooling)
     model = new_classifier_model(
-        fetch(material.encoder),  # where this node has it
-        LabelSet(tuple(material.labels)),
+        encoder,
+        label_set,
         head_bias=head_bias(settings.head_bias, material.rates_L, len(material.train)),
         seed=settings.seed,
         pooling=settings.pooling,
         vocabulary_size=material.vocabulary_size,
     )
+    known_L = None if head is None else head.give(model, label_set)
     freeze_unused(model)
     return Fitter(
         model=model,
@@ -125,6 +131,7 @@ def new_fitter(
         amp_dtype=training_dtype(settings.dtype, device),
         rank=rank,
         world_size=world_size,
+        known_L=known_L,
     )
 
 

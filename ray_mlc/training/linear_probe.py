@@ -82,11 +82,11 @@ def check_head(model: Any, label_count: int) -> None:
 def fit_head(fitter: Fitter, told: Callable[[float], None] = lambda share: None) -> int:
     """Give the head the weights of one logistic regression for each label.
 
-    Labels that none of the rows has, or all have, keep what they began with, and so do all where
-    the encoder gives the same for each document. What is minimized is cross-entropy, whatever
-    `training.loss` says; of a document in windows the mean of what the head sees is taken, however
-    they are joined. All ranks end with the same head: each reads its share of the documents, and
-    fits its share of the labels.
+    Labels that none of the rows has, or all have, keep what they began with; so do those that came
+    with the model, and all where the encoder gives the same for each document. What is minimized
+    is cross-entropy, whatever `training.loss` says; of a document in windows the mean of what the
+    head sees is taken, however they are joined. All ranks end with the same head: each reads its
+    share of the documents, and fits its share of the labels.
 
     Args:
         fitter: At the beginning of a training; its model, and average, are changed.
@@ -100,6 +100,8 @@ def fit_head(fitter: Fitter, told: Callable[[float], None] = lambda share: None)
             what that sees is no vector a document, or not finite.
     """
     labels = fitter.train.label_count
+    if fitter.known_L is not None and fitter.known_L.all():
+        return 0
     layers = [_probed_layer(model, labels) for model in (fitter.kept, fitter.model)]
     rows, most = np.arange(len(fitter.train)), max(1, MOST_CELLS // layers[0].in_features)
     if len(rows) > most:
@@ -126,7 +128,8 @@ def fit_head(fitter: Fitter, told: Callable[[float], None] = lambda share: None)
     given_NL = given_NL - given_NL.multiply(open_NL)  # what nobody annotated is not read
     with_L, open_L = _by_label(given_NL), _by_label(open_NL)
     positives_L, opens_L = np.array([*map(len, with_L)]), np.array([*map(len, open_L)])
-    both = np.flatnonzero((positives_L > 0) & (positives_L < len(rows) - opens_L))
+    both_L = (positives_L > 0) & (positives_L < len(rows) - opens_L)
+    both = np.flatnonzero(both_L if fitter.known_L is None else both_L & ~fitter.known_L)
     mine = both[fitter.rank :: fitter.world_size]
     width = max(1, _CELLS_AT_ONCE // max(1, len(rows)))
     fitted: list[tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]] = []

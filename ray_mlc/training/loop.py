@@ -80,6 +80,8 @@ class Fitter:
     """Autocast precision; None: float32."""
     rank: int = 0
     world_size: int = 1
+    known_L: NDArray[np.bool_] | None = None
+    """Labels whose part of the head came with the model; None: all are new."""
 
     def __post_init__(self) -> None:
         if self.device.type == "cpu":

@@ -45,6 +45,7 @@ from ray_mlc.model.engines.torch_engine import TorchEngine
 from ray_mlc.model.folder import open_model, write_decision
 from ray_mlc.model.pooling import STOCK_POOLING, PooledClassifier, masked_mean
 from ray_mlc.model.tokenization import TokenizerState
+from ray_mlc.model.trained_head import trained_head
 from ray_mlc.training.parameters import freeze_unused
 
 LABELS = LabelSet(("a", "b", "c"))
@@ -248,6 +249,9 @@ def test_training_goes_on_from_a_pooled_folder(
     ids = documents([9, 3, 14])
     again = new_classifier_model(tmp_path, LABELS, head_bias=None, seed=5)
     assert again.pooling == "mean"
+    head = trained_head(tmp_path, LABELS, pooling="auto")
+    assert head is not None
+    head.give(again, LABELS)
     np.testing.assert_array_equal(logits(again.eval(), ids), logits(first, ids))
     other_head = new_classifier_model(
         tmp_path, LabelSet(("x", "y", "z")), head_bias=None, seed=5, pooling="cls"

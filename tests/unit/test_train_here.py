@@ -20,11 +20,11 @@ from ray_mlc.errors import DataError, ModelError
 from ray_mlc.evaluation.evaluate import evaluate_scores_at
 from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.job_files import load_job
-from ray_mlc.model.encoder import pooling_of
+from ray_mlc.model.encoder import output_layer, pooling_of
 from ray_mlc.model.engines.choose import load_classifier, resolve
 from ray_mlc.model.folder import ModelFolder, open_model
 from ray_mlc.runtime import train
-from ray_mlc.runtime.prepare import Prepared, prepare
+from ray_mlc.runtime.prepare import Prepared, about_head, prepare
 from ray_mlc.runtime.progress import Display
 from ray_mlc.runtime.train import (
     VALIDATION_SCORES,
@@ -33,9 +33,12 @@ from ray_mlc.runtime.train import (
     run_epochs,
     write_trained,
 )
+from ray_mlc.training.linear_probe import fit_head
 from ray_mlc.training.loop import Fitter
 
 MARKED = "<url>"
+QUIET = Display(quiet=True)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,78 @@ def test_a_head_is_fitted_before_the_first_step_if_it_is_to_be(
     job = make_job(tmp_path / "model", f"training.head_init={head_init}")
     train_here(job, tmp_path / "checkpoint")
     assert untrained == [True] * (head_init == "linear_probe")
+
+
+@pytest.mark.parametrize("overrides", [(), ALL], ids=["defaults", "options"])
+def test_a_training_goes_on_where_the_model_it_is_given_stands(
+    overrides: tuple[str, ...], make_job: Callable[..., TrainJob], tmp_path: Path
+) -> None:
+    first = make_job(tmp_path / "first", *overrides)
+    _, before, folder = train_here(first, tmp_path / "checkpoint")
+    job = make_job(tmp_path / "second", *overrides, f"encoder={first.output}")
+    prepared = prepare(job, QUIET)
+    fitter = new_fitter(job.training, prepared.material, device=CPU, wrap=lambda model: model)
+    if job.training.head_init == "linear_probe":  # for labels that are new
+        assert fit_head(fitter) == 0
+    np.testing.assert_allclose(
+        fitter.predict(prepared.validation)["max"],
+        before.predict(prepared.validation)["max"],
+        rtol=0,
+        atol=1e-6,
+    )
+    count = len(folder.info.labels)
+    said = f"the head of {count} of {count} label(s) is {first.output}'s"
+    assert about_head(job, prepared) == said
+
+
+def test_labels_that_come_or_go_leave_the_others_as_they_were(
+    make_job: Callable[..., TrainJob], tmp_path: Path
+) -> None:
+    first = make_job(tmp_path / "first")
+    _, before, folder = train_here(first, tmp_path / "checkpoint")
+    lost, *kept = folder.info.labels
+    files = {}
+    for split in ("train", "validation"):
+        table = pq.read_table(getattr(first.data, split))
+        labels = [
+            [name for name in names if name != lost] + ["0 new"] * (row % 4 == 0)
+            for row, names in enumerate(table["labels"].to_pylist())
+        ]
+        files[split] = tmp_path / f"{split}.parquet"
+        pq.write_table(pa.table({"text": table["text"], "labels": labels}), files[split])
+    changes = [f"data.{split}={file}" for split, file in files.items()]
+    changes += [f"encoder={first.output}"]
+    job = make_job(tmp_path / "second", *changes)
+    prepared = prepare(job, QUIET)
+    assert prepared.label_set.names == ("0 new", *kept)
+    count = len(kept)
+    assert about_head(job, prepared) == (
+        f"the head of {count} of {count + 1} label(s) is {first.output}'s; "
+        f"1 that are not among the examples' are lost, such as {lost!r}"
+    )
+    fitter = new_fitter(job.training, prepared.material, device=CPU, wrap=lambda model: model)
+    drawn = output_layer(fitter.model, count + 1).weight[0].detach().clone()
+    assert fit_head(fitter) == 1
+    assert not torch.equal(output_layer(fitter.model, count + 1).weight[0], drawn)
+    np.testing.assert_allclose(
+        fitter.predict(prepared.validation)["max"][:, 1:],
+        before.predict(prepared.validation)["max"][:, 1:],
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_a_head_that_is_not_kept_is_told_so(
+    make_job: Callable[..., TrainJob], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = make_model(pooling="mean")
+    job = make_job(tmp_path / "model", f"encoder={model}", "training.pooling=cls")
+    assert about_head(job, prepare(job, QUIET)) == (
+        f"note: nothing of the head of {model} is kept: it pools otherwise than "
+        "training.pooling=cls"
+    )
+    bare = make_job(tmp_path / "model")
+    assert about_head(bare, prepare(bare, QUIET)) is None
 
 
 def test_every_option_has_a_fingerprint_of_its_own_and_curves_have_none(
