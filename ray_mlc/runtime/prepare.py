@@ -19,6 +19,7 @@ from ray_mlc.config import DataConfig, TrainingConfig, TrainJob
 from ray_mlc.errors import DataError, ModelError, redact
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classifier_model
+from ray_mlc.model.folder import INFO_FILE
 from ray_mlc.model.hierarchy import read_hierarchy
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.model.trained_head import trained_head, why_new
@@ -178,6 +179,8 @@ def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
     long = lengths["cut"]
     if long > 0.01:
         of, keys = "", "training.max_tokens, or training.windows to read them whole"
+        if tokenizer.max_tokens < job.training.max_tokens:
+            keys = "the encoder reads no more at once; training.windows reads them whole"
         if windows is not None:
             of, keys = f"{windows.max_windows} windows of ", "training.windows.max_windows"
         display.say(
@@ -267,11 +270,15 @@ def _check_encoder(
 
 
 def _token_limit(job: TrainJob, encoder: Path) -> int:
-    """The job's `max_tokens`, or what the encoder allows if that is less."""
-    config = load_config(encoder)
-    tokenizer_limit = int(load_pretrained_tokenizer(encoder).model_max_length)
-    limits = [job.training.max_tokens, tokenizer_limit, max_positions(config) or tokenizer_limit]
-    return min(limits)
+    """The job's `max_tokens`, or what the encoder allows if that is less.
+
+    The tokenizer of a model folder has a limit too: what that model has been trained with, which
+    is no bound for one that goes on from it.
+    """
+    limits = [job.training.max_tokens, max_positions(load_config(encoder))]
+    if not (encoder / INFO_FILE).is_file():
+        limits.append(int(load_pretrained_tokenizer(encoder).model_max_length))
+    return min(limit for limit in limits if limit is not None)
 
 
 def _tokenize(examples: Examples, tokenizer: Tokenizer, label_count: int) -> TokenizedExamples:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.displays import Spoken
 
 from ray_mlc import synthetic
 from ray_mlc.config import BatchingConfig, EngineConfig, TrainJob
@@ -216,6 +217,23 @@ def test_labels_that_come_or_go_leave_the_others_as_they_were(
     )
 
 
+@pytest.mark.parametrize(("asked", "read"), [(48, 48), (100, 64)])
+def test_a_model_of_short_texts_goes_on_with_longer_ones_up_to_its_positions(
+    asked: int, read: int, make_job: Callable[..., TrainJob], tmp_path: Path
+) -> None:
+    first = make_job(tmp_path / "first")  # reads 32
+    train_here(first, tmp_path / "checkpoint")
+    longer = f"training.max_tokens={asked}"
+    job = make_job(tmp_path / "second", f"encoder={first.output}", longer)
+    display = Spoken()
+    prepared = prepare(job, display)
+    assert prepared.tokenizer.max_tokens == read
+    assert prepared.train.ids.lengths.max() == read
+    (note,) = [line for line in display.said if "are cut" in line]
+    assert f"longer than {read} tokens" in note
+    assert ("the encoder reads no more at once" in note) == (asked > read)
+
+
 def test_a_head_that_is_not_kept_is_told_so(
     make_job: Callable[..., TrainJob], make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -299,15 +317,9 @@ def test_validation_without_a_label_of_the_training_rows_is_refused(
 def test_documents_beyond_the_batch_budget_are_counted_and_what_bounds_them_is_named(
     make_job: Callable[..., TrainJob], tmp_path: Path, overrides: tuple[str, ...], lower: str
 ) -> None:
-    class Spoken(Display):
-        said: list[str]
-
-        def say(self, text: str) -> None:
-            self.said.append(text)
-
-    display = Spoken(quiet=True)
+    display = Spoken()
     for budget in (31, 10_000):
-        display.said = []
+        display.said.clear()
         job = make_job(tmp_path / "model", f"training.max_batch_tokens={budget}", *overrides)
         costs_N = prepare(job, display).train.ids.costs
         notes = [line for line in display.said if "training.max_batch_tokens" in line]
