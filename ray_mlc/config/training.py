@@ -119,7 +119,8 @@ class TrainingConfig(Section):
     """Markers in the texts that are one token each: `[unused1]` and the like where the vocabulary
     has them; others, such as `<url>`, are added to it."""
     max_tokens: int = Field(default=256, ge=3)
-    """Tokens kept per document, or per window of one, special tokens included."""
+    """Tokens kept per document, or per window of one, special tokens included; as many as the
+    encoder takes at most. What a model folder was cut at is no limit for one that goes on."""
     windows: WindowsConfig | None = None
     """Long documents are read in windows, in training as in scoring; null: they are cut."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -317,14 +317,19 @@ def encoder_layers(base: Any) -> Any:
     return next(iter(found.values()))
 
 
+_POSITIONS_AFTER_PADDING = {
+    *("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm"),
+    *("mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+"""RoBERTa and its kin count positions from `pad_token_id` + 1, and have two that no token takes."""
+
+
 def max_positions(config: Any) -> int | None:
     """Most tokens that the encoder's positions allow; None if it has no such limit."""
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    # RoBERTa and its kin count positions from pad_token_id + 1
-    offset = config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
-    return positions - 2 if offset else positions
+    return positions - 2 if config.model_type in _POSITIONS_AFTER_PADDING else positions
 
 
 @contextmanager

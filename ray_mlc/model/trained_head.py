@@ -68,8 +68,10 @@ def trained_head(encoder: Path, label_set: LabelSet, *, pooling: str) -> Trained
         None if the checkpoint has no head of independent scores, or none of the labels, or pools
         otherwise.
     """
-    names = _multi_labels(encoder)
-    if names is None or why_new(encoder, label_set, pooling=pooling) is not None:
+    names = labels_of(encoder)
+    if names is None or not set(names) & set(label_set.names):
+        return None
+    if why_new(encoder, label_set, pooling=pooling) is not None:
         return None
     try:
         model = load_classifier_model(encoder)
@@ -83,12 +85,16 @@ def trained_head(encoder: Path, label_set: LabelSet, *, pooling: str) -> Trained
 
 
 def why_new(encoder: Path, label_set: LabelSet, *, pooling: str) -> str | None:
-    """Why nothing is kept of the head of a multi-label model; None for others, or if some is."""
-    names = _multi_labels(encoder)
-    if names is None:
-        return None
+    """Why nothing is kept of a checkpoint's head; None if some is, or labels say that it has none.
+
+    The logits of a softmax are right up to a number that is added to all of them: none is a score.
+    """
+    names, problem = labels_of(encoder) or [], problem_type_of(encoder)
+    independent = problem == "multi_label_classification"
     if not set(names) & set(label_set.names):
-        return "it has none of the labels"
+        return "it has none of the labels" if independent else None
+    if not independent:
+        return f"config.json has problem_type {problem!r}, expected 'multi_label_classification'"
     own = pooling_of(encoder)
     if own is not None:
         alike = pooling in ("auto", own)
@@ -99,12 +105,3 @@ def why_new(encoder: Path, label_set: LabelSet, *, pooling: str) -> str | None:
             getattr(config, key, None) == value for key, value in options.items()
         )
     return None if alike else f"it pools otherwise than training.pooling={pooling}"
-
-
-def _multi_labels(encoder: Path) -> list[str] | None:
-    """Labels of a checkpoint; None where they are classes that exclude each other, or it has none.
-
-    The logits of a softmax are right up to a number that is added to all of them: none is a score.
-    """
-    independent = problem_type_of(encoder) == "multi_label_classification"
-    return labels_of(encoder) if independent else None

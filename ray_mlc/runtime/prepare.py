@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ray_mlc.config import DataConfig, TrainingConfig, TrainJob
 from ray_mlc.errors import DataError, ModelError, redact
 from ray_mlc.labels import LabelSet
+from ray_mlc.model.distribution import DISTRIBUTION_FILE
 from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classifier_model
-from ray_mlc.model.folder import INFO_FILE
+from ray_mlc.model.folder import CANARIES_FILE, INFO_FILE
 from ray_mlc.model.hierarchy import read_hierarchy
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
 from ray_mlc.model.trained_head import trained_head, why_new
@@ -180,7 +181,7 @@ def tokenize(job: TrainJob, splits: Splits, display: Display) -> Prepared:
     if long > 0.01:
         of, keys = "", "training.max_tokens, or training.windows to read them whole"
         if tokenizer.max_tokens < job.training.max_tokens:
-            keys = "the encoder reads no more at once; training.windows reads them whole"
+            keys = "its encoder takes no more at once; training.windows reads them whole"
         if windows is not None:
             of, keys = f"{windows.max_windows} windows of ", "training.windows.max_windows"
         display.say(
@@ -322,10 +323,12 @@ def _fingerprint(
     settings = job.training.model_dump(mode="json")
     named = [settings, label_set.names, *([hierarchy] if hierarchy else [])]
     digest.update(json.dumps(named, sort_keys=True).encode())
+    # what a model folder says of itself changes with its thresholds, and is nothing to start from
+    said = {INFO_FILE, DISTRIBUTION_FILE, CANARIES_FILE}
     for file in sorted(
         [*encoder.glob("*.safetensors"), *encoder.glob("*.bin"), *encoder.glob("*.json")]
     ):
-        if file.is_file():
+        if file.is_file() and file.name not in said:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     for examples in data:

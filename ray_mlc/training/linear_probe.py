@@ -100,13 +100,21 @@ def fit_head(fitter: Fitter, told: Callable[[float], None] = lambda share: None)
             what that sees is no vector a document, or not finite.
     """
     labels = fitter.train.label_count
-    if fitter.known_L is not None and fitter.known_L.all():
-        return 0
     layers = [_probed_layer(model, labels) for model in (fitter.kept, fitter.model)]
     rows, most = np.arange(len(fitter.train)), max(1, MOST_CELLS // layers[0].in_features)
     if len(rows) > most:
         rng = np.random.default_rng(fitter.config.seed)
         rows = np.sort(rng.choice(rows, most, replace=False))
+    train = fitter.train
+    open_NL = _table(train.unannotated_offsets, train.unannotated_columns, rows, labels)
+    given_NL = _table(train.positive_offsets, train.positive_columns, rows, labels)
+    given_NL = given_NL - given_NL.multiply(open_NL)  # what nobody annotated is not read
+    with_L, open_L = _by_label(given_NL), _by_label(open_NL)
+    positives_L, opens_L = np.array([*map(len, with_L)]), np.array([*map(len, open_L)])
+    both_L = (positives_L > 0) & (positives_L < len(rows) - opens_L)
+    both = np.flatnonzero(both_L if fitter.known_L is None else both_L & ~fitter.known_L)
+    if not len(both):
+        return 0
     features_NH = fitter.head_inputs(layers[0], rows).astype(np.float64)
     size = _root_mean_square(features_NH)
     if not np.isfinite(size):
@@ -122,14 +130,6 @@ def fit_head(fitter: Fitter, told: Callable[[float], None] = lambda share: None)
     factor = SCALE / spread
     features_NH *= factor
     coarse_NH = coarse(features_NH)
-    train = fitter.train
-    open_NL = _table(train.unannotated_offsets, train.unannotated_columns, rows, labels)
-    given_NL = _table(train.positive_offsets, train.positive_columns, rows, labels)
-    given_NL = given_NL - given_NL.multiply(open_NL)  # what nobody annotated is not read
-    with_L, open_L = _by_label(given_NL), _by_label(open_NL)
-    positives_L, opens_L = np.array([*map(len, with_L)]), np.array([*map(len, open_L)])
-    both_L = (positives_L > 0) & (positives_L < len(rows) - opens_L)
-    both = np.flatnonzero(both_L if fitter.known_L is None else both_L & ~fitter.known_L)
     mine = both[fitter.rank :: fitter.world_size]
     width = max(1, _CELLS_AT_ONCE // max(1, len(rows)))
     fitted: list[tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]] = []

@@ -10,6 +10,8 @@ import pytest
 import torch
 from huggingface_hub import errors as hub
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
@@ -182,6 +184,30 @@ def test_positions_are_tokens_except_where_they_start_later(encoder: Path) -> No
     assert model(input_ids=longest).logits.shape == (1, 2)
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, limit + 1), 5))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("camembert", "data2vec-text", "esm", "ibert", "lilt", "luke", "markuplm", "mpnet"),
+        *("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+    ],
+)
+def test_encoders_whose_positions_start_after_padding_read_two_tokens_less(kind: str) -> None:
+    sizes = {"hidden_size": 24, "intermediate_size": 24, **LAYERS}  # lilt wants multiples of six
+    config = AutoConfig.for_model(
+        kind, **sizes, vocab_size=40, max_position_embeddings=22, pad_token_id=1
+    )
+    for name in ("entity_vocab_size", "entity_emb_size"):  # of luke: few, to be fast
+        if hasattr(config, name):
+            setattr(config, name, 16)
+    model = AutoModel.from_config(config).eval()
+    limit = max_positions(config)
+    assert limit == 20
+    languages = {"lang_ids": torch.zeros(1, dtype=torch.long)} if kind == "xmod" else {}
+    model(input_ids=torch.full((1, limit), 5), **languages)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, limit + 1), 5), **languages)
 
 
 def load_plain(encoder: Path) -> Any:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.displays import Spoken
 
 from ray_mlc import synthetic
@@ -23,7 +24,7 @@ from ray_mlc.evaluation.thresholds import fit_global_threshold
 from ray_mlc.job_files import load_job
 from ray_mlc.model.encoder import output_layer, pooling_of
 from ray_mlc.model.engines.choose import load_classifier, resolve
-from ray_mlc.model.folder import ModelFolder, open_model
+from ray_mlc.model.folder import ModelFolder, open_model, write_decision
 from ray_mlc.runtime import train
 from ray_mlc.runtime.prepare import Prepared, about_head, prepare
 from ray_mlc.runtime.progress import Display
@@ -231,7 +232,7 @@ def test_a_model_of_short_texts_goes_on_with_longer_ones_up_to_its_positions(
     assert prepared.train.ids.lengths.max() == read
     (note,) = [line for line in display.said if "are cut" in line]
     assert f"longer than {read} tokens" in note
-    assert ("the encoder reads no more at once" in note) == (asked > read)
+    assert ("its encoder takes no more at once" in note) == (asked > read)
 
 
 def test_a_head_that_is_not_kept_is_told_so(
@@ -258,6 +259,24 @@ def test_every_option_has_a_fingerprint_of_its_own_and_curves_have_none(
     }
     assert prints["tracking.mlflow=http://host"] == prints["training.seed=0"]
     assert len(set(prints.values())) == len(changes) - 1
+
+
+def test_another_decision_of_the_model_it_goes_on_from_is_the_same_run(
+    make_job: Callable[..., TrainJob], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(make_model(), tmp_path / "first"))
+    job = make_job(tmp_path / "second", f"encoder={model}")
+    before = prepare(job, QUIET).fingerprint
+    folder = open_model(str(model))
+    decision = folder.info.decision.model_copy(update={"threshold": 0.123})
+    write_decision(folder, decision, folder.info.metrics)
+    assert open_model(str(model)).info.decision.threshold == 0.123
+    assert prepare(job, QUIET).fingerprint == before
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if name.endswith("classifier.bias"))
+    weights[name] += 1
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert prepare(job, QUIET).fingerprint != before
 
 
 def test_what_an_encoder_cannot_do_is_refused_before_ray_is_started(

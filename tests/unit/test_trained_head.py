@@ -120,7 +120,12 @@ def test_classes_that_exclude_each_other_are_no_labels(problem: str | None, tmp_
     label_set = LabelSet(tuple(names))
     assert labels_of(tmp_path) == names
     assert trained_head(tmp_path, label_set, pooling="auto") is None
-    assert why_new(tmp_path, label_set, pooling="auto") is None
+    why = why_new(tmp_path, label_set, pooling="auto")
+    assert why == (
+        f"config.json has problem_type {problem!r}, expected 'multi_label_classification'"
+    )
+    assert trained_head(tmp_path, OLD, pooling="auto") is None
+    assert why_new(tmp_path, OLD, pooling="auto") is None  # a bare encoder's may be so too
 
 
 def test_labels_in_the_configuration_of_a_bare_encoder_are_no_head(tmp_path: Path) -> None:
