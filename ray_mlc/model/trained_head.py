@@ -71,7 +71,7 @@ def trained_head(encoder: Path, label_set: LabelSet, *, pooling: str) -> Trained
     names = labels_of(encoder)
     if names is None or not set(names) & set(label_set.names):
         return None
-    if why_new(encoder, label_set, pooling=pooling) is not None:
+    if why_not_kept(encoder, label_set, pooling=pooling) is not None:
         return None
     try:
         model = load_classifier_model(encoder)
@@ -84,9 +84,10 @@ def trained_head(encoder: Path, label_set: LabelSet, *, pooling: str) -> Trained
     return TrainedHead(tuple(names), layer.weight.detach().clone(), bias_L)
 
 
-def why_new(encoder: Path, label_set: LabelSet, *, pooling: str) -> str | None:
-    """Why nothing is kept of a checkpoint's head; None if some is, or labels say that it has none.
+def why_not_kept(encoder: Path, label_set: LabelSet, *, pooling: str) -> str | None:
+    """Why nothing is kept of a checkpoint's head; None if some is.
 
+    None too where nobody would expect it: of an encoder without labels, or with classes of others.
     The logits of a softmax are right up to a number that is added to all of them: none is a score.
     """
     names, problem = labels_of(encoder) or [], problem_type_of(encoder)

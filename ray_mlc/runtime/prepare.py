@@ -23,7 +23,7 @@ from ray_mlc.model.encoder import fetch, load_config, max_positions, new_classif
 from ray_mlc.model.folder import CANARIES_FILE, INFO_FILE
 from ray_mlc.model.hierarchy import read_hierarchy
 from ray_mlc.model.tokenization import Tokenizer, load_pretrained_tokenizer
-from ray_mlc.model.trained_head import trained_head, why_new
+from ray_mlc.model.trained_head import trained_head, why_not_kept
 from ray_mlc.runtime.progress import Display
 from ray_mlc.storage import local_path
 from ray_mlc.training.epoch import TokenizedExamples
@@ -216,7 +216,7 @@ def about_head(job: TrainJob, prepared: Prepared) -> str | None:
     """What to say of the head where the encoder is a multi-label model; None for others."""
     encoder, label_set, name = prepared.encoder, prepared.label_set, redact(job.encoder)
     pooling = job.training.pooling
-    if (why := why_new(encoder, label_set, pooling=pooling)) is not None:
+    if (why := why_not_kept(encoder, label_set, pooling=pooling)) is not None:
         return f"note: nothing of the head of {name} is kept: {why}"
     head = trained_head(encoder, label_set, pooling=pooling)
     if head is None:

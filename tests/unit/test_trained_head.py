@@ -15,7 +15,7 @@ from support.models import classifier_of
 from ray_mlc.labels import LabelSet
 from ray_mlc.model.encoder import labels_of, new_classifier_model, output_layer
 from ray_mlc.model.folder import open_model
-from ray_mlc.model.trained_head import trained_head, why_new
+from ray_mlc.model.trained_head import trained_head, why_not_kept
 
 OLD = LabelSet(("a", "b", "c"))
 BIAS = np.array([-1.0, 0.5, 2.0])
@@ -91,12 +91,12 @@ def test_a_head_for_other_labels_or_another_pooling_is_none(
     folder, pooling, _ = trained
     others = LabelSet(("x", "y", "z"))
     assert trained_head(folder, others, pooling=pooling) is None
-    assert why_new(folder, others, pooling=pooling) == "it has none of the labels"
+    assert why_not_kept(folder, others, pooling=pooling) == "it has none of the labels"
     other = "mean" if pooling != "mean" else "cls"
     assert trained_head(folder, OLD, pooling=other) is None
-    why = why_new(folder, OLD, pooling=other)
+    why = why_not_kept(folder, OLD, pooling=other)
     assert why == f"it pools otherwise than training.pooling={other}"
-    assert why_new(folder, OLD, pooling=pooling) is None
+    assert why_not_kept(folder, OLD, pooling=pooling) is None
 
 
 def test_one_label_goes_on_too(tmp_path: Path) -> None:
@@ -120,12 +120,12 @@ def test_classes_that_exclude_each_other_are_no_labels(problem: str | None, tmp_
     label_set = LabelSet(tuple(names))
     assert labels_of(tmp_path) == names
     assert trained_head(tmp_path, label_set, pooling="auto") is None
-    why = why_new(tmp_path, label_set, pooling="auto")
+    why = why_not_kept(tmp_path, label_set, pooling="auto")
     assert why == (
         f"config.json has problem_type {problem!r}, expected 'multi_label_classification'"
     )
     assert trained_head(tmp_path, OLD, pooling="auto") is None
-    assert why_new(tmp_path, OLD, pooling="auto") is None  # a bare encoder's may be so too
+    assert why_not_kept(tmp_path, OLD, pooling="auto") is None  # a bare encoder's may be so too
 
 
 def test_labels_in_the_configuration_of_a_bare_encoder_are_no_head(tmp_path: Path) -> None:
